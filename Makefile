@@ -1,0 +1,56 @@
+# Everything runs in .venv, which the first target that needs it creates:
+#   make quickstart    two minutes on the toy environment
+#   make ml10          meta-train on Meta-World ML10          make ml10 ARGS="seed=2 total_frames=1_000_000"
+#   make test          lint, types, tests                     make test ARGS="-k encoder"
+# Another interpreter: make PYTHON=python3.12 test
+PYTHON ?= python3
+ARGS ?=
+JOBS ?= 2
+
+PY := .venv/bin/python
+PIP := $(PY) -m pip --disable-pip-version-check
+STAMP := .venv/.installed
+# Workers and simulators fill the cores; more threads within each of them only get in each other's way.
+PYTEST := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 $(PY) -m pytest -n $(JOBS) --dist loadfile
+
+.DEFAULT_GOAL := help
+.PHONY: help venv quickstart ml10 lint types pytest test test-slow clean
+
+help:
+	@sed -n 's/^#   //p' Makefile
+
+venv: $(STAMP)
+
+# torch goes first and by its exact pin alone, so that pip takes the build on offer (CPU or CUDA) for that version; the
+# rest is then resolved around it.
+$(STAMP): pyproject.toml constraints.txt
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python >= 3.11 is needed, $(PYTHON) is " + sys.version.split()[0])'
+	$(PYTHON) -m venv .venv
+	$(PIP) install "$$(grep '^torch==' constraints.txt)"
+	$(PIP) install -e '.[dev]' -c constraints.txt
+	touch $@
+
+quickstart: $(STAMP)
+	$(PY) recipes/toy_ppo.py $(ARGS)
+
+ml10: $(STAMP)
+	$(PY) recipes/ml10_ppo.py $(ARGS)
+
+lint: $(STAMP)
+	$(PY) -m ruff check .
+	$(PY) -m ruff format --check .
+
+types: $(STAMP)
+	$(PY) -m mypy
+
+pytest: $(STAMP)
+	$(PYTEST) $(ARGS)
+
+test: lint types pytest
+
+test-slow: $(STAMP)
+	$(PYTEST) -m "slow and not gpu" $(ARGS)
+
+clean:
+	rm -rf .venv build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +

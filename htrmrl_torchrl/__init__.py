@@ -1,0 +1,22 @@
+"""In-context meta-reinforcement learning with hierarchical transformers (HTrMRL, arXiv 2402.06402), TorchRL-native."""
+
+from htrmrl_torchrl.data.replay import EpisodicReplayBuffer
+from htrmrl_torchrl.data.storage import EpisodicStorage
+from htrmrl_torchrl.envs import TrialTransform, make_env
+from htrmrl_torchrl.modules.encoder import HierarchicalEncoder
+from htrmrl_torchrl.modules.heads import make_actor_critic
+from htrmrl_torchrl.modules.memory import EpisodicMemory
+from htrmrl_torchrl.objectives import NormalizedClipPPOLoss, TrialGAE, final_values
+
+__all__ = [
+    "EpisodicMemory",
+    "EpisodicReplayBuffer",
+    "EpisodicStorage",
+    "HierarchicalEncoder",
+    "NormalizedClipPPOLoss",
+    "TrialGAE",
+    "TrialTransform",
+    "final_values",
+    "make_actor_critic",
+    "make_env",
+]

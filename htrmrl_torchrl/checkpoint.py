@@ -1,0 +1,102 @@
+"""What a training run saves, and how it goes on from there, on top of `torchrl.checkpoint`.
+
+A checkpoint is one file, written at the end of an iteration, where every lane has just begun a new trial: no simulator
+state is needed. It holds weights, optimizer, the task deck, all random streams, counters, and the resolved
+configuration.
+"""
+
+from pathlib import Path
+from typing import Any, Protocol
+
+from tensordict.nn import TensorDictModuleBase
+from torch.optim import Optimizer
+from torchrl.checkpoint import Checkpoint, CheckpointRotation, GlobalRNGState
+
+
+class Resumable(Protocol):
+    """An environment or a memory whose state at a trial boundary can be saved."""
+
+    def checkpoint_state(self) -> dict[str, Any]: ...
+
+    def load_checkpoint_state(self, state: dict[str, Any]) -> None: ...
+
+
+class _State:
+    """Gives a `Resumable` the method names that `torchrl.checkpoint` looks for."""
+
+    def __init__(self, owner: Resumable) -> None:
+        self._owner = owner
+
+    def state_dict(self) -> dict[str, Any]:
+        return self._owner.checkpoint_state()
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self._owner.load_checkpoint_state(state)
+
+
+class RunCheckpoints:
+    """The ``checkpoints/`` folder of a run: the latest few, and the best one on ``val``.
+
+    Args:
+        folder: where they go.
+        keep: how many of the latest stay.
+        agent: JSON-compatible arguments of `htrmrl_torchrl.agent.build_networks`, which make a checkpoint
+            self-contained.
+        config: the resolved configuration.
+        progress: mutable JSON-compatible mapping with at least ``frames``; restored in place.
+        actor, critic, optimizer: what is trained.
+        env, memory: whose streams and counters continue.
+
+    Example:
+        see ``recipes/ppo.py``.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        *,
+        keep: int,
+        agent: dict[str, Any],
+        config: dict[str, Any],
+        progress: dict[str, Any],
+        actor: TensorDictModuleBase,
+        critic: TensorDictModuleBase,
+        optimizer: Optimizer,
+        env: Resumable,
+        memory: Resumable,
+    ) -> None:
+        self._progress = progress
+        self._checkpoint = Checkpoint(
+            format="archive",
+            agent=agent,
+            config=config,
+            progress=progress,
+            actor=actor,
+            critic=critic,
+            optimizer=optimizer,
+            env=_State(env),
+            memory=_State(memory),
+            rng=GlobalRNGState(),
+        )
+        self._latest = CheckpointRotation(folder, keep_last=keep, prefix="step")
+        self._best = CheckpointRotation(folder, keep_last=1, keep_best=("val_success", "max"), prefix="best")
+
+    def save(self) -> Path:
+        """Saves the present; older ones beyond `keep` go."""
+        return self._latest.save(self._checkpoint, step=self._progress["frames"])
+
+    def save_best(self, val_success: float) -> None:
+        """Saves the present as the best one."""
+        metadata = {"val_success": val_success}
+        self._best.save(self._checkpoint, step=self._progress["frames"], metadata=metadata)
+
+    def restore(self, path: Path) -> None:
+        """Puts everything back to where it was at `path`; the global random state last, after what might draw."""
+        names = set(self._checkpoint.components) - {"agent", "config", "rng"}
+        self._checkpoint.load(path, components=names)
+        self._checkpoint.load(path, components=["rng"])
+
+
+def latest_checkpoint(folder: Path) -> Path | None:
+    """The newest periodic checkpoint in a run's ``checkpoints/`` folder, if there is one."""
+    return CheckpointRotation(folder, keep_last=1, prefix="step").latest() if folder.is_dir() else None

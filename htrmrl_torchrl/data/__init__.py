@@ -1,0 +1,1 @@
+"""From collected frames to training minibatches: windows, strategies, storage, replay."""

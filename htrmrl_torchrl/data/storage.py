@@ -1,0 +1,235 @@
+"""Episodic storage: every frame once, a table of episodes, and contexts gathered by index.
+
+::
+
+    frames    lane 0: a a a | b b b || lane 1: c c | d d d ...        one row a step: action, log-prob, advantage, ...
+    tokens    x0 x1 x2 x3 | x0 x1 x2 x3 || x0 x1 x2 | x0 x1 x2 x3 ... one row more an episode: its final token
+    episodes  a, b, c, d, ...                                         lane, running counter, first frame, frames
+
+Frame f of the i-th episode stands at token row f + i, because each episode before it owns one token more than frames.
+Memory is O(frames), whatever the window length and the number of slots.
+"""
+
+from typing import Any
+
+import torch
+from tensordict import TensorDict, TensorDictBase
+from torch import Tensor
+from torchrl.data import LazyTensorStorage
+
+from htrmrl_torchrl import keys
+from htrmrl_torchrl.data.windows import make_token, window_at
+
+# What the token table holds already, and what only says how the rollout went on.
+_NOT_STORED = (keys.OBSERVATION, keys.PREV_ACTION, keys.PREV_REWARD, keys.FINAL_OBSERVATION[0], keys.CONTEXT, "next")
+_LANE, _TRAINABLE, _TOKEN, _NEXT_TOKEN = "lane", "trainable", "_token", "_next_token"
+
+
+class EpisodicStorage(LazyTensorStorage):
+    """On-policy storage that knows episodes: frames are kept once, windows and contexts are rebuilt by index.
+
+    `EpisodicReplayBuffer.extend` fills it with batches ``[N, T]`` as collectors give them, one row a lane. Frames of one
+    lane stay together in time order, over several batches too. Where a batch cuts a trial, the frames of its beginning
+    outlive `EpisodicReplayBuffer.empty` as context until the trial is over; they are never trained on again.
+
+    Args:
+        max_size: most frames it may hold, those kept as context included. More is an error, never an overwrite.
+        window: tokens T of a window.
+        episodes: windows E of a context.
+
+    Raises:
+        ValueError: for sizes below 1, a batch that would overflow it or lacks the trial flags, and a context whose
+            episodes are not here.
+
+    Example:
+        >>> storage = EpisodicStorage(10_000, window=5, episodes=10)
+        >>> storage.max_size, len(storage)
+        (10000, 0)
+    """
+
+    def __init__(self, max_size: int, *, window: int, episodes: int) -> None:
+        if window < 1 or episodes < 1:
+            raise ValueError(f"window={window} and episodes={episodes} must be at least 1.")
+        super().__init__(max_size)
+        self.window, self.episodes = window, episodes
+        self._context_only: TensorDictBase | None = None
+        self._clear_index()
+
+    # --------------------------------------------------------------------------------------------------- writing
+
+    def merge(self, batch: TensorDictBase) -> TensorDictBase:
+        """All frames to be held, ``[frames]`` lane by lane: ``batch`` ``[N, T]`` behind what is here of each lane."""
+        self._check(batch)
+        lane = torch.arange(len(batch), device=batch.device).view(-1, 1).expand(batch.shape)
+        rows = batch.exclude(*_NOT_STORED).update(
+            {
+                _LANE: lane,
+                _TRAINABLE: torch.ones_like(lane, dtype=torch.bool),
+                _TOKEN: make_token(batch),
+                _NEXT_TOKEN: make_token(batch["next"]),
+            }
+        )
+        earlier = [rows_held for rows_held in (self._continuing(batch), self._rows()) if rows_held is not None]
+        rows = rows.reshape(-1)
+        if earlier:
+            columns = rows.keys(True, True)
+            rows = torch.cat([*(held.select(*columns) for held in earlier), rows])
+            rows = rows[rows[_LANE].argsort(stable=True)]
+        if len(rows) > self.max_size:
+            raise ValueError(
+                f"{len(rows)} frames (context of unfinished trials included) do not fit into max_size={self.max_size}. "
+                "Call empty() before each new batch, or make max_size larger."
+            )
+        return rows
+
+    def set(self, cursor: Any, data: TensorDictBase, *, set_cursor: bool = True) -> None:
+        """Writes what `merge` returned, from row 0; called by the buffer's writer."""
+        self._index(data)
+        self._context_only = None
+        super().set(cursor, data.exclude(_TOKEN, _NEXT_TOKEN), set_cursor=set_cursor)
+
+    def assign(self, frames: Tensor, columns: TensorDictBase) -> None:
+        """Writes further columns ``[*shape]`` (advantages, say) at the rows ``frames`` ``[*shape]``."""
+        for key, value in columns.items(True, True):
+            if key not in self._storage.keys(True, True):
+                self._storage.set(key, value.new_zeros(self.max_size, *value.shape[frames.ndim :]))
+            self._storage.get(key)[frames] = value
+
+    def retire(self) -> None:
+        """Turns all frames into context: readable from later frames of the same trial, gone when it is over."""
+        rows = self._rows()
+        if rows is not None:
+            self._context_only = rows.set(_TRAINABLE, torch.zeros_like(rows[_TRAINABLE]))
+
+    def _empty(self) -> None:
+        super()._empty()
+        self._clear_index()
+
+    def _check(self, batch: TensorDictBase) -> None:
+        if batch.ndim != 2:
+            raise ValueError(f"A batch must be [lanes, time]; received batch size {list(batch.batch_size)}.")
+        present = batch.keys(True, True)
+        missing = [key for key in (keys.IS_INIT, keys.TRIAL_INIT, keys.WINDOW_CURRENT) if key not in present]
+        if missing:
+            raise ValueError(
+                f"The batch lacks {missing}. Collect it with a policy that begins with an EpisodicMemory, in an "
+                "environment with trial flags (make_env, or any environment with a TrialTransform)."
+            )
+
+    def _rows(self) -> TensorDictBase | None:
+        if not len(self):
+            return None
+        token = torch.arange(len(self), device=self.tokens.device) + self.episode_of_frame
+        # A frame's successor stands in the next row: the episode's next token, or its final one.
+        held = {_TOKEN: self.tokens[token], _NEXT_TOKEN: self.tokens[token + 1]}
+        return self._storage[: len(self)].clone().update(held)
+
+    def _continuing(self, batch: TensorDictBase) -> TensorDictBase | None:
+        """Context-only frames of the trials that ``batch`` goes on with."""
+        rows = self._context_only
+        if rows is None:
+            return None
+        goes_on = ~batch[keys.TRIAL_INIT][:, 0, 0]
+        trial = rows[keys.TRIAL_INIT].squeeze(-1).cumsum(0)  # lanes stand one after the other, so this counts trials
+        last = torch.zeros(len(goes_on), dtype=trial.dtype, device=trial.device)
+        last = last.scatter_reduce(0, rows[_LANE], trial, "amax", include_self=False)
+        return rows[(trial == last[rows[_LANE]]) & goes_on[rows[_LANE]]]
+
+    def _clear_index(self) -> None:
+        self.tokens = torch.empty(0)
+        self.table = TensorDict(batch_size=[0])
+        self.episode_of_frame = torch.empty(0, dtype=torch.long)
+
+    def _index(self, rows: TensorDictBase) -> None:
+        """Builds the token table ``[frames + episodes, x]`` and the table of episodes from boundary flags."""
+        lane, token = rows[_LANE], rows[_TOKEN]
+        frame = torch.arange(len(rows), device=lane.device)
+        begins = rows[keys.IS_INIT].squeeze(-1).clone()
+        begins[0] = True
+        begins[1:] |= lane[1:] != lane[:-1]
+        self.episode_of_frame = begins.cumsum(0) - 1
+        first = frame[begins]  # [episodes]
+        last = torch.cat([first[1:], first.new_tensor([len(rows)])]) - 1
+        order = torch.arange(len(first), device=lane.device)
+        self.tokens = token.new_empty(len(token) + len(first), token.shape[-1])
+        self.tokens[frame + self.episode_of_frame] = token
+        self.tokens[last + order + 1] = rows[_NEXT_TOKEN][last]
+        counter = rows[keys.WINDOW_CURRENT].squeeze(-1)[first]
+        trainable = torch.zeros_like(first).index_add(0, self.episode_of_frame, rows[_TRAINABLE].long())
+        self.table = TensorDict(
+            lane=lane[first],
+            counter=counter,
+            first_frame=first,
+            first_token=first + order,
+            frames=last - first + 1,
+            trainable=trainable,
+            batch_size=[len(first)],
+        )
+        # Episodes of a lane stand together and their counters are consecutive: row = counter + offset[lane].
+        self._offset = torch.zeros(int(lane.max()) + 1, dtype=torch.long, device=lane.device)
+        self._offset[lane[first]] = order - counter
+
+    # --------------------------------------------------------------------------------------------------- reading
+
+    def segments(self, length: int) -> tuple[Tensor, Tensor]:
+        """Runs of at most ``length`` consecutive trainable frames of one episode.
+
+        Returns:
+            Their first frames ``[n]`` and numbers of frames ``[n]``; only an episode's last run may be shorter.
+        """
+        if length < 1:
+            raise ValueError(f"A segment of {length} frames is empty; it must be at least 1.")
+        trainable = self.table["trainable"]
+        # Context-only frames of an episode are its beginning: the trainable ones end with the episode.
+        begin = self.table["first_frame"] + self.table["frames"] - trainable
+        runs = (trainable + length - 1) // length
+        episode = torch.arange(len(runs), device=runs.device).repeat_interleave(runs)
+        nth = torch.arange(len(episode), device=runs.device) - (runs.cumsum(0) - runs)[episode]
+        return begin[episode] + nth * length, (trainable[episode] - nth * length).clamp(max=length)
+
+    def contexts(self, frames: Tensor) -> TensorDictBase:
+        """The contexts that decisions at ``frames`` ``[*shape]`` saw, a tensordict ``[*shape]``.
+
+        If ``frames`` is ``[n, S]`` with each row inside one episode, the past is expanded along S without a copy.
+        """
+        return self._gather(frames, frames + self.episode_of_frame[frames])
+
+    def final_contexts(self) -> tuple[TensorDictBase, Tensor]:
+        """The contexts that follow each episode's last step, ``[episodes]``, and the rows of those steps."""
+        last = self.table["first_frame"] + self.table["frames"] - 1
+        return self._gather(last, last + self.episode_of_frame[last] + 1), last
+
+    def _gather(self, frames: Tensor, newest: Tensor) -> TensorDictBase:
+        episode = self.episode_of_frame[frames]
+        current, mask = window_at(self.tokens, newest, self.table["first_token"][episode], self.window)
+        context = TensorDict(current=current, current_mask=mask, batch_size=frames.shape)
+        if frames.ndim == 2 and bool((episode == episode[:, :1]).all()):
+            past = self._gather_past(frames[:, 0], episode[:, 0]).unsqueeze(1).expand(frames.shape)
+        else:
+            past = self._gather_past(frames, episode)
+        return context.update(past)
+
+    def _gather_past(self, frames: Tensor, episode: Tensor) -> TensorDictBase:
+        drawn = self._storage.get(keys.WINDOW_EPISODE)[frames]  # [*shape, E-1]
+        start = self._storage.get(keys.WINDOW_START)[frames]
+        slot_mask = drawn >= 0
+        row = drawn + self._offset[self.table["lane"][episode]].unsqueeze(-1)
+        row = torch.where(slot_mask, row, 0)
+        known = (row >= 0) & (row < len(self.table))
+        if not bool(((self.table["counter"][row * known] == drawn) & known | ~slot_mask).all()):
+            raise ValueError(
+                "A context refers to an episode that is not in the storage. Batches must be extended in the order they "
+                "were collected, and a trial's first batch may not be skipped."
+            )
+        first = self.table["first_token"][row] + start
+        tokens = self.table["frames"][row] + 1
+        newest = first + torch.clamp(tokens - start, max=self.window) - 1
+        newest = torch.where(slot_mask, newest, first - 1)  # an empty slot is an empty window
+        past, past_mask = window_at(self.tokens, newest, first, self.window)
+        return TensorDict(
+            past=past,
+            past_mask=past_mask,
+            past_id=torch.where(slot_mask, first, -1),
+            slot_mask=slot_mask,
+            batch_size=frames.shape,
+        )

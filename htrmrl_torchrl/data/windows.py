@@ -1,0 +1,61 @@
+"""Tokens and windows: how they are cut out of a flat table of tokens, by index.
+
+An episode of H steps owns H + 1 consecutive rows of the table, the last one for what its last step led to. A window is
+T consecutive tokens of one episode, right-aligned; rows before the episode's first are padding::
+
+    table rows      7  8  9 | 10 11 12 13 | 14 ...         episode B owns rows 10..13
+    window at 11, T = 4:
+                    -  -  10 11                            values (padding is zero)
+                    0  0  1  1                             mask
+"""
+
+import torch
+from tensordict import TensorDictBase
+from torch import Tensor
+
+from htrmrl_torchrl import keys
+
+
+def make_token(tensordict: TensorDictBase) -> Tensor:
+    """x_t = [o_t, a_{t-1}, r_{t-1}, first_t] of each batch element, ``[*batch, o + a + 2]``; the reward is raw."""
+    observation = tensordict.get(keys.OBSERVATION)
+    return torch.cat(
+        [
+            observation,
+            tensordict.get(keys.PREV_ACTION).to(observation.dtype),
+            tensordict.get(keys.PREV_REWARD).to(observation.dtype),
+            tensordict.get(keys.IS_INIT).to(observation.dtype),
+        ],
+        -1,
+    )
+
+
+def final_token(tensordict: TensorDictBase) -> Tensor:
+    """x_H of the episode before, from the ``("final", ...)`` keys of an episode's first step, ``[*batch, o + a + 2]``."""
+    observation, action, reward = (
+        tensordict.get(key, None) for key in (keys.FINAL_OBSERVATION, keys.FINAL_ACTION, keys.FINAL_REWARD)
+    )
+    if observation is None or action is None or reward is None:
+        raise KeyError(
+            f"The environment gives no {keys.FINAL_OBSERVATION}, {keys.FINAL_ACTION} and {keys.FINAL_REWARD}, so an "
+            "episode's last reward would be lost to the memory; append a TrialTransform to it."
+        )
+    return torch.cat([observation, action.to(observation.dtype), reward.to(observation.dtype), 0 * reward], -1)
+
+
+def window_at(table: Tensor, newest: Tensor, first: Tensor, length: int) -> tuple[Tensor, Tensor]:
+    """Windows that end at row `newest` and reach back at most to row `first`.
+
+    Args:
+        table: ``[rows, x]``.
+        newest, first: ``[*shape]`` row numbers; ``newest < first`` gives an empty window.
+        length: T.
+
+    Returns:
+        tokens ``[*shape, T, x]``, zero where padded, and mask ``[*shape, T]``.
+    """
+    rows = newest.unsqueeze(-1) + torch.arange(1 - length, 1, device=table.device)  # [*shape, T]
+    mask = rows >= first.unsqueeze(-1)
+    rows = torch.where(mask, rows, 0)
+    tokens = table.index_select(0, rows.flatten()).view(*rows.shape, table.shape[-1])
+    return tokens * mask.unsqueeze(-1), mask

@@ -1,0 +1,243 @@
+"""Which tasks and goals a benchmark name stands for.
+
+============================  ==================================================================================
+name                          tasks
+============================  ==================================================================================
+``ML1:<task>``                one of the 50 Meta-World tasks; test = the same task with other goals
+``ML10``, ``ML25``, ``ML45``  Meta-World's splits: 10, 25 or 45 training tasks and 5 test tasks
+``custom:[a,b]/[c]``          training tasks a and b, test task c (``metaworld.CustomML``)
+``toy``                       one task, ``hidden-goal``, whose 4 goals are those of every split
+============================  ==================================================================================
+
+The 50 goals per task are exactly those of the official classes, ``metaworld.ML10(seed=benchmark_seed)`` and so on.
+Split ``val`` is the training tasks with the goals of benchmark seed ``benchmark_seed + 10_000``: choose on it, never on
+``test``. (``metaworld.ML1`` draws its test goals with ``seed + 1``, hence the distance.)
+"""
+
+import difflib
+import hashlib
+import os
+import pickle
+import re
+import tempfile
+import zipfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cache
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+import numpy as np
+import numpy.typing as npt
+
+from htrmrl_torchrl.envs import toy
+
+Split = Literal["train", "val", "test"]
+SPLITS: tuple[str, ...] = get_args(Split)
+VAL_SEED_OFFSET = 10_000
+GOALS_PER_TASK = 50  # metaworld._N_GOALS
+FIXED_NAMES = ("ML10", "ML25", "ML45")
+GoalList = list[npt.NDArray[np.float64]]  # per task [50, d]; d depends on the task
+
+
+@dataclass(frozen=True)
+class MetaWorldBenchmark:
+    """Task names of both splits in Meta-World's order, which decides the goals that a seed draws."""
+
+    name: str
+    train: tuple[str, ...]
+    test: tuple[str, ...]
+    test_seed_offset: int = 0
+
+    def names(self, split: str) -> tuple[str, ...]:
+        """Task names of ``train``, ``val`` or ``test`` in Meta-World's order."""
+        return self.test if split == "test" else self.train
+
+    def seed(self, split: str, benchmark_seed: int) -> int:
+        """The seed that Meta-World's constructor would draw this split's goals with."""
+        return benchmark_seed + {"train": 0, "val": VAL_SEED_OFFSET, "test": self.test_seed_offset}[split]
+
+
+def parse_name(name: str) -> MetaWorldBenchmark | None:
+    """The benchmark that a built-in name stands for, None for ``toy``.
+
+    Raises:
+        ValueError: if the name or a task in it is unknown, with the nearest known ones; if training and test tasks
+            of a custom benchmark overlap or repeat.
+
+    Example:
+        >>> parse_name("custom:[reach,push]/[sweep]").train
+        ('reach-v3', 'push-v3')
+    """
+    if name == "toy":
+        return None
+    if name in FIXED_NAMES:
+        split_classes = getattr(_env_dict(), f"{name}_V3")
+        return MetaWorldBenchmark(name, tuple(split_classes["train"]), tuple(split_classes["test"]))
+    if name.startswith("ML1:"):
+        task = _task_name(name.removeprefix("ML1:"), name)
+        return MetaWorldBenchmark(f"ML1:{task}", (task,), (task,), test_seed_offset=1)
+    if name.startswith("custom:"):
+        return _parse_custom(name)
+    known = ["toy", *FIXED_NAMES, "ML1:<task>", "custom:[a,b]/[c]"]
+    nearest = difflib.get_close_matches(name, known, n=3, cutoff=0.3) or known
+    raise ValueError(
+        f"Unknown environment {name!r}; nearest known: {', '.join(nearest)}. Known are {', '.join(known)} and the dotted "
+        "path of an environment factory (package.module:factory)."
+    )
+
+
+def _parse_custom(name: str) -> MetaWorldBenchmark:
+    match = re.fullmatch(r"custom:\[([^\]]*)\]/\[([^\]]*)\]", name.replace(" ", ""))
+    if match is None:
+        raise ValueError(f"Received {name!r}; a custom benchmark is written custom:[train tasks]/[test tasks].")
+    train, test = (tuple(_task_name(task, name) for task in part.split(",") if task) for part in match.groups())
+    if not train:
+        raise ValueError(f"{name!r} has no training task; name at least one.")
+    repeated = sorted({task for task in train + test if (train + test).count(task) > 1})
+    if repeated:
+        raise ValueError(f"{name!r} names {', '.join(repeated)} more than once; training and test tasks must differ.")
+    canonical = f"custom:[{','.join(train)}]/[{','.join(test)}]"
+    return MetaWorldBenchmark(canonical, train, test)
+
+
+def _task_name(task: str, name: str) -> str:
+    known = list(_env_dict().ALL_V3_ENVIRONMENTS)
+    full = task if task.endswith("-v3") else f"{task}-v3"
+    if full not in known:
+        nearest = difflib.get_close_matches(full, known, n=3, cutoff=0.0)
+        raise ValueError(f"Unknown Meta-World task {task!r} in {name!r}; nearest known: {', '.join(nearest)}.")
+    return full
+
+
+def check_split(split: str) -> None:
+    """Raise ValueError unless ``split`` is ``train``, ``val`` or ``test``."""
+    if split not in SPLITS:
+        nearest = difflib.get_close_matches(str(split), SPLITS, n=1, cutoff=0.3)
+        hint = f" (nearest: {nearest[0]})" if nearest else ""
+        raise ValueError(f"Unknown split {split!r}; allowed are {', '.join(SPLITS)}{hint}.")
+
+
+def task_names(name: str, split: str = "train") -> list[str]:
+    """Sorted task names of a split: entry ``i`` is what the environment's ``task`` index ``i`` means. Builds nothing.
+
+    Args:
+        name: any name ``make_env`` takes except a dotted path.
+        split: ``train``, ``val`` (the training tasks) or ``test``.
+
+    Raises:
+        ValueError: if the name or split is unknown, or the split has no tasks.
+
+    Example:
+        >>> task_names("ML10", "test")
+        ['door-close-v3', 'drawer-open-v3', 'lever-pull-v3', 'shelf-place-v3', 'sweep-into-v3']
+    """
+    check_split(split)
+    benchmark = parse_name(name)
+    if benchmark is None:
+        return [toy.TASK_NAME]
+    names = sorted(benchmark.names(split))
+    if not names:
+        raise ValueError(f"{name!r} has no {split} tasks; name some or use another split.")
+    return names
+
+
+def num_goals(name: str) -> int:
+    """Goals per task: 50 in Meta-World, 4 in the toy. Builds nothing."""
+    return len(toy.GOALS) if parse_name(name) is None else GOALS_PER_TASK
+
+
+def draw_goals(name: str, split: str, benchmark_seed: int) -> GoalList:
+    """The official goal vectors ("rand_vec") of a Meta-World split, drawn once and then cached.
+
+    Drawing takes about 0.7 s per task, because Meta-World resets a simulator for each; afterwards they come from this
+    process or from ``$XDG_CACHE_HOME/htrmrl_torchrl`` (default ``~/.cache``). A cache that cannot be read or written
+    is ignored.
+
+    Returns:
+        list: one ``[50, d]`` array per task, in the order of :func:`task_names`.
+
+    Raises:
+        ValueError: as :func:`task_names`, and if the seed is negative or too large for numpy.
+    """
+    names = task_names(name, split)
+    benchmark = parse_name(name)
+    if benchmark is None:
+        raise ValueError("The toy environment has no goal vectors to draw; its goals are toy.GOALS.")
+    check_benchmark_seed(benchmark_seed)
+    goals = dict(zip(benchmark.names(split), _goals(benchmark.names(split), benchmark.seed(split, benchmark_seed))))
+    return [goals[task].copy() for task in names]
+
+
+def check_benchmark_seed(benchmark_seed: int) -> None:
+    """Raise ValueError unless numpy takes the seeds of all splits."""
+    largest = 2**32 - 1 - VAL_SEED_OFFSET
+    if not isinstance(benchmark_seed, int | np.integer) or not 0 <= benchmark_seed <= largest:
+        raise ValueError(f"benchmark_seed must be a whole number from 0 to {largest}, received {benchmark_seed!r}.")
+
+
+@cache
+def _goals(names: tuple[str, ...], seed: int) -> GoalList:
+    path = cache_path(names, seed)
+    goals = _read_cache(path, names)
+    if goals is None:
+        goals = official_goals(names, seed)
+        _write_cache(path, names, goals)
+    return goals
+
+
+def official_goals(names: Sequence[str], seed: int) -> GoalList:
+    """What Meta-World's constructors draw for one split: they make each from its classes and the seed alone.
+
+    (``metaworld._make_tasks`` seeds numpy's global generator and puts it back afterwards.)
+    """
+    import metaworld
+
+    env_dict = _env_dict()
+    classes = env_dict._get_env_dict(list(names))
+    arguments = env_dict._get_args_kwargs(env_dict.ALL_V3_ENVIRONMENTS, classes)
+    tasks = metaworld._make_tasks(classes, arguments, metaworld._ML_OVERRIDE, seed=seed)
+    goals: dict[str, list[npt.NDArray[np.float64]]] = {name: [] for name in names}
+    for task in tasks:
+        goals[task.env_name].append(pickle.loads(task.data)["rand_vec"])
+    return [np.stack(goals[name]) for name in names]
+
+
+def cache_path(names: Sequence[str], seed: int) -> Path:
+    """Where the goals of these tasks (in this order) and this seed are kept between processes."""
+    root = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    digest = hashlib.sha256(",".join(names).encode()).hexdigest()[:16]
+    versions = f"metaworld{version('metaworld')}-mujoco{version('mujoco')}"
+    return root / "htrmrl_torchrl" / f"goals-{versions}-seed{seed}-{len(names)}tasks-{digest}.npz"
+
+
+def _read_cache(path: Path, names: Sequence[str]) -> GoalList | None:
+    try:
+        with np.load(path, allow_pickle=False) as archive:
+            goals = [archive[name] for name in names]
+    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
+        return None
+    sane = all(g.ndim == 2 and len(g) == GOALS_PER_TASK and np.isfinite(g).all() for g in goals)
+    return goals if sane else None
+
+
+def _write_cache(path: Path, names: Sequence[str], goals: GoalList) -> None:
+    temporary = None
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.NamedTemporaryFile(dir=path.parent, suffix=".tmp", delete=False) as file:
+            temporary = file.name
+            arrays: dict[str, Any] = dict(zip(names, goals))
+            np.savez(file, **arrays)
+        os.replace(temporary, path)  # atomic: another process sees all of it or nothing
+    except OSError:
+        if temporary is not None:
+            Path(temporary).unlink(missing_ok=True)
+
+
+def _env_dict() -> Any:
+    # Imported on first use: the toy and foreign environments work without Meta-World's second of import time.
+    import metaworld.env_dict
+
+    return metaworld.env_dict

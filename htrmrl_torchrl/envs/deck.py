@@ -1,0 +1,118 @@
+"""Who plays what next: a balanced shuffled deck for training, a fixed grid for evaluation."""
+
+import json
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+
+class TaskDeck:
+    """Deals (task, goal) pairs to ``num_lanes`` lanes, balanced at every moment and over time.
+
+    A lane that ends its trial hands its task back and gets one of the tasks that fewest lanes play, among these one
+    that was dealt least often so far, ties drawn at random. Taking only least-played tasks keeps the lanes' task
+    counts within one of each other at any time, however staggered the trial ends; where tasks don't divide lanes
+    evenly, it makes lanes move from task to task. Taking the least dealt ones is a shuffled deck: every task once
+    before any task twice. Goals come from a shuffled deck per task.
+
+    Args:
+        num_tasks: tasks are numbered ``0 .. num_tasks - 1``.
+        num_goals: goals of every task are numbered ``0 .. num_goals - 1``.
+        num_lanes: lanes are numbered ``0 .. num_lanes - 1``.
+        seed: the same seed and the same order of trial ends give the same deals.
+
+    Example:
+        >>> deck = TaskDeck(num_tasks=2, num_goals=50, num_lanes=4, seed=0)
+        >>> sorted(task for task, _ in deck.deal([0, 1, 2, 3]))
+        [0, 0, 1, 1]
+    """
+
+    def __init__(self, *, num_tasks: int, num_goals: int, num_lanes: int, seed: int) -> None:
+        self.num_tasks, self.num_goals = num_tasks, num_goals
+        self._lane_task = np.full(num_lanes, -1, dtype=np.int64)  # -1: plays nothing
+        self.reseed(seed)
+
+    def reseed(self, seed: int) -> None:
+        """Start again as if just built with ``seed``, except that lanes keep the tasks they are playing."""
+        self._rng = np.random.default_rng(seed)
+        self._dealt = np.zeros(self.num_tasks, dtype=np.int64)
+        self._goals: list[list[int]] = [[] for _ in range(self.num_tasks)]
+
+    def deal(self, lanes: Sequence[int]) -> list[tuple[int, int]]:
+        """End the trial of these lanes and return each one's next (task, goal), in the order of ``lanes``."""
+        lanes = list(lanes)
+        self._lane_task[lanes] = -1
+        pairs = []
+        for lane in lanes:
+            task = self._next_task()
+            self._lane_task[lane] = task
+            pairs.append((task, self._next_goal(task)))
+        return pairs
+
+    def counts(self) -> list[int]:
+        """How many lanes play each task now."""
+        return np.bincount(self._lane_task[self._lane_task >= 0], minlength=self.num_tasks).tolist()
+
+    def _next_task(self) -> int:
+        counts = np.asarray(self.counts())
+        least_played = np.flatnonzero(counts == counts.min())
+        dealt = self._dealt[least_played]
+        task = int(self._rng.choice(least_played[dealt == dealt.min()]))
+        self._dealt[task] += 1
+        return task
+
+    def _next_goal(self, task: int) -> int:
+        if not self._goals[task]:
+            self._goals[task] = self._rng.permutation(self.num_goals).tolist()
+        return self._goals[task].pop()
+
+    def state(self) -> dict[str, object]:
+        """Everything that decides future deals, as plain ints, lists and strings."""
+        return {
+            "rng": json.dumps(self._rng.bit_generator.state),
+            "lane_task": self._lane_task.tolist(),
+            "dealt": self._dealt.tolist(),
+            "goals": [list(goals) for goals in self._goals],
+        }
+
+    def load_state(self, state: dict[str, Any]) -> None:
+        """Put back what :meth:`state` returned; raises ValueError if it is of another number of lanes or tasks."""
+        received = (len(state["lane_task"]), len(state["dealt"]))
+        if received != (len(self._lane_task), self.num_tasks):
+            raise ValueError(
+                f"The saved deck is of (lanes, tasks) = {received}, this one is of "
+                f"{(len(self._lane_task), self.num_tasks)}; build the environment with the numbers it was saved with."
+            )
+        self._rng.bit_generator.state = json.loads(state["rng"])
+        self._lane_task[:] = state["lane_task"]
+        self._dealt[:] = state["dealt"]
+        self._goals = [list(goals) for goals in state["goals"]]
+
+
+class FixedGrid:
+    """Lane ``i`` plays ``pairs[i]`` in every trial: each (task, goal) is counted exactly as often as it is listed.
+
+    Example:
+        >>> FixedGrid([(0, 7), (3, 1)]).deal([1])
+        [(3, 1)]
+    """
+
+    def __init__(self, pairs: Sequence[tuple[int, int]]) -> None:
+        self.pairs = [(int(task), int(goal)) for task, goal in pairs]
+
+    def deal(self, lanes: Sequence[int]) -> list[tuple[int, int]]:
+        """The fixed pairs of these lanes."""
+        return [self.pairs[lane] for lane in lanes]
+
+    def reseed(self, seed: int) -> None:
+        """Nothing here is random."""
+
+    def state(self) -> dict[str, object]:
+        """The grid itself, to notice a checkpoint of another one."""
+        return {"pairs": [list(pair) for pair in self.pairs]}
+
+    def load_state(self, state: dict[str, Any]) -> None:
+        """Raise ValueError unless the saved grid is this one."""
+        if [tuple(pair) for pair in state["pairs"]] != self.pairs:
+            raise ValueError(f"The saved grid is {state['pairs']}, this one is {self.pairs}; pass the same pairs.")

@@ -1,0 +1,197 @@
+"""``make_env``: from a name to a trial environment."""
+
+import importlib
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any
+
+import numpy as np
+from torchrl.envs import EnvBase, TransformedEnv
+
+from htrmrl_torchrl import keys
+from htrmrl_torchrl.envs import benchmarks, metaworld, toy
+from htrmrl_torchrl.envs.deck import FixedGrid, TaskDeck
+from htrmrl_torchrl.envs.lanes import Deck, Lanes
+from htrmrl_torchrl.envs.metaworld import MetaWorldLanes
+from htrmrl_torchrl.envs.toy import ToyLanes
+from htrmrl_torchrl.envs.transform import TrialTransform
+from htrmrl_torchrl.envs.trial import TrialEnv, check_positive
+from htrmrl_torchrl.envs.workers import WorkerLanes
+
+TOY_HORIZON = 6
+
+
+def make_env(
+    name: str,
+    *,
+    split: str = "train",
+    num_envs: int = 20,
+    episodes_per_trial: int = 10,
+    horizon: int | None = None,
+    seed: int = 0,
+    benchmark_seed: int = 0,
+    num_workers: int = 0,
+    pairs: Sequence[tuple[int, int]] | None = None,
+    **factory_kwargs: Any,
+) -> EnvBase:
+    """Build a batched trial environment, ``batch_size=[num_envs]``; ``keys.py`` lists what it writes.
+
+    Every lane plays trials: ``episodes_per_trial`` episodes of one (task, goal), then the next pair from a shuffled
+    deck that keeps the lanes' task counts within one of each other.
+
+    Args:
+        name: ``ML1:<task>``, ``ML10``, ``ML25``, ``ML45``, ``custom:[a,b]/[c]``, ``toy``, or the dotted path of a
+            factory (``package.module:factory`` or ``package.module.factory``), called as
+            ``factory(split=, num_envs=, seed=, **factory_kwargs)`` and wrapped in :class:`TrialTransform` unless it
+            provides ``trial_init``.
+        split: ``train``, ``val`` (training tasks, goals of another benchmark seed) or ``test``.
+        num_envs: lanes stepped together.
+        episodes_per_trial: K.
+        horizon: steps per episode; default 500 in Meta-World (its maximum) and 6 in the toy. Not for factories.
+        seed: seeds the deck; the same seed gives the same trajectories whatever ``num_workers`` is.
+        benchmark_seed: decides the 50 goals per task, as in ``metaworld.ML10(seed=...)``.
+        num_workers: worker processes the simulators are spread over; 0 keeps them in this process.
+        pairs: one (task index, goal index) per lane, the same in every trial, instead of the deck. For evaluation.
+
+    Raises:
+        ValueError: for an unknown name, split or task, or a number out of range, before any simulator is built.
+
+    Example:
+        >>> env = make_env("toy", num_envs=2, episodes_per_trial=3)
+        >>> env.reset()["trial_init"].flatten().tolist()
+        [True, True]
+    """
+    check_positive(num_envs=num_envs, episodes_per_trial=episodes_per_trial)
+    benchmarks.check_split(split)
+    if is_dotted_path(name):
+        given = {"horizon": horizon, "pairs": pairs, "num_workers": num_workers or None}
+        _refuse(name, [argument for argument, value in given.items() if value is not None])
+        foreign = _load_factory(name)(split=split, num_envs=num_envs, seed=seed, **factory_kwargs)
+        return wrap_foreign(foreign, name=name, num_envs=num_envs, episodes_per_trial=episodes_per_trial)
+    _refuse(name, sorted(factory_kwargs))
+    tasks = benchmarks.task_names(name, split)
+    horizon = _check_horizon(name, horizon)
+    _check_workers(num_workers, num_envs)
+    benchmarks.check_benchmark_seed(benchmark_seed)
+    deck: Deck
+    if pairs is None:
+        deck = TaskDeck(
+            num_tasks=len(tasks), num_goals=benchmarks.num_goals(name), num_lanes=num_envs, seed=_check_seed(seed)
+        )
+    else:
+        deck = FixedGrid(_check_pairs(pairs, num_envs, len(tasks), benchmarks.num_goals(name)))
+    lanes = _make_lanes(name, split, tasks, num_envs, horizon, benchmark_seed, num_workers)
+    return TrialEnv(lanes, deck, episodes_per_trial=episodes_per_trial, horizon=horizon)
+
+
+def check_name(name: str) -> None:
+    """Raise ValueError, with the nearest known names, unless ``make_env`` knows this name. Builds nothing.
+
+    A dotted path is imported, to see that it names something callable.
+    """
+    if is_dotted_path(name):
+        _load_factory(name)
+    else:
+        benchmarks.parse_name(name)
+
+
+def is_dotted_path(name: str) -> bool:
+    """Whether ``name`` has the shape of a factory's path; built-in names have none of it."""
+    module, separator, attribute = name.partition(":") if ":" in name else name.rpartition(".")
+    parts = [*module.split("."), attribute]
+    return bool(separator) and module not in ("ML1", "custom") and all(part.isidentifier() for part in parts)
+
+
+def wrap_foreign(env: EnvBase, *, name: str, num_envs: int, episodes_per_trial: int) -> EnvBase:
+    """Check what a factory returned and make trials of it, unless it writes ``trial_init`` itself.
+
+    Raises:
+        ValueError: if it is no TorchRL environment or its batch size is not ``[num_envs]``.
+    """
+    if not isinstance(env, EnvBase):
+        raise ValueError(f"{name} returned {type(env).__name__}; a factory must return a torchrl.envs.EnvBase.")
+    if tuple(env.batch_size) != (num_envs,):
+        raise ValueError(
+            f"{name} returned batch_size {list(env.batch_size)}, expected [{num_envs}]; build num_envs lanes, for "
+            "instance with SerialEnv(num_envs, make_one)."
+        )
+    if keys.TRIAL_INIT in env.observation_spec.keys():
+        return env
+    return TransformedEnv(env, TrialTransform(episodes_per_trial=episodes_per_trial))
+
+
+def _load_factory(path: str) -> Callable[..., EnvBase]:
+    module_name, _, attribute = path.partition(":") if ":" in path else path.rpartition(".")
+    try:
+        module = importlib.import_module(module_name)
+    except ModuleNotFoundError as error:
+        if error.name is None or not module_name.startswith(error.name):
+            raise  # the module is there, but something it imports is not: its own error says more
+        raise ValueError(f"{path!r}: there is no module {module_name!r}; is it installed or on PYTHONPATH?") from error
+    factory = getattr(module, attribute, None)
+    if not callable(factory):
+        raise ValueError(f"{path!r}: {module_name} has no callable {attribute!r}.")
+    return factory  # type: ignore[no-any-return]
+
+
+def _make_lanes(
+    name: str, split: str, tasks: list[str], num_envs: int, horizon: int, benchmark_seed: int, num_workers: int
+) -> Lanes:
+    builder: Callable[[int], Lanes]
+    kind: type[ToyLanes] | type[MetaWorldLanes]
+    if name == "toy":
+        builder, kind = partial(_build_toy, horizon), ToyLanes
+    else:
+        builder, kind = partial(_build_metaworld, tasks, benchmarks.draw_goals(name, split, benchmark_seed)), MetaWorldLanes
+    if num_workers == 0:
+        return builder(num_envs)
+    return WorkerLanes(
+        builder,
+        num_lanes=num_envs,
+        num_workers=num_workers,
+        obs_dim=kind.obs_dim,
+        action_low=kind.action_low,
+        action_high=kind.action_high,
+    )
+
+
+def _build_toy(horizon: int, num_lanes: int) -> Lanes:
+    return ToyLanes(num_lanes=num_lanes, horizon=horizon)
+
+
+def _build_metaworld(tasks: list[str], goals: benchmarks.GoalList, num_lanes: int) -> Lanes:
+    return MetaWorldLanes(tasks, goals, num_lanes=num_lanes)
+
+
+def _refuse(name: str, arguments: list[str]) -> None:
+    if arguments:
+        raise ValueError(f"make_env({name!r}) takes no {', '.join(arguments)}; leave it out.")
+
+
+def _check_horizon(name: str, horizon: int | None) -> int:
+    if horizon is None:
+        return TOY_HORIZON if name == "toy" else metaworld.MAX_HORIZON
+    check_positive(horizon=horizon)
+    if name != "toy" and horizon > metaworld.MAX_HORIZON:
+        raise ValueError(f"horizon must be at most {metaworld.MAX_HORIZON} in Meta-World, received {horizon}.")
+    return horizon
+
+
+def _check_workers(num_workers: int, num_envs: int) -> None:
+    if isinstance(num_workers, bool) or not isinstance(num_workers, int) or not 0 <= num_workers <= num_envs:
+        raise ValueError(f"num_workers must be from 0 to num_envs ({num_envs}), received {num_workers!r}.")
+
+
+def _check_seed(seed: int) -> int:
+    if isinstance(seed, bool) or not isinstance(seed, int | np.integer) or seed < 0:
+        raise ValueError(f"seed must be a whole number of at least 0, received {seed!r}.")
+    return int(seed)
+
+
+def _check_pairs(pairs: Sequence[tuple[int, int]], num_envs: int, tasks: int, goals: int) -> list[tuple[int, int]]:
+    if len(pairs) != num_envs:
+        raise ValueError(f"pairs needs one (task, goal) per lane: received {len(pairs)} for num_envs={num_envs}.")
+    wrong = [pair for pair in pairs if not (0 <= pair[0] < tasks and 0 <= pair[1] < goals)]
+    if wrong:
+        raise ValueError(f"Pairs {wrong} are out of range: tasks are 0 to {tasks - 1}, goals 0 to {goals - 1}.")
+    return [(int(task), int(goal)) for task, goal in pairs]

@@ -1,0 +1,83 @@
+"""A toy trial whose optimum is known on paper: find the hidden goal once, then remember it.
+
+A point starts at the origin of the unit disc and moves by ``0.4 * action`` per step. Rewards are 0 until an episode's
+last step, which pays ``<goal, position>``; so nothing tells the goal before an episode ends, and one number tells it
+afterwards.
+
+The optimum. The reward is largest at the goal itself, where it is 1. In the first episode every goal is equally likely,
+so a player can reach at most one goal in four, and its expected reward ``<mean of goals, position>`` is at most
+``|mean of goals| = 0.063``. The four inner products of any goal's position with the goals differ by at least 0.26, so
+afterwards the goal is known:
+
+    success by episode   1/4    1  1  ...
+    return by episode    0.063  1  1  ...
+
+(The mean of the goals points to within 2 degrees of one of them, so both first entries are reached together.)
+A player without memory gets the first entry in all episodes.
+"""
+
+import numpy as np
+
+from htrmrl_torchrl.envs.lanes import BoolArray, FloatArray, IntArray
+from htrmrl_torchrl.envs.trial import check_positive
+
+TASK_NAME = "hidden-goal"
+STEP_SIZE = 0.4
+SUCCESS_RADIUS = 0.5
+
+# Irregular angles (gaps 65, 100, 85, 110 degrees), at least 1.07 apart: with a symmetric layout two goals would give
+# an explorer at a third one the same reward. Ties remain only on the six lines halfway between two goals.
+GOAL_ANGLES = (20.0, 85.0, 185.0, 270.0)
+GOALS: FloatArray = np.stack(
+    [np.cos(np.deg2rad(GOAL_ANGLES)), np.sin(np.deg2rad(GOAL_ANGLES))], axis=-1, dtype=np.float32
+)  # [4, 2]
+
+
+class ToyLanes:
+    """Vectorised lanes of the hidden-goal toy; the only task has index 0.
+
+    Args:
+        num_lanes: N.
+        horizon: steps per episode; the last one pays. From 3 on every goal can be reached.
+
+    Example:
+        >>> lanes = ToyLanes(num_lanes=1, horizon=6)
+        >>> lanes.reset(np.array([0]), np.array([0]), np.array([3]))
+        array([[0., 0., 1.]], dtype=float32)
+    """
+
+    obs_dim = 3  # position x, y and the share of the episode that is left
+    action_low: FloatArray = np.array([-1.0, -1.0], dtype=np.float32)
+    action_high: FloatArray = np.array([1.0, 1.0], dtype=np.float32)
+
+    def __init__(self, *, num_lanes: int, horizon: int) -> None:
+        check_positive(num_lanes=num_lanes, horizon=horizon)
+        self.num_lanes, self.horizon = num_lanes, horizon
+        self._position = np.zeros((num_lanes, 2), dtype=np.float32)
+        self._goal = np.zeros((num_lanes, 2), dtype=np.float32)
+        self._steps = np.zeros(num_lanes, dtype=np.int64)
+
+    def reset(self, lanes: IntArray, tasks: IntArray, goals: IntArray) -> FloatArray:
+        """Put these lanes back to the origin, with hidden goals ``goals``."""
+        self._position[lanes] = 0.0
+        self._steps[lanes] = 0
+        self._goal[lanes] = GOALS[goals]
+        return self._observation()[lanes]
+
+    def step(self, actions: FloatArray) -> tuple[FloatArray, FloatArray, BoolArray]:
+        """Move all lanes; only the step that reaches the horizon can pay or succeed."""
+        position = self._position + np.float32(STEP_SIZE) * actions
+        # Back onto the disc, so that the best position is the goal itself and success and reward agree on it.
+        self._position = position / np.maximum(np.linalg.norm(position, axis=-1, keepdims=True), 1.0)
+        self._steps += 1
+        last = self._steps == self.horizon
+        reward = np.where(last, (self._goal * self._position).sum(-1), 0.0).astype(np.float32)
+        success = last & (np.linalg.norm(self._position - self._goal, axis=-1) < SUCCESS_RADIUS)
+        return self._observation(), reward, success
+
+    def _observation(self) -> FloatArray:
+        left = 1.0 - self._steps[:, None] / self.horizon
+        return np.concatenate([self._position, left], axis=-1, dtype=np.float32)
+
+    def close(self) -> None:
+        """Nothing to free."""

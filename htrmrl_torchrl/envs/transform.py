@@ -1,0 +1,111 @@
+"""Trials for any TorchRL environment."""
+
+from typing import Any
+
+import torch
+from tensordict import TensorDictBase
+from torch import Tensor
+from torchrl.data import Bounded, Composite, OneHot, TensorSpec, Unbounded
+from torchrl.envs import EnvBase
+from torchrl.envs.transforms import Transform
+
+from htrmrl_torchrl import keys
+from htrmrl_torchrl.envs.trial import TrialCounter, check_positive
+
+
+class TrialTransform(Transform):
+    """Gives an environment ``prev_action``, ``prev_reward``, ``is_init``, ``trial_init``, ``episode`` and ``final``.
+
+    For environments that are trials already by what they simulate (the same task until a full reset) or where every
+    episode is the same task, such as ``GymEnv("Pendulum-v1")``. Works with any batch size, ``[]`` included, inside
+    ``SerialEnv``/``ParallelEnv`` and appended to them. A masked reset starts the lane's next episode, or its next
+    trial after ``episodes_per_trial``; a full reset starts a new trial everywhere.
+
+    Bounded actions are clipped for the environment; the root keeps what the policy wrote and ``prev_action`` holds
+    what was executed (as float32, one-hot actions too).
+
+    Args:
+        episodes_per_trial: K.
+
+    Raises:
+        ValueError: if K is below 1; at the first use, if the environment has no flat ``observation`` and ``action``,
+            or several ``done`` flags.
+
+    Example:
+        >>> from torchrl.envs import GymEnv, TransformedEnv
+        >>> env = TransformedEnv(GymEnv("Pendulum-v1"), TrialTransform(episodes_per_trial=3))
+        >>> env.rollout(3)["is_init"].flatten().tolist()
+        [True, False, False]
+    """
+
+    def __init__(self, *, episodes_per_trial: int) -> None:
+        check_positive(episodes_per_trial=episodes_per_trial)
+        super().__init__()
+        self.episodes_per_trial = episodes_per_trial
+        self._counter: TrialCounter | None = None
+
+    @property
+    def counter(self) -> TrialCounter:
+        """Where each lane is in its trial; made at the first use, when the environment is known."""
+        if self._counter is None:
+            self._counter = _counter_for(self.parent, self.episodes_per_trial)
+        return self._counter
+
+    def _inv_call(self, tensordict: TensorDictBase) -> TensorDictBase:
+        spec = self.parent.action_spec
+        if isinstance(spec, Bounded) and spec.dtype.is_floating_point:
+            action = tensordict.get(keys.ACTION)
+            tensordict.set(keys.ACTION, torch.clamp(action, spec.space.low, spec.space.high))
+        return tensordict
+
+    def _step(self, tensordict: TensorDictBase, next_tensordict: TensorDictBase) -> TensorDictBase:
+        reward = next_tensordict.get(keys.REWARD).reshape(self.counter.reward.shape)
+        self.counter.step(next_tensordict.get(keys.OBSERVATION), tensordict.get(keys.ACTION), reward)
+        return self.counter.write(next_tensordict)
+
+    def _reset(self, tensordict: TensorDictBase, tensordict_reset: TensorDictBase) -> TensorDictBase:
+        mask: Tensor | None = tensordict.get("_reset", None)
+        self.counter.reset(None if mask is None else mask.reshape(self.counter.is_init.shape))
+        return self.counter.write(tensordict_reset)
+
+    def transform_observation_spec(self, observation_spec: TensorSpec) -> TensorSpec:
+        """Add the specs of the keys written here."""
+        if not isinstance(observation_spec, Composite):
+            raise ValueError(f"TrialTransform needs a composite observation spec, received {observation_spec}.")
+        added = self.counter.spec()
+        taken = sorted(set(observation_spec.keys()) & set(added.keys()))
+        if taken:
+            raise ValueError(f"The environment writes {taken} itself; it needs no TrialTransform.")
+        observation_spec.update(added)
+        return observation_spec
+
+
+def _counter_for(env: EnvBase | None, episodes_per_trial: int) -> TrialCounter:
+    if env is None:
+        raise RuntimeError("TrialTransform belongs to an environment: TransformedEnv(env, TrialTransform(...)).")
+    names = [str(key) for key in env.observation_spec.keys(True, True)]
+    if keys.OBSERVATION not in env.observation_spec.keys():
+        raise ValueError(
+            f"TrialTransform needs the key 'observation'; this environment has {names}. Rename one first: "
+            f"RenameTransform(in_keys=[{names[0] if names else ''!r}], out_keys=['observation'])."
+        )
+    if list(env.action_keys) != [keys.ACTION] or not isinstance(env.action_spec, Bounded | Unbounded | OneHot):
+        raise ValueError(
+            f"TrialTransform needs one vector action under 'action', received {env.action_keys} with "
+            f"{type(env.action_spec).__name__}; discrete actions must be one-hot (GymEnv's default)."
+        )
+    if list(env.reset_keys) != ["_reset"] or list(env.reward_keys) != [keys.REWARD]:
+        raise ValueError(
+            f"TrialTransform needs one 'done' and one 'reward' per lane, received {env.done_keys} and "
+            f"{env.reward_keys}; multi-agent environments are not supported."
+        )
+    lead = len(env.batch_size)
+    observation: Any = env.observation_spec[keys.OBSERVATION]
+    return TrialCounter(
+        env.batch_size,
+        observation_shape=observation.shape[lead:],
+        action_shape=env.action_spec.shape[lead:],
+        episodes_per_trial=episodes_per_trial,
+        device=env.device,
+        observation_dtype=observation.dtype,
+    )

@@ -1,0 +1,298 @@
+"""Trials: K episodes of one (task, goal) per lane, and what an agent is told at their seams.
+
+One lane with ``episodes_per_trial = K = 2`` and ``horizon = H = 2``, rows as a collector stores them (o3 is the
+observation after an episode's last step; it is never acted on, so only ``final`` carries it on):
+
+    row          0    1  |  2    3  ||  4    5
+    observation  o0   o1 |  o4   o5 ||  o8   o9
+    episode      0    0  |  1    1  ||  0    0
+    is_init      1    0  |  1    0  ||  1    0
+    trial_init   1    0  |  0    0  ||  1    0
+    prev_reward  0    r0 |  0    r2 ||  0    r4
+    final        0    0  |  end  0  ||  end  0      (end: last observation, action and reward of the episode before)
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from tensordict import TensorDict, TensorDictBase
+from torch import Tensor
+from torchrl.data import Bounded, Categorical, Composite, Unbounded
+from torchrl.envs import EnvBase
+
+from htrmrl_torchrl import keys
+from htrmrl_torchrl.envs.lanes import Deck, Lanes
+
+
+class TrialCounter:
+    """Where each lane is in its trial, and the last token it saw.
+
+    Everything that :class:`TrialEnv` and ``TrialTransform`` add to a tensordict follows from six tensors: ``episode``,
+    ``is_init`` and ``trial_init`` [*batch, 1], and the last step's ``observation`` [*batch, o], executed ``action``
+    [*batch, a] and ``reward`` [*batch, 1] (zero before a lane's first step).
+
+    Args:
+        batch_size: the environment's batch size, ``[]`` included.
+        observation_shape: shape of one lane's observation.
+        action_shape: shape of one lane's action.
+        episodes_per_trial: K; the reset after a lane's K-th episode starts a new trial.
+        device: where the tensors live.
+        observation_dtype: dtype of the observation.
+
+    Raises:
+        ValueError: if ``episodes_per_trial`` is below 1.
+    """
+
+    def __init__(
+        self,
+        batch_size: Sequence[int],
+        *,
+        observation_shape: Sequence[int],
+        action_shape: Sequence[int],
+        episodes_per_trial: int,
+        device: torch.device | None = None,
+        observation_dtype: torch.dtype = torch.float32,
+    ) -> None:
+        check_positive(episodes_per_trial=episodes_per_trial)
+        self.episodes_per_trial = episodes_per_trial
+        self.batch_size = torch.Size(batch_size)
+        shape = (*batch_size, 1)
+        self.episode = torch.full(shape, -1, dtype=torch.int64, device=device)  # -1: nothing started yet
+        self.is_init = torch.zeros(shape, dtype=torch.bool, device=device)
+        self.trial_init = torch.zeros(shape, dtype=torch.bool, device=device)
+        self.observation = torch.zeros((*batch_size, *observation_shape), dtype=observation_dtype, device=device)
+        self.action = torch.zeros((*batch_size, *action_shape), device=device)
+        self.reward = torch.zeros(shape, device=device)
+
+    def reset(self, mask: Tensor | None) -> Tensor:
+        """Start the next episode where ``mask`` [*batch, 1] is True, a new trial everywhere if there is no mask.
+
+        Returns:
+            Tensor: bool [*batch, 1], the lanes on which a new trial starts.
+        """
+        if mask is None:
+            mask = torch.ones_like(self.is_init)
+            new_trial = mask
+        else:
+            new_trial = mask & ((self.episode < 0) | (self.episode + 1 >= self.episodes_per_trial))
+        self.episode = torch.where(mask, self.episode + 1, self.episode).masked_fill(new_trial, 0)
+        self.is_init = self.is_init | mask
+        self.trial_init = torch.where(mask, new_trial, self.trial_init)
+        return new_trial
+
+    def step(self, observation: Tensor, action: Tensor, reward: Tensor) -> None:
+        """Note the token that a step of all lanes led to; ``action`` is the one executed."""
+        self.is_init = torch.zeros_like(self.is_init)
+        self.trial_init = torch.zeros_like(self.trial_init)
+        # Copies: the caller may reuse its buffers, and these must survive until the next episode's first row.
+        self.observation, self.action, self.reward = observation.clone(), action.float(), reward.float()
+
+    def write(self, tensordict: TensorDictBase) -> TensorDictBase:
+        """Add the keys that belong to the lanes' present rows, after a reset as well as after a step."""
+        action_init = self.is_init.reshape(*self.batch_size, *(1,) * (self.action.ndim - len(self.batch_size)))
+        observation_init = self.is_init.reshape(
+            *self.batch_size, *(1,) * (self.observation.ndim - len(self.batch_size))
+        )
+        tensordict.set(keys.EPISODE, self.episode.clone())  # copies: whoever writes into a row must not write into us
+        tensordict.set(keys.IS_INIT, self.is_init.clone())
+        tensordict.set(keys.TRIAL_INIT, self.trial_init.clone())
+        tensordict.set(keys.PREV_ACTION, self.action.masked_fill(action_init, 0))
+        tensordict.set(keys.PREV_REWARD, self.reward.masked_fill(self.is_init, 0))
+        tensordict.set(keys.FINAL_OBSERVATION, self.observation.masked_fill(~observation_init, 0))
+        tensordict.set(keys.FINAL_ACTION, self.action.masked_fill(~action_init, 0))
+        tensordict.set(keys.FINAL_REWARD, self.reward.masked_fill(~self.is_init, 0))
+        return tensordict
+
+    def spec(self) -> Composite:
+        """Specs of the keys that :meth:`write` adds."""
+        spec = Composite(shape=self.batch_size, device=self.episode.device)
+        spec[keys.EPISODE] = Unbounded(self.episode.shape, dtype=torch.int64, device=self.episode.device)
+        for key, flag in ((keys.IS_INIT, self.is_init), (keys.TRIAL_INIT, self.trial_init)):
+            spec[key] = Categorical(2, shape=flag.shape, dtype=torch.bool, device=flag.device)
+        final = Composite(shape=self.batch_size, device=self.episode.device)
+        for key, value in (
+            (keys.FINAL_OBSERVATION, self.observation),
+            (keys.FINAL_ACTION, self.action),
+            (keys.FINAL_REWARD, self.reward),
+        ):
+            final[key[1]] = Unbounded(value.shape, dtype=value.dtype, device=value.device)
+        spec[keys.PREV_ACTION] = final[keys.FINAL_ACTION[1]].clone()
+        spec[keys.PREV_REWARD] = final[keys.FINAL_REWARD[1]].clone()
+        spec[keys.FINAL_OBSERVATION[0]] = final
+        return spec
+
+
+class TrialEnv(EnvBase):
+    """``N`` lanes that play trials: ``batch_size=[N]``, every key of ``keys.py`` that an environment owes.
+
+    Episodes always run to ``horizon``, where ``truncated`` and ``done`` become True; ``terminated`` never does.
+    ``("next", "success")`` tells whether the task was solved in that step and ends nothing. Actions outside the spec
+    are clipped on execution (``prev_action`` holds the clipped one) while the root keeps what the policy wrote.
+
+    A full reset starts a new trial on all lanes; a masked one (the ``"_reset"`` mask that TorchRL passes where lanes
+    are done, even if it is all True) starts the lane's next episode, or its next trial after ``episodes_per_trial``.
+
+    Args:
+        lanes: the simulators; closed with the environment.
+        deck: deals (task, goal) at each trial's start.
+        episodes_per_trial: K.
+        horizon: H, steps per episode; a trial takes K * H frames of its lane.
+
+    Raises:
+        ValueError: if ``episodes_per_trial`` or ``horizon`` is below 1, or an action is not finite.
+
+    Example:
+        >>> from htrmrl_torchrl.envs.deck import FixedGrid
+        >>> from htrmrl_torchrl.envs.toy import ToyLanes
+        >>> env = TrialEnv(ToyLanes(num_lanes=2, horizon=6), FixedGrid([(0, 0), (0, 1)]), episodes_per_trial=2, horizon=6)
+        >>> env.rollout(12, break_when_any_done=False)["episode"][0].flatten().tolist()
+        [0, 0, 0, 0, 0, 0, 1, 1, 1, 1, 1, 1]
+    """
+
+    def __init__(self, lanes: Lanes, deck: Deck, *, episodes_per_trial: int, horizon: int) -> None:
+        check_positive(episodes_per_trial=episodes_per_trial, horizon=horizon)
+        super().__init__(batch_size=[lanes.num_lanes], device="cpu")
+        self.horizon, self.episodes_per_trial = horizon, episodes_per_trial
+        self._lanes, self._deck = lanes, deck
+        self._low, self._high = torch.from_numpy(lanes.action_low), torch.from_numpy(lanes.action_high)
+        self._counter = TrialCounter(
+            self.batch_size,
+            observation_shape=(lanes.obs_dim,),
+            action_shape=self._low.shape,
+            episodes_per_trial=episodes_per_trial,
+        )
+        n = lanes.num_lanes
+        self._steps = torch.zeros(n, 1, dtype=torch.int64)
+        self._pair = torch.zeros(n, 2, dtype=torch.int64)  # (task, goal) that the lane plays
+        self._observation = torch.zeros(n, lanes.obs_dim)
+        self._pending: list[tuple[int, int]] | None = None  # loaded from a checkpoint, for the next full reset
+        self._make_specs(n, lanes.obs_dim)
+
+    def _make_specs(self, n: int, obs_dim: int) -> None:
+        observation = self._counter.spec()
+        observation[keys.OBSERVATION] = Unbounded((n, obs_dim))
+        observation[keys.TASK] = Unbounded((n, 1), dtype=torch.int64)
+        observation[keys.GOAL] = Unbounded((n, 1), dtype=torch.int64)
+        self.observation_spec = observation
+        self.action_spec = Bounded(self._low.expand(n, -1), self._high.expand(n, -1))
+        # A second entry of the reward spec is what TorchRL keeps under "next" only, and out of the done logic.
+        self.reward_spec = Composite(
+            {keys.REWARD: Unbounded((n, 1)), keys.SUCCESS: Categorical(2, shape=(n, 1), dtype=torch.bool)}, shape=[n]
+        )
+        flag = Categorical(2, shape=(n, 1), dtype=torch.bool)
+        self.done_spec = Composite(
+            {key: flag.clone() for key in (keys.DONE, keys.TERMINATED, keys.TRUNCATED)}, shape=[n]
+        )
+
+    def _reset(self, tensordict: TensorDictBase | None = None, **_: Any) -> TensorDictBase:
+        mask = None if tensordict is None else tensordict.get("_reset", None)
+        if mask is not None:
+            mask = mask.reshape(self._steps.shape)
+        new_trial = self._counter.reset(mask)
+        fresh = torch.nonzero(new_trial[:, 0])[:, 0]
+        if fresh.numel():
+            pairs = self._pending if mask is None and self._pending else self._deck.deal(fresh.tolist())
+            self._pair = self._pair.index_copy(0, fresh, torch.tensor(pairs, dtype=torch.int64))
+            self._pending = None
+        started = torch.arange(len(self._steps)) if mask is None else torch.nonzero(mask[:, 0])[:, 0]
+        if started.numel():
+            tasks, goals = self._pair[started].unbind(-1)
+            observation = torch.from_numpy(self._lanes.reset(started.numpy(), tasks.numpy(), goals.numpy()))
+            self._observation = self._observation.index_copy(0, started, observation)
+            self._steps = self._steps.index_fill(0, started, 0)
+        return self._row(self._steps >= self.horizon)
+
+    def _step(self, tensordict: TensorDictBase) -> TensorDictBase:
+        if "_step" in tensordict.keys():
+            raise RuntimeError("TrialEnv steps all lanes together; use rollout(..., break_when_any_done=False).")
+        action = tensordict.get(keys.ACTION)
+        if not torch.isfinite(action).all():
+            lanes = torch.nonzero(~torch.isfinite(action).all(-1))[:, 0].tolist()
+            raise ValueError(f"The action of lanes {lanes} is not finite: {action[lanes].tolist()}; check the policy.")
+        action = torch.clamp(action, self._low, self._high)
+        observation, reward, success = (torch.from_numpy(x) for x in self._lanes.step(action.numpy()))
+        self._observation, self._steps = observation, self._steps + 1
+        self._counter.step(observation, action, reward[:, None])
+        result = self._row(self._steps >= self.horizon)
+        result.set(keys.REWARD, reward[:, None])
+        result.set(keys.SUCCESS, success[:, None])
+        return result
+
+    def _row(self, truncated: Tensor) -> TensorDictBase:
+        row = {
+            keys.OBSERVATION: self._observation.clone(),
+            keys.TASK: self._pair[:, :1].clone(),
+            keys.GOAL: self._pair[:, 1:].clone(),
+            keys.TRUNCATED: truncated,
+            keys.TERMINATED: torch.zeros_like(truncated),
+            keys.DONE: truncated.clone(),
+        }
+        return self._counter.write(TensorDict(row, batch_size=self.batch_size))
+
+    def _set_seed(self, seed: int | None) -> None:
+        if seed is not None:
+            self._deck.reseed(seed)
+
+    def checkpoint_state(self) -> dict[str, Any]:
+        """What is needed to go on at a trial boundary: plain ints, lists, strings and tensors.
+
+        Valid before the first reset, when all lanes have just ended a trial, and when all lanes stand at the first
+        step of one (where a collector leaves them). In the last case the dealt (task, goal) pairs are saved too and
+        dealt again by the first full reset after loading.
+
+        Raises:
+            RuntimeError: in the middle of a trial, because simulators are not saved.
+        """
+        counter = self._counter
+        dealt = bool(counter.trial_init.all())
+        ended = bool(((counter.episode + 1 == self.episodes_per_trial) & (self._steps >= self.horizon)).all())
+        unstarted = bool((counter.episode < 0).all())
+        if not (dealt or ended or unstarted):
+            raise RuntimeError(
+                f"Checkpoints are possible at trial boundaries only; lanes are at episode "
+                f"{counter.episode.flatten().tolist()}, step {self._steps.flatten().tolist()} of trials of "
+                f"{self.episodes_per_trial} x {self.horizon}; collect whole trials per batch."
+            )
+        return {
+            "deck": self._deck.state(),
+            "pending": self._pair.tolist() if dealt else self._pending and [list(pair) for pair in self._pending],
+            "final": {
+                "observation": counter.observation.clone(),
+                "action": counter.action.clone(),
+                "reward": counter.reward.clone(),
+            },
+        }
+
+    def load_checkpoint_state(self, state: dict[str, Any]) -> None:
+        """Put back what :meth:`checkpoint_state` returned; takes effect at the next full reset.
+
+        Raises:
+            ValueError: if the state is of another number of lanes or tasks, or of other shapes.
+        """
+        final = state["final"]
+        received = (tuple(final["observation"].shape), tuple(final["action"].shape))
+        allowed = (tuple(self._counter.observation.shape), tuple(self._counter.action.shape))
+        if received != allowed:
+            raise ValueError(
+                f"The saved observation and action have shapes {received}, this environment's are {allowed}; "
+                "build the environment it was saved from."
+            )
+        self._deck.load_state(state["deck"])
+        self._pending = state["pending"] and [tuple(pair) for pair in state["pending"]]
+        self._counter.observation = final["observation"].clone()
+        self._counter.action = final["action"].clone()
+        self._counter.reward = final["reward"].clone()
+
+    def close(self, **kwargs: Any) -> None:
+        """Close the simulators (and worker processes, if there are any)."""
+        self._lanes.close()
+        super().close(**kwargs)
+
+
+def check_positive(**numbers: int) -> None:
+    """Raise ValueError naming the first argument that is not a whole number of at least 1."""
+    for name, number in numbers.items():
+        if isinstance(number, bool) or not isinstance(number, int | np.integer) or number < 1:
+            raise ValueError(f"{name} must be a whole number of at least 1, received {number!r}.")

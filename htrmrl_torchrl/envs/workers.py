@@ -1,0 +1,190 @@
+"""Lanes spread over worker processes.
+
+The main process keeps everything that is decided (deck, random streams, trial bookkeeping) and only sends actions;
+workers hold simulators. So trajectories don't depend on the number of workers. Arrays travel through shared memory,
+one-word commands through pipes.
+
+    lanes   0 1 2 3 4 5 6        num_lanes = 7, num_workers = 2
+    worker  0 0 0 0 1 1 1
+"""
+
+import os
+import signal
+import traceback
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from multiprocessing import get_context
+from multiprocessing.connection import Connection, wait
+from multiprocessing.sharedctypes import RawArray
+from typing import Any, NoReturn
+
+import numpy as np
+import numpy.typing as npt
+
+from htrmrl_torchrl.envs.lanes import BoolArray, FloatArray, IntArray, Lanes
+
+LaneBuilder = Callable[[int], Lanes]  # number of lanes -> lanes; pickled into the worker
+_THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
+_JOIN_SECONDS = 5.0
+
+
+class WorkerLanes:
+    """``num_lanes`` lanes in ``num_workers`` spawned processes, each with a block of neighbouring lanes.
+
+    Workers ignore Ctrl-C (the main process decides), and exit when the main process closes them or dies. Scripts that
+    build this at module level need the usual ``if __name__ == "__main__":`` guard.
+
+    Args:
+        builder: builds the lanes of one worker; called in the worker as ``builder(num_lanes)``.
+        num_lanes: N.
+        num_workers: from 1 to N.
+        obs_dim: length of one observation.
+        action_low: lower action bounds [a].
+        action_high: upper action bounds [a].
+
+    Raises:
+        ValueError: if ``num_workers`` is not from 1 to ``num_lanes``.
+        RuntimeError: as soon as a worker raises (with its traceback) or dies (with its exit code); all are then closed.
+    """
+
+    def __init__(
+        self,
+        builder: LaneBuilder,
+        *,
+        num_lanes: int,
+        num_workers: int,
+        obs_dim: int,
+        action_low: FloatArray,
+        action_high: FloatArray,
+    ) -> None:
+        if not 1 <= num_workers <= num_lanes:
+            raise ValueError(f"num_workers must be from 1 to the number of lanes ({num_lanes}), received {num_workers}.")
+        self.num_lanes, self.obs_dim = num_lanes, obs_dim
+        self.action_low, self.action_high = action_low, action_high
+        shapes = {"action": (num_lanes, len(action_low)), "observation": (num_lanes, obs_dim), "reward": (num_lanes,)}
+        self._buffers = {name: RawArray("f", int(np.prod(shape))) for name, shape in shapes.items()}
+        self._buffers["success"] = RawArray("b", num_lanes)
+        self._arrays = _as_arrays(self._buffers, num_lanes)
+        self._blocks = np.array_split(np.arange(num_lanes), num_workers)
+        self._connections: list[Connection] = []
+        self.processes: list[Any] = []
+        context = get_context("spawn")
+        with _single_threaded_children():
+            for index, block in enumerate(self._blocks):
+                ours, theirs = context.Pipe()
+                arguments = (theirs, builder, self._buffers, num_lanes, int(block[0]), len(block))
+                process = context.Process(
+                    target=_work, args=arguments, daemon=True, name=f"environment-worker-{index}"
+                )
+                process.start()
+                theirs.close()  # so that only the worker holds its end, and its death is seen here
+                self._connections.append(ours)
+                self.processes.append(process)
+        self._receive(range(num_workers))
+
+    def reset(self, lanes: IntArray, tasks: IntArray, goals: IntArray) -> FloatArray:
+        """Start an episode of ``(tasks[i], goals[i])`` on lane ``lanes[i]``; returns ``[len(lanes), obs_dim]``."""
+        addressed = []
+        for worker, block in enumerate(self._blocks):
+            mine = (lanes >= block[0]) & (lanes <= block[-1])
+            if mine.any():
+                self._send(worker, ("reset", lanes[mine] - block[0], tasks[mine], goals[mine]))
+                addressed.append(worker)
+        self._receive(addressed)
+        return self._arrays["observation"][lanes]
+
+    def step(self, actions: FloatArray) -> tuple[FloatArray, FloatArray, BoolArray]:
+        """Step all lanes with ``actions`` [N, a]."""
+        self._arrays["action"][:] = actions
+        for worker in range(len(self._blocks)):
+            self._send(worker, ("step",))
+        self._receive(range(len(self._blocks)))
+        arrays = self._arrays
+        return arrays["observation"].copy(), arrays["reward"].copy(), arrays["success"].astype(np.bool_)
+
+    def close(self) -> None:
+        """End the workers and wait for them; calling it twice is harmless."""
+        for connection in self._connections:
+            connection.close()  # the worker reads end-of-file and leaves
+        for process in self.processes:
+            process.join(_JOIN_SECONDS)
+            if process.is_alive():
+                process.kill()
+                process.join()
+        self._connections, self.processes = [], []
+
+    def _send(self, worker: int, message: tuple[Any, ...]) -> None:
+        if not self._connections:
+            raise RuntimeError("The environment workers are closed; build the environment again.")
+        try:
+            self._connections[worker].send(message)
+        except (BrokenPipeError, ConnectionResetError):
+            self._fail(worker)
+
+    def _receive(self, workers: Any) -> None:
+        waiting = {self._connections[worker]: worker for worker in workers}
+        while waiting:
+            for connection in wait(list(waiting)):  # also wakes up at the end-of-file that a death leaves
+                worker = waiting.pop(connection)  # type: ignore[call-overload]
+                try:
+                    error = connection.recv()  # type: ignore[union-attr]
+                except (EOFError, ConnectionResetError):
+                    self._fail(worker)
+                if error is not None:
+                    self._fail(worker, error)
+
+    def _fail(self, worker: int, error: str | None = None) -> NoReturn:
+        process, block = self.processes[worker], self._blocks[worker]
+        where = f"{process.name} (pid {process.pid}, lanes {block[0]} to {block[-1]})"
+        if error is None:
+            process.join(_JOIN_SECONDS)
+            message = f"{where} died with exit code {process.exitcode}; its last words, if any, are on stderr."
+        else:
+            message = f"{where} raised:\n{error}"
+        self.close()
+        raise RuntimeError(message)
+
+
+def _work(
+    connection: Connection, builder: LaneBuilder, buffers: dict[str, Any], num_lanes: int, first: int, count: int
+) -> None:
+    """What a worker does: obey until the main process hangs up; answer None, or the traceback of what went wrong."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    arrays = {name: array[first : first + count] for name, array in _as_arrays(buffers, num_lanes).items()}
+    try:
+        lanes = builder(count)
+        connection.send(None)
+        while True:
+            command, *arguments = connection.recv()
+            if command == "reset":
+                arrays["observation"][arguments[0]] = lanes.reset(*arguments)
+            else:
+                arrays["observation"][:], arrays["reward"][:], arrays["success"][:] = lanes.step(arrays["action"])
+            connection.send(None)
+    except (EOFError, BrokenPipeError, ConnectionResetError):
+        return  # closed, or the main process is gone
+    except Exception:
+        connection.send(traceback.format_exc())
+
+
+def _as_arrays(buffers: dict[str, Any], num_lanes: int) -> dict[str, npt.NDArray[Any]]:
+    arrays: dict[str, npt.NDArray[Any]] = {}
+    for name, buffer in buffers.items():
+        flat = np.frombuffer(buffer, dtype=np.int8 if name == "success" else np.float32)
+        arrays[name] = flat.reshape(num_lanes, -1) if name in ("action", "observation") else flat
+    return arrays
+
+
+@contextmanager
+def _single_threaded_children() -> Iterator[None]:
+    """Numeric libraries read these once at import, so they must be set before the child starts."""
+    before = {name: os.environ.get(name) for name in _THREAD_VARIABLES}
+    os.environ.update(dict.fromkeys(_THREAD_VARIABLES, "1"))
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                del os.environ[name]
+            else:
+                os.environ[name] = value

@@ -1,0 +1,60 @@
+"""Every tensordict key the package reads or writes, named once.
+
+Shapes are given after the batch axes: ``[*batch, ...]`` with one lane (parallel environment) per batch element.
+
+=====================  =========  =======  ==================================================================
+key                    shape      dtype    meaning
+=====================  =========  =======  ==================================================================
+``observation``        ``[o]``    float32  raw observation
+``prev_action``        ``[a]``    float32  action executed one step ago (after clipping); zero at an episode's start
+``prev_reward``        ``[1]``    float32  raw reward received one step ago; zero at an episode's start
+``is_init``            ``[1]``    bool     first step of an episode
+``trial_init``         ``[1]``    bool     first step of a trial: everything remembered so far is forgotten
+``episode``            ``[1]``    int64    order of the episode in its trial, from 0
+``task``, ``goal``     ``[1]``    int64    indices for bookkeeping; they never reach the encoder
+``("final", ...)``                         at an episode's first step: what the lane's episode before ended with
+=====================  =========  =======  ==================================================================
+"""
+
+OBSERVATION = "observation"
+ACTION = "action"
+PREV_ACTION = "prev_action"
+PREV_REWARD = "prev_reward"
+IS_INIT = "is_init"
+TRIAL_INIT = "trial_init"
+EPISODE = "episode"
+TASK = "task"
+GOAL = "goal"
+
+# The final token x_H of the episode that ended before this one: an episode of H steps has H + 1 tokens, and no policy
+# call ever sees the last one. Zero on all rows but an episode's first, and before a lane's first episode.
+FINAL_OBSERVATION = ("final", "observation")
+FINAL_ACTION = ("final", "action")
+FINAL_REWARD = ("final", "reward")
+
+REWARD = "reward"
+DONE = "done"
+TERMINATED = "terminated"
+TRUNCATED = "truncated"
+SUCCESS = "success"
+
+CONTEXT = "context"
+CURRENT = (CONTEXT, "current")  # [T, x] tokens of the current window, right-aligned
+CURRENT_MASK = (CONTEXT, "current_mask")  # [T] True where there is a token
+PAST = (CONTEXT, "past")  # [E-1, T, x]
+PAST_MASK = (CONTEXT, "past_mask")  # [E-1, T]
+PAST_ID = (CONTEXT, "past_id")  # [E-1] equal ids are equal windows, -1 where there is none
+SLOT_MASK = (CONTEXT, "slot_mask")  # [E-1] True where a slot holds a window
+PAST_CACHE = (CONTEXT, "past_cache")  # what the encoder keeps of the past instead of past/past_mask/past_id
+
+WINDOW_EPISODE = ("window", "episode")  # [E-1] int64, the lane's running episode counter, -1 for none
+WINDOW_START = ("window", "start")  # [E-1] int64, first token of the window in that episode
+WINDOW_CURRENT = ("window", "current")  # [1] int64, running counter of the episode being played
+
+HIDDEN = "_hidden"
+LOC = "_loc"
+SCALE = "_scale"
+LOG_PROB = "action_log_prob"
+STATE_VALUE = "state_value"
+ADVANTAGE = "advantage"
+VALUE_TARGET = "value_target"

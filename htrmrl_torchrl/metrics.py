@@ -1,0 +1,71 @@
+"""What a collected batch says about learning: success and return by task and by episode, and what memory held."""
+
+import torch
+from tensordict import TensorDict, TensorDictBase
+from torch import Tensor
+
+from htrmrl_torchrl import keys
+
+
+def episode_outcomes(batch: TensorDictBase) -> TensorDict:
+    """One row for each episode that both begins and ends in a batch ``[N, T]``.
+
+    Returns:
+        ``success`` (did any step succeed; absent where the environment does not say), ``return`` (undiscounted),
+        ``episode`` (order in the trial) and ``task``, all ``[episodes]``.
+    """
+    begins = batch[keys.IS_INIT].squeeze(-1).clone()
+    begins[:, 0] = True
+    index = begins.flatten().cumsum(0) - 1  # [N * T] episode of each step
+    first = begins.flatten().nonzero().squeeze(-1)
+    zeros = torch.zeros(len(first))
+    done = zeros.index_add(0, index, batch["next", keys.DONE].flatten().float())
+    out = TensorDict(
+        {
+            "return": zeros.index_add(0, index, batch["next", keys.REWARD].flatten().float()),
+            "episode": batch[keys.EPISODE].flatten()[first],
+            "task": batch.get(keys.TASK, torch.zeros_like(batch[keys.EPISODE])).flatten()[first],
+        },
+        batch_size=[len(first)],
+    )
+    if ("next", keys.SUCCESS) in batch.keys(True):
+        out["success"] = zeros.index_add(0, index, batch["next", keys.SUCCESS].flatten().float()).clamp(max=1)
+    whole = (done > 0) & batch[keys.IS_INIT].flatten()[first]
+    return out[whole]
+
+
+def training_metrics(batch: TensorDictBase, task_names: list[str]) -> dict[str, float]:
+    """``train/*`` and ``memory/*`` of a collected batch ``[N, T]``; tasks are named by `task_names`."""
+    outcomes = episode_outcomes(batch)
+    metrics = {"train/return": outcomes["return"].mean().item()}
+    if "success" in outcomes.keys():
+        success = outcomes["success"]
+        metrics["train/success"] = success.mean().item()
+        for task in outcomes["task"].unique().tolist():
+            metrics[f"train/success/{task_names[task]}"] = success[outcomes["task"] == task].mean().item()
+        for order in outcomes["episode"].unique().tolist():
+            metrics[f"train/success_by_episode/{order}"] = success[outcomes["episode"] == order].mean().item()
+    return metrics | memory_metrics(batch)
+
+
+def memory_metrics(batch: TensorDictBase) -> dict[str, float]:
+    """Share of slots that hold a window, and how many episodes ago the windows were lived."""
+    drawn = batch[keys.WINDOW_EPISODE]  # [N, T, E-1]
+    held = drawn >= 0
+    if not drawn.shape[-1]:
+        return {}
+    metrics = {"memory/occupancy": held.float().mean().item()}
+    if held.any():
+        age = (batch[keys.WINDOW_CURRENT] - drawn)[held]
+        metrics["memory/window_age"] = age.float().mean().item()
+    return metrics
+
+
+def explained_variance(value: Tensor, target: Tensor) -> float:
+    """1 - Var(target - value) / Var(target): 1 is a perfect critic, 0 one that only knows the mean."""
+    return (1 - (target - value).var() / target.var().clamp_min(1e-12)).item()
+
+
+def attention_entropy(weights: Tensor) -> float:
+    """Mean entropy in nats of attention ``[F, positions, H]``: 0 looks at one place, log(positions) at all alike."""
+    return -(weights * weights.clamp_min(1e-12).log()).sum(-2).mean().item()

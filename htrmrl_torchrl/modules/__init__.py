@@ -1,0 +1,1 @@
+"""Networks and memory: transformer layers, hierarchical encoder, episodic memory, heads."""

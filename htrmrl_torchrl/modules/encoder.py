@@ -1,0 +1,361 @@
+"""The hierarchical encoder: windows -> embeddings -> context vector (HTrMRL, arXiv 2402.06402).
+
+::
+
+    tokens of a window  --intra-->  e            one embedding for each window, shared weights
+    e_1 .. e_{E-1}, e_current  --inter-->  z     one context vector for each decision
+
+Three things make it cheap and change no number. Equal past windows are encoded once. In the last layer of a level only
+the newest position is computed. With causal attention the past's keys and values do not depend on the present, so they
+are computed once for all decisions of an episode.
+"""
+
+from typing import Literal
+
+import torch
+from tensordict import TensorDictBase
+from tensordict.nn import TensorDictModuleBase
+from tensordict.utils import NestedKey
+from torch import Tensor, nn
+
+from htrmrl_torchrl import keys
+from htrmrl_torchrl.modules.transformer import Norm, TransformerLayer
+
+AttentionMode = Literal["causal", "full"]
+ATTENTION_MODES = ("causal", "full")
+
+
+def causal_mask(mask: Tensor) -> Tensor:
+    """Where position i of a right-aligned sequence may look: at real positions j <= i, and at itself.
+
+    For ``mask`` = [0, 1, 1] (one row of padding)::
+
+              j = 0  1  2
+        i = 0     1  0  0     padding looks at itself only
+        i = 1     0  1  0
+        i = 2     0  1  1
+
+    Args:
+        mask: ``[W, L]`` bool, True where a sequence holds something.
+
+    Returns:
+        ``[W, L, L]`` bool.
+    """
+    length = mask.shape[-1]
+    ones = torch.ones(length, length, dtype=torch.bool, device=mask.device)
+    return (ones.tril() & mask.unsqueeze(-2)) | torch.eye(length, dtype=torch.bool, device=mask.device)
+
+
+class IntraEpisodeEncoder(nn.Module):
+    """Encodes windows of tokens: linear embedding, positions, causal transformer layers, newest position's output.
+
+    Shapes: tokens ``[W, T, X]``, mask ``[W, T]`` -> embeddings ``[W, D]``.
+    """
+
+    def __init__(
+        self, *, token_dim: int, window: int, d_model: int, num_heads: int, num_layers: int, d_feedforward: int, norm: Norm
+    ) -> None:
+        super().__init__()
+        self.embed = nn.Linear(token_dim, d_model, bias=norm == "pre_ln")
+        self.position = nn.Parameter(torch.empty(window, d_model))
+        self.layers = _layers(num_layers, d_model, num_heads, d_feedforward, norm)
+        self.norm = nn.LayerNorm(d_model) if norm == "pre_ln" else nn.Identity()
+        nn.init.normal_(self.position, std=0.02)
+        if norm == "tfixup":  # embeddings ~ N(0, d^-1/2) scaled by (9 N)^-1/4
+            nn.init.normal_(self.embed.weight, std=d_model**-0.5 * (9 * num_layers) ** -0.25)
+
+    def forward(self, tokens: Tensor, mask: Tensor) -> Tensor:
+        x = self._before_last_layer(tokens, mask)
+        return self.norm(self.layers[-1].newest(x, _with_newest(mask)))[:, 0]  # [W, D]
+
+    def _before_last_layer(self, tokens: Tensor, mask: Tensor) -> Tensor:
+        x = self.embed(tokens) + self.position  # [W, T, D]
+        where = causal_mask(mask)
+        for layer in self.layers[:-1]:
+            x = layer(x, where)
+        return x
+
+    def attention(self, tokens: Tensor, mask: Tensor) -> Tensor:
+        """How the newest token attends over its window in the last layer: ``[W, T, H]``."""
+        return self.layers[-1].newest_weights(self._before_last_layer(tokens, mask), _with_newest(mask))
+
+
+class InterEpisodeEncoder(nn.Module):
+    """Relates the current window's embedding to those of past windows.
+
+    The last of its E positions is the present. With ``num_layers=0`` the present passes unchanged.
+    """
+
+    def __init__(
+        self, *, episodes: int, d_model: int, num_heads: int, num_layers: int, d_feedforward: int, norm: Norm
+    ) -> None:
+        super().__init__()
+        self.position = nn.Parameter(torch.empty(episodes, d_model))
+        self.layers = _layers(num_layers, d_model, num_heads, d_feedforward, norm)
+        self.norm = nn.LayerNorm(d_model) if norm == "pre_ln" and num_layers else nn.Identity()
+        nn.init.normal_(self.position, std=0.02)
+
+    def encode_past(self, past: Tensor, slot_mask: Tensor) -> Tensor:
+        """Keys and values of the past in every layer, causal mode.
+
+        Args:
+            past: ``[G, E-1, D]`` embeddings, anything where masked.
+            slot_mask: ``[G, E-1]``.
+
+        Returns:
+            ``[G, L2, 2, E-1, D]``.
+        """
+        x = past + self.position[:-1]
+        where = causal_mask(slot_mask)
+        cache = []
+        for index, layer in enumerate(self.layers):
+            cache.append(torch.stack(layer.keys_values(x), 1))  # [G, 2, E-1, D]
+            if index + 1 < len(self.layers):
+                x = layer(x, where)
+        return torch.stack(cache, 1)
+
+    def decode(self, current: Tensor, cache: Tensor, slot_mask: Tensor) -> Tensor:
+        """Context vectors ``[G, S, D]`` of ``current`` ``[G, S, D]`` after a cached past, causal mode."""
+        x = current + self.position[-1]
+        for index, layer in enumerate(self.layers):
+            x = layer.extend(x, cache[:, index, 0], cache[:, index, 1], slot_mask)
+        return self.norm(x)
+
+    def forward(self, current: Tensor, past: Tensor, slot_mask: Tensor, *, mode: AttentionMode) -> Tensor:
+        """Context vectors ``[F, D]`` of ``current`` ``[F, D]`` with ``past`` ``[F, E-1, D]``, every slot recomputed."""
+        x, where, newest = self._sequence(current, past, slot_mask, mode)
+        for layer in self.layers[:-1]:
+            x = layer(x, where)
+        return self.norm(self.layers[-1].newest(x, newest))[:, 0]
+
+    def attention(self, current: Tensor, past: Tensor, slot_mask: Tensor, *, mode: AttentionMode) -> Tensor:
+        """How the present attends over past slots and itself in the last layer: ``[F, E, H]``."""
+        x, where, newest = self._sequence(current, past, slot_mask, mode)
+        for layer in self.layers[:-1]:
+            x = layer(x, where)
+        return self.layers[-1].newest_weights(x, newest)
+
+    def _sequence(
+        self, current: Tensor, past: Tensor, slot_mask: Tensor, mode: AttentionMode
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        x = torch.cat([past, current.unsqueeze(-2)], -2) + self.position  # [F, E, D]
+        held = torch.cat([slot_mask, torch.ones_like(slot_mask[:, :1])], -1) if past.shape[1] else _ones(x)
+        where = causal_mask(held)
+        if mode == "full":
+            where = where | held.unsqueeze(-2)
+        return x, where, held
+
+
+class HierarchicalEncoder(TensorDictModuleBase):
+    """TensorDict module from ``"context"`` to ``"_hidden"``: what a decision sees -> one vector.
+
+    It is a pure function of its input: the episodic memory (rollouts) or the replay buffer (updates) writes the
+    context. Where the memory has left the encoded past under `cache_key`, it is used instead of the windows. If the
+    context has a time axis along which the past stays the same (segments of one episode), the past is encoded once per
+    segment; equal windows (equal ``past_id``) are encoded once wherever they stand.
+
+    Args:
+        observation_dim: size o of an observation.
+        action_dim: size a of an action. A token is [observation, previous action, previous reward, first], o + a + 2.
+        window: tokens T in a window, >= 1. Longer windows let the agent react to more of the running episode and cost
+            proportionally more per frame.
+        episodes: windows E that a decision sees, the current one included, >= 1. ``1`` means no memory of earlier
+            episodes.
+        d_model: channels D of both levels; a multiple of `num_heads`.
+        num_heads: attention heads of both levels.
+        intra_layers: transformer layers within a window, >= 1.
+        inter_layers: transformer layers over windows; ``0`` ignores the past (the flat TrMRL).
+        d_feedforward: hidden channels of feed-forward blocks; by default 4 D.
+        attention: ``"causal"``: a slot sees only earlier slots, and the past is encoded once per episode. ``"full"``:
+            every slot sees all, at E times the cost per decision.
+        norm: ``"pre_ln"`` or ``"tfixup"``.
+        reward_scale: factor on the previous reward inside the token.
+        hidden_key: where the context vector goes.
+        cache_key: where this encoder looks for its own encoded past, inside ``"context"``.
+
+    Shapes:
+        ``("context", "current")`` ``[*batch, T, x]``, ``current_mask`` ``[*batch, T]``, ``past`` ``[*batch, E-1, T,
+        x]``, ``past_mask`` ``[*batch, E-1, T]``, ``past_id`` and ``slot_mask`` ``[*batch, E-1]`` -> ``_hidden``
+        ``[*batch, D]``.
+
+    Raises:
+        ValueError: for sizes below the bounds above, unknown modes, or a context of other sizes.
+
+    Example:
+        >>> import torch
+        >>> from tensordict import TensorDict
+        >>> encoder = HierarchicalEncoder(observation_dim=3, action_dim=1, window=2, episodes=3, d_model=8, num_heads=2)
+        >>> context = TensorDict(current=torch.randn(4, 2, 6), current_mask=torch.ones(4, 2, dtype=torch.bool),
+        ...     past=torch.randn(4, 2, 2, 6), past_mask=torch.ones(4, 2, 2, dtype=torch.bool),
+        ...     past_id=torch.arange(8).view(4, 2), slot_mask=torch.ones(4, 2, dtype=torch.bool), batch_size=[4])
+        >>> encoder(TensorDict(context=context, batch_size=[4]))["_hidden"].shape
+        torch.Size([4, 8])
+    """
+
+    def __init__(
+        self,
+        *,
+        observation_dim: int,
+        action_dim: int,
+        window: int = 5,
+        episodes: int = 10,
+        d_model: int = 64,
+        num_heads: int = 4,
+        intra_layers: int = 2,
+        inter_layers: int = 2,
+        d_feedforward: int | None = None,
+        attention: AttentionMode = "causal",
+        norm: Norm = "pre_ln",
+        reward_scale: float = 1.0,
+        hidden_key: NestedKey = keys.HIDDEN,
+        cache_key: tuple[str, str] = keys.PAST_CACHE,
+    ) -> None:
+        super().__init__()
+        for name, value, low in (
+            ("observation_dim", observation_dim, 1),
+            ("action_dim", action_dim, 1),
+            ("window", window, 1),
+            ("episodes", episodes, 1),
+            ("intra_layers", intra_layers, 1),
+            ("inter_layers", inter_layers, 0),
+        ):
+            if value < low:
+                raise ValueError(f"{name}={value} is too small; it must be at least {low}.")
+        if attention not in ATTENTION_MODES:
+            raise ValueError(f"attention={attention!r} is unknown; choose one of {', '.join(ATTENTION_MODES)}.")
+        self.in_keys: list[NestedKey] = [keys.CONTEXT]
+        self.out_keys: list[NestedKey] = [hidden_key]
+        self.observation_dim, self.action_dim = observation_dim, action_dim
+        self.token_dim = observation_dim + action_dim + 2
+        self.window, self.episodes, self.d_model = window, episodes, d_model
+        self.attention: AttentionMode = attention
+        self.cache_key = cache_key
+        feedforward = 4 * d_model if d_feedforward is None else d_feedforward
+        self.intra = IntraEpisodeEncoder(
+            token_dim=self.token_dim,
+            window=window,
+            d_model=d_model,
+            num_heads=num_heads,
+            num_layers=intra_layers,
+            d_feedforward=feedforward,
+            norm=norm,
+        )
+        self.inter = InterEpisodeEncoder(
+            episodes=episodes,
+            d_model=d_model,
+            num_heads=num_heads,
+            num_layers=inter_layers,
+            d_feedforward=feedforward,
+            norm=norm,
+        )
+        token_scale = torch.ones(self.token_dim)
+        token_scale[-2] = reward_scale
+        self.register_buffer("token_scale", token_scale, persistent=False)
+
+    @property
+    def remembers(self) -> bool:
+        """Whether earlier episodes have any influence."""
+        return self.episodes > 1 and len(self.inter.layers) > 0
+
+    def forward(self, tensordict: TensorDictBase) -> TensorDictBase:
+        context = tensordict.get(keys.CONTEXT)
+        current = self._embed_current(context)  # [F, D]
+        if len(self.inter.layers):
+            current = self._relate(context, current)
+        return tensordict.set(self.out_keys[0], current.view(*context.batch_size, -1))
+
+    def _relate(self, context: TensorDictBase, current: Tensor) -> Tensor:
+        """Context vectors ``[F, D]`` of current embeddings ``[F, D]``."""
+        cache, slot_mask = self._past(context)  # G pasts, each shared by S = F / G decisions
+        shared_by = len(current) // len(slot_mask)
+        if self.attention == "causal":
+            return self.inter.decode(current.view(-1, shared_by, self.d_model), cache, slot_mask).flatten(0, 1)
+        cache, slot_mask = cache.repeat_interleave(shared_by, 0), slot_mask.repeat_interleave(shared_by, 0)
+        return self.inter(current, cache, slot_mask, mode="full")
+
+    def encode_past(self, past: Tensor, past_mask: Tensor, past_id: Tensor, slot_mask: Tensor) -> Tensor:
+        """What later decisions need of the past; the memory keeps it for the length of an episode.
+
+        Args:
+            past, past_mask, past_id, slot_mask: ``[G, E-1, T, x]``, ``[G, E-1, T]``, ``[G, E-1]``, ``[G, E-1]``.
+
+        Returns:
+            Causal attention: keys and values ``[G, L2, 2, E-1, D]``; full attention: embeddings ``[G, E-1, D]``.
+        """
+        embeddings = self._embed_distinct(past, past_mask, past_id, slot_mask)
+        return self.inter.encode_past(embeddings, slot_mask) if self.attention == "causal" else embeddings
+
+    def attention_weights(self, context: TensorDictBase) -> tuple[Tensor, Tensor]:
+        """Where the last layer of each level looks, for inspection; changes nothing.
+
+        Returns:
+            ``[F, T, H]`` over the current window and ``[F, E, H]`` over the slots (the present last), F decisions.
+            Without inter-episode layers the second is empty, ``[F, 0, H]``.
+        """
+        tokens, mask = self._flat_current(context)
+        intra = self.intra.attention(tokens * self.token_scale, mask)
+        if not len(self.inter.layers):
+            return intra, intra[:, :0]
+        current = self.intra(tokens * self.token_scale, mask)
+        flat = context.reshape(-1)
+        slot_mask = flat["slot_mask"]
+        past = self._embed_distinct(flat["past"], flat["past_mask"], flat["past_id"], slot_mask)
+        return intra, self.inter.attention(current, past, slot_mask, mode=self.attention)
+
+    def _flat_current(self, context: TensorDictBase) -> tuple[Tensor, Tensor]:
+        tokens, mask = context.get("current"), context.get("current_mask")
+        if tokens.shape[-2:] != (self.window, self.token_dim):
+            raise ValueError(
+                f"The context's current window is {list(tokens.shape[-2:])} [T, x]; this encoder was built for "
+                f"[{self.window}, {self.token_dim}]. Use the same window and specs for memory, buffer and encoder."
+            )
+        return tokens.flatten(0, -3), mask.flatten(0, -2)
+
+    def _embed_current(self, context: TensorDictBase) -> Tensor:
+        tokens, mask = self._flat_current(context)
+        return self.intra(tokens * self.token_scale, mask)
+
+    def _past(self, context: TensorDictBase) -> tuple[Tensor, Tensor]:
+        """The encoded past of G rows, G the number of decisions or, where they share their past, of segments."""
+        slot_mask = context.get("slot_mask")
+        cache = context.get(self.cache_key[1:], None)
+        if cache is not None:
+            lead = slot_mask.ndim - 1
+            return cache.flatten(0, lead - 1), slot_mask.flatten(0, -2)
+        past_id = context.get("past_id")
+        shared = past_id.ndim > 2 and bool((past_id == past_id[..., :1, :]).all())
+        rows = context[..., 0].reshape(-1) if shared else context.reshape(-1)
+        slot_mask = rows.get("slot_mask")
+        return self.encode_past(rows.get("past"), rows.get("past_mask"), rows.get("past_id"), slot_mask), slot_mask
+
+    def _embed_distinct(self, past: Tensor, past_mask: Tensor, past_id: Tensor, slot_mask: Tensor) -> Tensor:
+        """Embeddings ``[G, E-1, D]`` of past windows, each distinct one encoded once; zero where a slot is empty."""
+        slots = slot_mask.flatten().nonzero().squeeze(-1)  # [n] of G * (E-1)
+        distinct, inverse = past_id.flatten().index_select(0, slots).unique(return_inverse=True)
+        first = torch.full_like(distinct, len(slots)).scatter_reduce_(
+            0, inverse, torch.arange(len(slots), device=slots.device), "amin"
+        )
+        row, slot = (index := slots[first]) // past.shape[1], index % past.shape[1]
+        embedded = self.intra(past[row, slot] * self.token_scale, past_mask[row, slot])  # [distinct, D]
+        # index_select, not embedded[inverse]: the backward pass of the latter is not deterministic on CPU threads.
+        spread = embedded.index_select(0, inverse)
+        out = spread.new_zeros(past.shape[0] * past.shape[1], self.d_model).index_copy(0, slots, spread)
+        return out.view(*past.shape[:2], self.d_model)
+
+
+def _layers(num_layers: int, d_model: int, num_heads: int, d_feedforward: int, norm: Norm) -> nn.ModuleList:
+    return nn.ModuleList(
+        TransformerLayer(
+            d_model=d_model, num_heads=num_heads, d_feedforward=d_feedforward, norm=norm, num_layers=num_layers
+        )
+        for _ in range(num_layers)
+    )
+
+
+def _with_newest(mask: Tensor) -> Tensor:
+    """The newest position may always look at itself."""
+    return torch.cat([mask[:, :-1], torch.ones_like(mask[:, :1])], -1)
+
+
+def _ones(x: Tensor) -> Tensor:
+    return torch.ones(x.shape[:2], dtype=torch.bool, device=x.device)

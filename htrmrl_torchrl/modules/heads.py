@@ -1,0 +1,229 @@
+"""Actor and critic on top of an encoder, and the policy that a collector runs."""
+
+from collections.abc import Sequence
+from typing import Literal
+
+import torch
+from tensordict import TensorDictBase
+from tensordict.nn import AddStateIndependentNormalScale, TensorDictModule, TensorDictModuleBase, TensorDictSequential
+from tensordict.utils import NestedKey
+from torch import Tensor, nn
+from torchrl.data import TensorSpec
+from torchrl.modules import (
+    MLP,
+    IndependentNormal,
+    NormalParamExtractor,
+    PopArtValueNorm,
+    ProbabilisticActor,
+    ValueOperator,
+)
+
+from htrmrl_torchrl import keys
+from htrmrl_torchrl.modules.encoder import HierarchicalEncoder
+from htrmrl_torchrl.modules.memory import EpisodicMemory
+
+Std = Literal["independent", "dependent"]
+CriticKind = Literal["shared", "separate", "single_step"]
+STDS = ("independent", "dependent")
+CRITIC_KINDS = ("shared", "separate", "single_step")
+
+
+class NewestToken(TensorDictModuleBase):
+    """Copies the current window's newest token ``[*batch, x]`` to where a head reads it."""
+
+    def __init__(self, out_key: NestedKey) -> None:
+        super().__init__()
+        self.in_keys: list[NestedKey] = [keys.CONTEXT]
+        self.out_keys: list[NestedKey] = [out_key]
+
+    def forward(self, tensordict: TensorDictBase) -> TensorDictBase:
+        return tensordict.set(self.out_keys[0], tensordict.get(keys.CURRENT)[..., -1, :])
+
+
+class ValueHead(nn.Module):
+    """MLP to a value in units of the return, with an optional frozen affine map that keeps its own outputs near 1.
+
+    With ``normalize=True`` the network predicts normalised values; mean and scale move only in `adapt`, which corrects
+    the last layer so that no prediction changes (PopArt, van Hasselt et al. 2016).
+
+    Shapes: any number of inputs, concatenated along the last axis ``[*batch, D]`` -> ``[*batch, 1]``.
+    """
+
+    def __init__(self, *, in_features: int, hidden: Sequence[int], normalize: bool) -> None:
+        super().__init__()
+        self.mlp = _mlp(in_features, 1, hidden, gain=1.0)
+        # Returns drift as the agent learns: ten calls of `adapt` or so are remembered.
+        self.norm = PopArtValueNorm(shape=1, beta=0.9) if normalize else None
+        if self.norm is not None:
+            # Identity (mean 0, variance 1) until the first `adapt`, with hardly any weight afterwards.
+            self.norm.running_mean_sq.fill_(1e-3)
+            self.norm.debiasing_term.fill_(1e-3)
+
+    def forward(self, *inputs: Tensor) -> Tensor:
+        value = self.mlp(torch.cat(inputs, -1))
+        return value if self.norm is None else self.norm.denormalize(value)
+
+    @property
+    def scale(self) -> Tensor | float:
+        """Units of the return in one unit of the network's output."""
+        return 1.0 if self.norm is None else self.norm.scale()
+
+    @torch.no_grad()
+    def adapt(self, value_target: Tensor) -> None:
+        """Moves mean and scale towards those of ``value_target`` ``[*batch, 1]``; predictions stay the same."""
+        if self.norm is None:
+            return
+        zero, last = torch.zeros_like(self.norm.running_mean), self.mlp[-1]
+        mean, scale = self.norm.denormalize(zero), self.norm.scale()
+        self.norm.update(value_target)
+        new_mean, new_scale = self.norm.denormalize(zero), self.norm.scale()
+        last.weight.mul_(scale / new_scale)
+        last.bias.mul_(scale).add_(mean - new_mean).div_(new_scale)
+
+
+def make_actor_critic(
+    *,
+    encoder: HierarchicalEncoder,
+    memory: EpisodicMemory,
+    action_spec: TensorSpec,
+    hidden: Sequence[int] = (64, 64),
+    std: Std = "independent",
+    init_std: float = 1.0,
+    observe_token: bool = False,
+    critic_kind: CriticKind = "shared",
+    critic_encoder: HierarchicalEncoder | None = None,
+    value_norm: bool = False,
+) -> tuple[TensorDictSequential, ProbabilisticActor, TensorDictModuleBase]:
+    """Builds policy, actor and critic around an encoder and its memory.
+
+    Args:
+        encoder: the actor's encoder.
+        memory: writes the context during rollouts; give it the same encoder (and the critic's) to cache the past.
+        action_spec: of the environment; an unbounded or bounded continuous action ``[a]``. Actions are not squashed:
+            the environment clips them, and the unclipped action stays beside its log-prob.
+        hidden: channels of the tanh layers of both heads.
+        std: ``"independent"``: one learned std an action dimension; ``"dependent"``: a function of the context.
+        init_std: std at the start. Smaller explores less; it is not scaled by the action range.
+        observe_token: the actor's head also reads the newest token directly, not only through the encoder.
+        critic_kind: ``"shared"``: reads the actor's context vector. ``"separate"``: has `critic_encoder`, at twice the
+            cost. ``"single_step"``: an MLP on the newest token (TrMRL).
+        critic_encoder: only for ``"separate"``; must have a ``hidden_key`` and ``cache_key`` of its own.
+        value_norm: the critic learns normalised values, see `ValueHead`.
+
+    Returns:
+        ``policy``, for collectors: memory, actor and critic; writes ``action``, ``action_log_prob``, ``state_value``
+        and the window keys. ``actor`` and ``critic``, for losses: they read ``"context"`` (a shared critic reads the
+        ``"_hidden"`` that the actor leaves).
+
+    Raises:
+        ValueError: for unknown kinds, or a critic encoder that is missing, superfluous or shares the actor's cache.
+
+    Example:
+        >>> from torchrl.data import Bounded
+        >>> encoder = HierarchicalEncoder(observation_dim=3, action_dim=1)
+        >>> policy, actor, critic = make_actor_critic(
+        ...     encoder=encoder, memory=EpisodicMemory(encoder), action_spec=Bounded(-1, 1, (1,)))
+    """
+    _check_kinds(std=std, init_std=init_std, critic_kind=critic_kind, encoder=encoder, critic_encoder=critic_encoder)
+    action_dim = action_spec.shape[-1]
+    if encoder.action_dim != action_dim:
+        raise ValueError(f"The encoder expects actions of size {encoder.action_dim}; the action spec has {action_dim}.")
+    modules: list[TensorDictModuleBase] = [encoder]
+    head_keys: list[NestedKey] = [keys.HIDDEN]
+    if observe_token:
+        modules.append(NewestToken("_actor_token"))
+        head_keys.append("_actor_token")
+    inputs = encoder.d_model + (encoder.token_dim if observe_token else 0)
+    head = _gaussian_head(inputs, action_dim, hidden, std=std, init_std=init_std)
+    modules.append(TensorDictModule(head, in_keys=head_keys, out_keys=[keys.LOC, keys.SCALE]))
+    actor = ProbabilisticActor(
+        TensorDictSequential(*modules),
+        in_keys={"loc": keys.LOC, "scale": keys.SCALE},
+        out_keys=[keys.ACTION],
+        distribution_class=IndependentNormal,
+        return_log_prob=True,
+    )
+    critic = _make_critic(critic_kind, encoder, critic_encoder, hidden, value_norm)
+    policy = TensorDictSequential(
+        memory,
+        actor,
+        critic,
+        selected_out_keys=[
+            keys.ACTION, keys.LOG_PROB, keys.STATE_VALUE,
+            keys.WINDOW_EPISODE, keys.WINDOW_START, keys.WINDOW_CURRENT,
+        ],
+    )  # fmt: skip
+    return policy, actor, critic
+
+
+def value_head(critic: TensorDictModuleBase) -> ValueHead:
+    """The `ValueHead` inside a critic made by `make_actor_critic`."""
+    return next(module for module in critic.modules() if isinstance(module, ValueHead))
+
+
+def _make_critic(
+    kind: CriticKind,
+    encoder: HierarchicalEncoder,
+    critic_encoder: HierarchicalEncoder | None,
+    hidden: Sequence[int],
+    value_norm: bool,
+) -> TensorDictModuleBase:
+    in_features = {"shared": encoder.d_model, "single_step": encoder.token_dim}.get(kind)
+    if kind == "separate":
+        assert critic_encoder is not None
+        in_features = critic_encoder.d_model
+    assert in_features is not None
+    head = ValueHead(in_features=in_features, hidden=hidden, normalize=value_norm)
+    if kind == "shared":
+        return ValueOperator(head, in_keys=[keys.HIDDEN])
+    reads: TensorDictModuleBase = NewestToken("_critic_token") if critic_encoder is None else critic_encoder
+    return TensorDictSequential(reads, ValueOperator(head, in_keys=reads.out_keys))
+
+
+class _GaussianHead(nn.Module):
+    def __init__(self, mlp: nn.Module, scale: nn.Module) -> None:
+        super().__init__()
+        self.mlp, self.scale = mlp, scale
+
+    def forward(self, *inputs: Tensor) -> tuple[Tensor, Tensor]:
+        loc, scale = self.scale(self.mlp(torch.cat(inputs, -1)))
+        return loc, scale
+
+
+def _gaussian_head(in_features: int, action_dim: int, hidden: Sequence[int], *, std: Std, init_std: float) -> nn.Module:
+    log_std = float(torch.tensor(init_std).log())
+    if std == "independent":
+        scale: nn.Module = AddStateIndependentNormalScale(action_dim, init_value=log_std)
+        return _GaussianHead(_mlp(in_features, action_dim, hidden, gain=0.01), scale)
+    mlp = _mlp(in_features, 2 * action_dim, hidden, gain=0.01)
+    nn.init.constant_(mlp[-1].bias[action_dim:], log_std)
+    return _GaussianHead(mlp, NormalParamExtractor(scale_mapping="exp"))
+
+
+def _mlp(in_features: int, out_features: int, hidden: Sequence[int], *, gain: float) -> MLP:
+    mlp = MLP(in_features=in_features, out_features=out_features, num_cells=list(hidden), activation_class=nn.Tanh)
+    linears = [module for module in mlp if isinstance(module, nn.Linear)]
+    for linear in linears:
+        nn.init.orthogonal_(linear.weight, gain=gain if linear is linears[-1] else 2**0.5)
+        nn.init.zeros_(linear.bias)
+    return mlp
+
+
+def _check_kinds(
+    *, std: str, init_std: float, critic_kind: str, encoder: HierarchicalEncoder, critic_encoder: HierarchicalEncoder | None
+) -> None:
+    if std not in STDS:
+        raise ValueError(f"std={std!r} is unknown; choose one of {', '.join(STDS)}.")
+    if init_std <= 0:
+        raise ValueError(f"init_std={init_std} must be positive.")
+    if critic_kind not in CRITIC_KINDS:
+        raise ValueError(f"critic_kind={critic_kind!r} is unknown; choose one of {', '.join(CRITIC_KINDS)}.")
+    if (critic_kind == "separate") != (critic_encoder is not None):
+        raise ValueError(
+            f"critic_kind={critic_kind!r} and critic_encoder={type(critic_encoder).__name__} do not fit: give a "
+            "critic_encoder with 'separate' and only then."
+        )
+    if critic_encoder is not None and (
+        critic_encoder.cache_key == encoder.cache_key or critic_encoder.out_keys == encoder.out_keys
+    ):
+        raise ValueError("Actor and critic encoders share hidden_key or cache_key; give the critic's keys of its own.")

@@ -1,0 +1,138 @@
+"""One transformer layer, used at both levels of the hierarchy.
+
+Besides the usual forward pass a layer offers what makes the method cheap: the output of the newest position alone, and
+one new position attending to keys and values that were computed before.
+
+Masks are True where a query may look. Every position may always look at itself, so that a fully padded window gives
+finite numbers (which nobody reads) and a softmax never meets an empty row.
+"""
+
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+Norm = Literal["pre_ln", "tfixup"]
+NORMS = ("pre_ln", "tfixup")
+
+
+class Attention(nn.Module):
+    """Multi-head attention with its parts exposed: queries, keys and values are projected and combined separately.
+
+    Shapes: ``[W, L, D]`` with W sequences, L positions, D channels; heads split D into ``[H, D / H]``.
+    """
+
+    def __init__(self, *, d_model: int, num_heads: int) -> None:
+        super().__init__()
+        if num_heads < 1 or d_model % num_heads:
+            raise ValueError(
+                f"num_heads={num_heads} does not divide d_model={d_model}; choose d_model as a multiple of num_heads."
+            )
+        self.num_heads = num_heads
+        self.query = nn.Linear(d_model, d_model)
+        self.key = nn.Linear(d_model, d_model)
+        self.value = nn.Linear(d_model, d_model)
+        self.output = nn.Linear(d_model, d_model)
+
+    def _heads(self, x: Tensor) -> Tensor:
+        return x.unflatten(-1, (self.num_heads, -1))  # [..., L, H, D / H]
+
+    def forward(self, x: Tensor, mask: Tensor) -> Tensor:
+        """All positions of ``x`` ``[W, L, D]`` under ``mask`` ``[W or 1, L, L]``."""
+        q, k, v = (self._heads(p(x)).transpose(1, 2) for p in (self.query, self.key, self.value))  # [W, H, L, D / H]
+        out = F.scaled_dot_product_attention(q, k, v, attn_mask=mask.unsqueeze(1))
+        return self.output(out.transpose(1, 2).flatten(2))
+
+    def weights(self, x: Tensor, keys: Tensor, mask: Tensor) -> Tensor:
+        """Attention weights ``[..., L, H]`` of one query ``x`` ``[..., 1, D]`` over ``keys`` ``[..., L, D]``."""
+        q, k = self._heads(self.query(x)), self._heads(keys)
+        logits = (q * k).sum(-1) / k.shape[-1] ** 0.5  # [..., L, H]
+        return logits.masked_fill(~mask.unsqueeze(-1), -torch.inf).softmax(-2)
+
+    def newest(self, x: Tensor, mask: Tensor) -> Tensor:
+        """The last position's output ``[W, 1, D]`` alone; ``mask`` ``[W, L]`` says where it may look."""
+        weights = self.weights(x[:, -1:], self.key(x), mask)
+        out = (weights.unsqueeze(-1) * self._heads(self.value(x))).sum(-3)  # [W, H, D / H]
+        return self.output(out.flatten(-2)).unsqueeze(-2)
+
+    def extend(self, x: Tensor, keys: Tensor, values: Tensor, mask: Tensor) -> Tensor:
+        """New positions that each look at a shared past and at themselves, not at each other.
+
+        Args:
+            x: ``[G, S, D]``, S independent new positions for each of G pasts.
+            keys, values: ``[G, P, D]``, the projected past.
+            mask: ``[G, P]``, True where the past holds something.
+        """
+        q, own_k, own_v = (self._heads(p(x)) for p in (self.query, self.key, self.value))  # [G, S, H, D / H]
+        k, v = self._heads(keys), self._heads(values)  # [G, P, H, D / H]
+        own = (q * own_k).sum(-1, keepdim=True)  # [G, S, H, 1]
+        past = (q.transpose(1, 2) @ k.permute(0, 2, 3, 1)).transpose(1, 2)  # [G, S, H, P]
+        logits = torch.cat([past.masked_fill(~mask[:, None, None, :], -torch.inf), own], -1) / q.shape[-1] ** 0.5
+        weights = logits.softmax(-1)
+        out = (weights[..., :-1].transpose(1, 2) @ v.transpose(1, 2)).transpose(1, 2) + weights[..., -1:] * own_v
+        return self.output(out.flatten(-2))
+
+
+class TransformerLayer(nn.Module):
+    """Attention and a ReLU feed-forward block, each with a residual connection.
+
+    ``norm="pre_ln"`` normalises the input of both blocks (Xiong et al. 2020). ``norm="tfixup"`` has no layer norm and
+    scales the initial weights by the depth instead (Huang et al. 2020, as in TrMRL).
+
+    Args:
+        d_model: channels D.
+        num_heads: attention heads; divides D.
+        d_feedforward: hidden channels of the feed-forward block.
+        norm: ``"pre_ln"`` or ``"tfixup"``.
+        num_layers: depth N of the encoder that this layer belongs to, the N of T-Fixup's factors.
+    """
+
+    def __init__(self, *, d_model: int, num_heads: int, d_feedforward: int, norm: Norm, num_layers: int) -> None:
+        super().__init__()
+        if norm not in NORMS:
+            raise ValueError(f"norm={norm!r} is unknown; choose one of {', '.join(NORMS)}.")
+        self.attention = Attention(d_model=d_model, num_heads=num_heads)
+        self.feedforward = nn.Sequential(nn.Linear(d_model, d_feedforward), nn.ReLU(), nn.Linear(d_feedforward, d_model))
+        self.norm_attention = nn.LayerNorm(d_model) if norm == "pre_ln" else nn.Identity()
+        self.norm_feedforward = nn.LayerNorm(d_model) if norm == "pre_ln" else nn.Identity()
+        for module in self.modules():
+            if isinstance(module, nn.Linear):
+                nn.init.xavier_uniform_(module.weight)
+                nn.init.zeros_(module.bias)
+        if norm == "tfixup":
+            self._scale_like_tfixup(num_layers)
+
+    @torch.no_grad()
+    def _scale_like_tfixup(self, num_layers: int) -> None:
+        # Huang et al. 2020, section 3.2: 0.67 N^-1/4 on feed-forward and output weights, sqrt(2) more on the values.
+        # TrMRL scales its packed queries and keys as well; T-Fixup, and we, leave those.
+        factor = 0.67 * num_layers**-0.25
+        for linear in (self.feedforward[0], self.feedforward[2], self.attention.output):
+            linear.weight.mul_(factor)
+        self.attention.value.weight.mul_(factor * 2**0.5)
+
+    def _feed(self, x: Tensor) -> Tensor:
+        return x + self.feedforward(self.norm_feedforward(x))
+
+    def forward(self, x: Tensor, mask: Tensor) -> Tensor:
+        """All positions: ``x`` ``[W, L, D]``, ``mask`` ``[W or 1, L, L]`` -> ``[W, L, D]``."""
+        return self._feed(x + self.attention(self.norm_attention(x), mask))
+
+    def newest(self, x: Tensor, mask: Tensor) -> Tensor:
+        """The last position alone: ``x`` ``[W, L, D]``, ``mask`` ``[W, L]`` -> ``[W, 1, D]``."""
+        return self._feed(x[:, -1:] + self.attention.newest(self.norm_attention(x), mask))
+
+    def keys_values(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """What later positions need of ``x`` ``[G, P, D]``: keys and values ``[G, P, D]``."""
+        x = self.norm_attention(x)
+        return self.attention.key(x), self.attention.value(x)
+
+    def extend(self, x: Tensor, keys: Tensor, values: Tensor, mask: Tensor) -> Tensor:
+        """New positions ``x`` ``[G, S, D]`` after a past of keys and values ``[G, P, D]``, see `Attention.extend`."""
+        return self._feed(x + self.attention.extend(self.norm_attention(x), keys, values, mask))
+
+    def newest_weights(self, x: Tensor, mask: Tensor) -> Tensor:
+        """Attention of the last position over all: ``[W, L, D]``, ``[W, L]`` -> ``[W, L, H]``."""
+        x = self.norm_attention(x)
+        return self.attention.weights(x[:, -1:], self.attention.key(x), mask)

@@ -1,0 +1,109 @@
+"""Command line of the recipes: compose the Hydra configuration, check all of it, run.
+
+    python recipes/ml10_ppo.py encoder.window=8 env.name=ML1:push-v3     overrides in Hydra's grammar
+    python recipes/ml10_ppo.py seed=2 --cfg                              show the resolved configuration and stop
+
+Hydra's compose API is used instead of ``@hydra.main``: the configuration is checked as a whole before anything is
+built, a fault is one sentence instead of a pruned traceback, and no working directory, ``outputs/`` folder or logging
+is set up behind the recipe's back. Sweeps are a loop in the shell.
+"""
+
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from hydra import compose, initialize_config_dir
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.errors import HydraException
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from recipes._validate import UserError, check_keys, validate
+
+CONFIG_DIR = Path(__file__).resolve().parents[1] / "configs"
+
+__all__ = ["CONFIG_DIR", "UserError", "load_config", "run_recipe"]
+
+
+def run_recipe(main: Callable[[DictConfig], object], *, config_name: str) -> None:
+    """Run ``main`` with ``configs/<config_name>.yaml`` and the overrides on the command line.
+
+    ``main`` receives a read-only, resolved configuration that has been checked. A :class:`UserError`, from the checks
+    or from ``main``, ends the process with one sentence on stderr and exit code 2; every other exception keeps its
+    traceback.
+
+    Args:
+        main: the recipe.
+        config_name: name of its file in ``configs``, without the ending.
+    """
+    options = {argument for argument in sys.argv[1:] if argument.startswith("-")}
+    overrides = [argument for argument in sys.argv[1:] if not argument.startswith("-")]
+    try:
+        if options & {"-h", "--help"}:
+            print(_help(main, config_name))
+            return
+        if unknown := options - {"--cfg"}:
+            raise UserError(
+                f"unknown option {sorted(unknown)[0]}: known are --help, --cfg and overrides written key=value"
+            )
+        config = load_config(config_name, overrides)
+        if "--cfg" in options:
+            print(OmegaConf.to_yaml(config).rstrip())
+            return
+        main(config)
+    except UserError as error:
+        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+        sys.exit(2)
+
+
+def load_config(config_name: str, overrides: Sequence[str] = ()) -> DictConfig:
+    """Compose, check, resolve and freeze a configuration.
+
+    Args:
+        config_name: name of a file in ``configs``, without the ending.
+        overrides: ``key=value`` in Hydra's grammar; keys can be changed, not added or removed.
+
+    Raises:
+        UserError: for the first fault: what was received, what is allowed.
+    """
+    with initialize_config_dir(version_base="1.3", config_dir=str(CONFIG_DIR)):
+        defaults = compose(config_name)
+        check_keys(_keys(overrides), defaults)
+        try:
+            config = compose(config_name, overrides=list(overrides))
+            OmegaConf.resolve(config)
+        except (HydraException, OmegaConfBaseException) as error:
+            raise UserError(str(error).splitlines()[0]) from error
+    validate(config, defaults)
+    OmegaConf.set_readonly(config, True)
+    return config
+
+
+def _keys(overrides: Sequence[str]) -> list[str]:
+    """Keys that the overrides set, after refusing what is no plain ``key=value``."""
+    keys = []
+    for override in overrides:
+        try:
+            parsed = OverridesParser.create().parse_override(override)
+        except HydraException:
+            raise UserError(
+                f"cannot read {override!r}: overrides are written key=value, and a value with brackets, commas or "
+                """spaces is quoted for Hydra too, as in 'env.name="custom:[reach-v3]/[push-v3]"'"""
+            ) from None
+        if parsed.is_add() or parsed.is_force_add() or parsed.is_delete() or parsed.package:
+            raise UserError(f"{override!r}: keys can be changed but not added or removed, write key=value")
+        if parsed.is_sweep_override():
+            raise UserError(f"{override!r} asks for a sweep: start the recipe once for each value")
+        keys.append(parsed.key_or_group)
+    return keys
+
+
+def _help(main: Callable[[DictConfig], object], config_name: str) -> str:
+    with initialize_config_dir(version_base="1.3", config_dir=str(CONFIG_DIR)):
+        defaults = OmegaConf.to_yaml(compose(config_name))
+    return (
+        f"usage: python {sys.argv[0]} [--help] [--cfg] [key=value ...]\n\n"
+        f"{(main.__doc__ or '').strip()}\n\n"
+        f"--cfg shows the resolved configuration and stops. Keys and defaults ({CONFIG_DIR}/base.yaml explains each):"
+        f"\n\n{defaults}"
+    )

@@ -1,0 +1,252 @@
+"""Checks a recipe's whole configuration before anything is built; the first fault ends in one clear sentence.
+
+A value must have the type of the shipped default (an integer will do for a float, null only where the default is null),
+keep its own rule (``RULES``) and fit the others (``_relations``). The library checks values again where it uses them.
+"""
+
+import difflib
+import math
+import os
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from omegaconf import DictConfig, OmegaConf
+
+
+class UserError(ValueError):
+    """A fault in what the user asked for: shown as one sentence, without a traceback."""
+
+
+@dataclass(frozen=True)
+class Rule:
+    """What is allowed for one key; ``kind`` is its type where the shipped default is null (and null stays allowed)."""
+
+    allowed: str
+    test: Callable[[Any], bool]
+    kind: type | None = None
+
+
+def _at_least(least: int, *, kind: type | None = None) -> Rule:
+    return Rule(f"at least {least}", lambda value: value >= least, kind)
+
+
+def _one_of(*choices: str) -> Rule:
+    return Rule(" or ".join(choices), lambda value: value in choices)
+
+
+POSITIVE = Rule("greater than 0", lambda value: value > 0)
+NOT_EMPTY = Rule("not empty", lambda value: bool(value.strip()))
+
+RULES: dict[str, Rule] = {
+    "seed": _at_least(0),
+    "device": NOT_EMPTY,
+    "total_frames": _at_least(1),
+    "run_dir": NOT_EMPTY,
+    "resume": NOT_EMPTY,
+    "env.name": NOT_EMPTY,
+    "env.num_envs": _at_least(1),
+    "env.num_workers": _at_least(0),
+    "env.episodes_per_trial": _at_least(1),
+    "env.horizon": _at_least(1),
+    "env.reward_scale": POSITIVE,
+    "env.benchmark_seed": _at_least(0),
+    "encoder.window": _at_least(1),
+    "encoder.episodes": _at_least(1),
+    "encoder.d_model": _at_least(1),
+    "encoder.num_heads": _at_least(1),
+    "encoder.intra_layers": _at_least(1),
+    "encoder.inter_layers": _at_least(0),
+    "encoder.attention": _one_of("causal", "full"),
+    "encoder.norm": _one_of("pre_ln", "tfixup"),
+    "memory.strategy": _one_of("recent", "uniform"),
+    "policy.std": _one_of("independent", "dependent"),
+    "policy.init_std": POSITIVE,
+    "critic.kind": _one_of("shared", "separate", "single_step"),
+    "loss.epochs": _at_least(1),
+    "loss.minibatch_frames": _at_least(1),
+    "loss.segment_frames": _at_least(1),
+    "loss.clip_epsilon": POSITIVE,
+    "loss.gamma": Rule("greater than 0 and at most 1", lambda value: 0 < value <= 1),
+    "loss.gae_lambda": Rule("between 0 and 1", lambda value: 0 <= value <= 1),
+    "loss.entropy_coeff": _at_least(0),
+    "loss.critic_coeff": _at_least(0),
+    "loss.max_grad_norm": POSITIVE,
+    "loss.credit": _one_of("episode", "trial"),
+    "loss.advantage_norm": _one_of("batch", "task", "none"),
+    "optim.lr": POSITIVE,
+    "collector.frames_per_batch": _at_least(1, kind=int),
+    "eval.every_frames": _at_least(1),
+    "eval.goals_per_task": _at_least(1),
+    "eval.protocol": _one_of("strict"),
+    "eval.adaptation_episodes": _at_least(0, kind=int),
+    "checkpoint.every_frames": _at_least(1),
+    "checkpoint.keep": _at_least(1),
+}
+
+KINDS = {bool: "true or false", int: "an integer", float: "a number", str: "a string"}
+
+
+def flatten(config: DictConfig) -> dict[str, Any]:
+    """Dotted keys to resolved values, e.g. ``{"seed": 1, "env.name": "ML10", ...}``."""
+
+    def walk(node: dict[str, Any], prefix: str) -> Iterator[tuple[str, Any]]:
+        for name, value in node.items():
+            if isinstance(value, dict):
+                yield from walk(value, f"{prefix}{name}.")
+            else:
+                yield prefix + name, value
+
+    container: Any = OmegaConf.to_container(config, resolve=True)
+    return dict(walk(container, ""))
+
+
+def check_keys(asked: Iterable[str], defaults: DictConfig) -> None:
+    """Raise :class:`UserError` for the first of the ``asked`` keys that the shipped configuration doesn't have."""
+    known = list(flatten(defaults))
+    for key in asked:
+        if key in known:
+            continue
+        members = [name for name in known if name.startswith(f"{key}.")]
+        if members:
+            raise UserError(f"{key} is a group of keys and cannot be set as a whole; its keys are {', '.join(members)}")
+        leaf = key.rsplit(".", 1)[-1]  # the right name in the wrong group is near as well
+        near = [name for name in known if name.rsplit(".", 1)[-1] == leaf]
+        near += [name for name in difflib.get_close_matches(key, known, n=3, cutoff=0.5) if name not in near]
+        nearest = f"the nearest known keys are {', '.join(near)}" if near else "--cfg shows all known keys"
+        raise UserError(f"unknown key {key!r}; {nearest}")
+
+
+def validate(config: DictConfig, defaults: DictConfig) -> None:
+    """Check a composed configuration against the shipped one.
+
+    Raises:
+        UserError: for the first fault: what was received, what is allowed.
+    """
+    values, shipped = flatten(config), flatten(defaults)
+    check_keys(values, defaults)
+    for key, value in values.items():
+        _check_value(key, value, shipped[key])
+    for holds, fault in _relations(config):
+        if not holds:
+            raise UserError(fault)
+    _check_device(config.device)
+    _check_folders(Path(config.run_dir), config.resume)
+    _check_environment(config)
+
+
+def frames_per_trial_batch(config: DictConfig) -> int:
+    """Frames of one trial on every lane: ``num_envs * episodes_per_trial * horizon``."""
+    return int(config.env.num_envs * config.env.episodes_per_trial * config.env.horizon)
+
+
+def frames_per_batch(config: DictConfig) -> int:
+    """Frames between two updates: ``collector.frames_per_batch``, or one trial per lane where that is null."""
+    return int(config.collector.frames_per_batch or frames_per_trial_batch(config))
+
+
+def _check_value(key: str, value: Any, default: Any) -> None:
+    rule = RULES.get(key)
+    kind = type(default) if default is not None else rule.kind if rule else None
+    if kind is None or (value is None and default is None):
+        return
+    if not (type(value) is kind or (kind is float and type(value) is int)):
+        allowed = KINDS[kind] + (" or null" if default is None else "")
+        shown = "null" if value is None else f"{value!r}"
+        raise UserError(f"{key} is {shown} but must be {allowed}{_whole_number_hint(value, kind)}")
+    if isinstance(value, float) and not math.isfinite(value):
+        raise UserError(f"{key} is {value} but must be finite")
+    if rule and not rule.test(value):
+        raise UserError(f"{key} is {value!r} but must be {rule.allowed}")
+
+
+def _whole_number_hint(value: Any, kind: type) -> str:
+    return f": write {int(value)}" if kind is int and isinstance(value, float) and value.is_integer() else ""
+
+
+def _relations(config: DictConfig) -> Iterator[tuple[bool, str]]:
+    """Pairs of (holds, what is wrong where it doesn't) for keys that must fit each other."""
+    env, encoder, loss = config.env, config.encoder, config.loss
+    trial_batch, batch = frames_per_trial_batch(config), frames_per_batch(config)
+    yield (
+        encoder.d_model % encoder.num_heads == 0,
+        f"encoder.d_model is {encoder.d_model} but must be a multiple of encoder.num_heads, which is "
+        f"{encoder.num_heads}",
+    )
+    yield (
+        env.num_workers <= env.num_envs,
+        f"env.num_workers is {env.num_workers} but must be at most env.num_envs, which is {env.num_envs}",
+    )
+    yield (
+        batch % trial_batch == 0,
+        f"collector.frames_per_batch is {batch}, which doesn't fill whole trials, but must be a multiple of "
+        f"env.num_envs * env.episodes_per_trial * env.horizon = {env.num_envs} * {env.episodes_per_trial} * "
+        f"{env.horizon} = {trial_batch}",
+    )
+    yield (
+        config.total_frames >= batch,
+        f"total_frames is {config.total_frames} but must be at least one batch, which is {batch} frames (env.num_envs "
+        "* env.episodes_per_trial * env.horizon, or collector.frames_per_batch)",
+    )
+    yield (
+        loss.segment_frames <= env.horizon,
+        f"loss.segment_frames is {loss.segment_frames} but must be at most env.horizon, which is {env.horizon}",
+    )
+    yield (
+        loss.minibatch_frames % loss.segment_frames == 0,
+        f"loss.minibatch_frames is {loss.minibatch_frames} but must be a multiple of loss.segment_frames, which is "
+        f"{loss.segment_frames}",
+    )
+    yield (
+        loss.minibatch_frames <= batch,
+        f"loss.minibatch_frames is {loss.minibatch_frames} but must be at most one batch, which is {batch} frames",
+    )
+
+
+def _check_device(name: str) -> None:
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        raise UserError(f"device is {name!r} but must be cpu, cuda or cuda:<n>") from None
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise UserError(f"device is {name!r} but {torch.cuda.device_count()} CUDA devices are available")
+
+
+def _check_folders(run_dir: Path, resume: str) -> None:
+    existing = next(path for path in (run_dir.absolute(), *run_dir.absolute().parents) if path.exists())
+    if not existing.is_dir():
+        raise UserError(f"run_dir is '{run_dir}' but {existing} is a file: choose a folder that can be created")
+    if not os.access(existing, os.W_OK | os.X_OK):
+        raise UserError(f"run_dir is '{run_dir}' but {existing} is not writable: choose a folder that can be written")
+    if resume == "never" and run_dir.exists() and any(run_dir.iterdir()):
+        raise UserError(f"resume is never but run_dir '{run_dir}' is not empty: choose another run_dir or resume=auto")
+    if resume not in ("auto", "never") and not Path(resume).exists():
+        raise UserError(f"resume is {resume!r} but must be auto, never or the path of a checkpoint, and none is there")
+
+
+def _check_environment(config: DictConfig) -> None:
+    # late: these imports take seconds, the checks above none
+    from htrmrl_torchrl.envs import check_name, num_goals
+    from htrmrl_torchrl.envs.benchmarks import check_benchmark_seed
+    from htrmrl_torchrl.envs.factory import is_dotted_path
+    from htrmrl_torchrl.envs.metaworld import MAX_HORIZON
+
+    env, goals_per_task = config.env, config.eval.goals_per_task
+    try:
+        check_name(env.name)
+        check_benchmark_seed(env.benchmark_seed)
+    except ValueError as error:
+        raise UserError(f"env.name={env.name}, env.benchmark_seed={env.benchmark_seed}: {error}") from error
+    if is_dotted_path(env.name):
+        if env.num_workers:
+            raise UserError(f"env.num_workers is {env.num_workers} but must be 0 with a factory, which is {env.name}")
+        return
+    if env.name != "toy" and env.horizon > MAX_HORIZON:
+        raise UserError(f"env.horizon is {env.horizon} but must be at most {MAX_HORIZON} in Meta-World")
+    if goals_per_task > num_goals(env.name):
+        raise UserError(
+            f"eval.goals_per_task is {goals_per_task} but must be at most {num_goals(env.name)}, the goals that "
+            f"{env.name} has for each task"
+        )

@@ -1,0 +1,122 @@
+"""Learning curves and adaptation curves of one or more runs, from their ``metrics.csv``.
+
+    python recipes/plot.py runs/toy_ppo_seed* --metric train/success --out curve.png
+    python recipes/plot.py runs/ml10_ppo_seed1 --metric eval/val_success eval/test_success --out curve.png
+    python recipes/plot.py runs/toy_ppo_seed* --by-episode train --out adaptation.png
+
+Each run is a thin line, the mean over runs a thick one with a band from the lowest to the highest run. Runs are
+compared where all of them have points: their mean ends where the shortest run ends.
+"""
+
+import argparse
+import csv
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import matplotlib
+import numpy as np
+
+matplotlib.use("Agg")
+from matplotlib import pyplot as plt
+from matplotlib.axes import Axes
+from matplotlib.ticker import EngFormatter, MaxNLocator
+
+Curve = tuple[np.ndarray, np.ndarray]  # x and y, both [points]
+
+
+def read_metrics(run_dir: Path) -> dict[str, Curve]:
+    """Read a run's ``metrics.csv`` into curves over frames; the last value logged at the same frames counts."""
+    path = run_dir / "metrics.csv"
+    if not path.is_file():
+        raise ValueError(f"{path} does not exist: give folders of runs")
+    points: dict[str, dict[int, float]] = {}
+    with path.open(newline="") as file:
+        for row in csv.DictReader(file):
+            points.setdefault(row["metric"], {})[int(row["frames"])] = float(row["value"])
+    return {name: (np.array(list(curve)), np.array(list(curve.values()))) for name, curve in points.items()}
+
+
+def learning_curve(metrics: dict[str, Curve], name: str) -> Curve:
+    """Frames and values of one metric."""
+    if name not in metrics:
+        raise ValueError(f"no metric {name!r}; there are {', '.join(sorted(metrics))}")
+    return metrics[name]
+
+
+def adaptation_curve(metrics: dict[str, Curve], source: str) -> Curve:
+    """Episode numbers, from 1, and the success that was logged for them last."""
+    prefix = f"{'train/' if source == 'train' else source + '_'}success_by_episode/"
+    last = {int(name.removeprefix(prefix)): y[-1] for name, (_, y) in metrics.items() if name.startswith(prefix)}
+    if not last:
+        raise ValueError(f"no metric {prefix}<k>; there are {', '.join(sorted(metrics))}")
+    order = sorted(last)
+    return np.array(order) + 1, np.array([last[k] for k in order])
+
+
+def mean_and_range(curves: Sequence[Curve]) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """Mean, lowest and highest value over runs where all of them have points, interpolated between points."""
+    start, end = max(x[0] for x, _ in curves), min(x[-1] for x, _ in curves)
+    grid = np.unique(np.concatenate([x for x, _ in curves]))
+    grid = grid[(grid >= start) & (grid <= end)]
+    values = np.stack([np.interp(grid, x, y) for x, y in curves])  # [runs, points]
+    return grid, values.mean(0), values.min(0), values.max(0)
+
+
+def draw(axes: Axes, curves: Sequence[Curve], *, label: str, color: str, marker: str = "") -> None:
+    """Draw the runs of one metric: each thin, their mean thick, the range as a band."""
+    if len(curves) == 1:
+        axes.plot(*curves[0], color=color, marker=marker, label=label)
+        return
+    for curve in curves:
+        axes.plot(*curve, color=color, linewidth=0.8, alpha=0.4)
+    grid, mean, low, high = mean_and_range(curves)
+    axes.fill_between(grid, low, high, color=color, alpha=0.15, linewidth=0)
+    axes.plot(grid, mean, color=color, linewidth=2, marker=marker, label=f"{label}, mean of {len(curves)} runs")
+
+
+def parse(argv: Sequence[str] | None) -> argparse.Namespace:
+    """Read the command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("run_dirs", nargs="+", type=Path, metavar="RUN_DIR")
+    parser.add_argument("--metric", nargs="+", default=["train/success"], help="one or more metrics over frames")
+    parser.add_argument(
+        "--by-episode", nargs="+", metavar="SOURCE", help="success by episode instead: train, eval/val, eval/test"
+    )
+    parser.add_argument("--out", type=Path, required=True, help="PNG (or PDF, SVG) to write")
+    parser.add_argument("--title", default="")
+    return parser.parse_args(argv)
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Draw the figure that the command line asks for."""
+    args = parse(argv)
+    names, read = (args.by_episode, adaptation_curve) if args.by_episode else (args.metric, learning_curve)
+    try:
+        runs = [read_metrics(run_dir) for run_dir in args.run_dirs]
+        curves = {name: [read(metrics, name) for metrics in runs] for name in names}
+    except ValueError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
+    figure, axes = plt.subplots(figsize=(6.4, 4.0), layout="constrained")
+    for index, name in enumerate(names):
+        draw(axes, curves[name], label=name, color=f"C{index}", marker="o" if args.by_episode else "")
+    if args.by_episode:
+        axes.set(xlabel="episode of the trial", ylabel="success rate", ylim=(-0.02, 1.02))
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    else:
+        axes.set(xlabel="frames", ylabel=names[0] if len(names) == 1 else "value")
+        axes.xaxis.set_major_formatter(EngFormatter(sep=""))
+        if all("success" in name for name in names):
+            axes.set(ylabel="success rate", ylim=(-0.02, 1.02))
+    axes.set_title(args.title)
+    axes.grid(alpha=0.3)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.legend(frameon=False)
+    args.out.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(args.out, dpi=150)
+    plt.close(figure)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,187 @@
+"""A wrong configuration ends in one sentence, exit code 2, and before anything is built."""
+
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+from omegaconf import DictConfig
+
+from recipes._cli import UserError, run_recipe
+
+ROOT = Path(__file__).resolve().parents[2]
+
+# overrides -> parts of the sentence: the key, what was received, what is allowed
+WRONG: dict[str, tuple[list[str], list[str]]] = {
+    "misspelt key": (["encoder.widow=5"], ["unknown key 'encoder.widow'", "encoder.window"]),
+    "wrong group": (["env.window=5"], ["unknown key 'env.window'", "encoder.window"]),
+    "unlike any key": (["zzzzzz=5"], ["unknown key 'zzzzzz'", "--cfg"]),
+    "group": (["encoder=5"], ["encoder is a group", "encoder.window"]),
+    "added key": (["+foo=1"], ["'+foo=1'", "not added or removed"]),
+    "removed key": (["~seed"], ["'~seed'", "not added or removed"]),
+    "sweep": (["seed=1,2"], ["'seed=1,2'", "once for each value"]),
+    "no value": (["seed"], ["'seed'", "key=value"]),
+    "unquoted brackets": (["env.name=custom:[reach-v3]/[push-v3]"], ["quoted"]),
+    "broken interpolation": (["env.horizon=${env.hight}"], ["env.hight"]),
+    "option": (["--multirun"], ["--multirun", "--cfg"]),
+    "string for integer": (["total_frames=many"], ["total_frames is 'many'", "an integer"]),
+    "float for integer": (["total_frames=1e6"], ["total_frames is 1000000.0", "write 1000000"]),
+    "boolean for integer": (["encoder.window=true"], ["encoder.window is True", "an integer"]),
+    "integer for boolean": (["loss.value_norm=1"], ["loss.value_norm is 1", "true or false"]),
+    "boolean for number": (["optim.lr=true"], ["optim.lr is True", "a number"]),
+    "number for string": (["env.name=10"], ["env.name is 10", "a string"]),
+    "null": (["seed=null"], ["seed is null", "an integer"]),
+    "string where null is allowed": (["collector.frames_per_batch=all"], ["'all'", "an integer or null"]),
+    "not finite": (["optim.lr=nan"], ["optim.lr is nan", "finite"]),
+    "seed": (["seed=-1"], ["seed is -1", "at least 0"]),
+    "T < 1": (["encoder.window=0"], ["encoder.window is 0", "at least 1"]),
+    "E < 1": (["encoder.episodes=0"], ["encoder.episodes is 0", "at least 1"]),
+    "L1 < 1": (["encoder.intra_layers=0"], ["encoder.intra_layers is 0", "at least 1"]),
+    "L2 < 0": (["encoder.inter_layers=-1"], ["encoder.inter_layers is -1", "at least 0"]),
+    "gamma": (["loss.gamma=1.5"], ["loss.gamma is 1.5", "at most 1"]),
+    "gamma 0": (["loss.gamma=0"], ["loss.gamma is 0", "greater than 0"]),
+    "lambda": (["loss.gae_lambda=-0.1"], ["loss.gae_lambda is -0.1", "between 0 and 1"]),
+    "clip": (["loss.clip_epsilon=0"], ["loss.clip_epsilon is 0", "greater than 0"]),
+    "lr": (["optim.lr=0"], ["optim.lr is 0", "greater than 0"]),
+    "attention": (["encoder.attention=sparse"], ["'sparse'", "causal or full"]),
+    "norm": (["encoder.norm=post_ln"], ["'post_ln'", "pre_ln or tfixup"]),
+    "strategy": (["memory.strategy=best"], ["'best'", "recent or uniform"]),
+    "std": (["policy.std=fixed"], ["'fixed'", "independent or dependent"]),
+    "critic": (["critic.kind=q"], ["'q'", "shared or separate or single_step"]),
+    "credit": (["loss.credit=step"], ["'step'", "episode or trial"]),
+    "advantage": (["loss.advantage_norm=minibatch"], ["'minibatch'", "batch or task or none"]),
+    "protocol": (["eval.protocol=loose"], ["'loose'", "strict"]),
+    "heads": (["encoder.num_heads=5"], ["encoder.d_model is 64", "multiple of encoder.num_heads, which is 5"]),
+    "workers": (["env.num_workers=21"], ["env.num_workers is 21", "at most env.num_envs, which is 20"]),
+    "cut trial": (["collector.frames_per_batch=1000"], ["is 1000", "doesn't fill whole trials", "= 100000"]),
+    "less than a batch": (["total_frames=99_999"], ["total_frames is 99999", "100000 frames"]),
+    "segment": (["env.horizon=40"], ["loss.segment_frames is 50", "at most env.horizon, which is 40"]),
+    "minibatch": (["loss.minibatch_frames=4001"], ["4001", "multiple of loss.segment_frames, which is 50"]),
+    "minibatch > batch": (["loss.minibatch_frames=100_050"], ["100050", "at most one batch"]),
+    "device": (["device=abacus"], ["device is 'abacus'", "cpu, cuda"]),
+    "missing device": (["device=cuda:99"], ["device is 'cuda:99'", "available"]),
+    "resume": (["resume=nowhere"], ["resume is 'nowhere'", "auto, never or the path"]),
+    "empty run_dir": (["run_dir=' '"], ["run_dir is ' '", "not empty"]),
+    "benchmark": (["env.name=ML11"], ["ML11", "ML10"]),
+    "factory": (["env.name=no_such_module:make"], ["no_such_module"]),
+    "workers of a factory": (["env.name=math:floor"], ["env.num_workers is 2", "must be 0"]),
+    "long episodes": (["env.horizon=501"], ["env.horizon is 501", "at most 500"]),
+    "too many goals": (["eval.goals_per_task=51"], ["eval.goals_per_task is 51", "at most 50"]),
+    "benchmark seed": (["env.benchmark_seed=9999999999999"], ["benchmark_seed", "9999999999999"]),
+    "task": (["env.name=ML1:reech-v3"], ["reech-v3", "reach-v3"]),
+}
+
+
+def never(config: DictConfig) -> None:
+    raise AssertionError("the recipe was started")
+
+
+def refusal(arguments: Sequence[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> str:
+    """The sentence that ``arguments`` end in."""
+    monkeypatch.setattr(sys, "argv", ["recipe.py", *arguments])
+    with pytest.raises(SystemExit) as exit_info:
+        run_recipe(never, config_name="ml10_ppo")
+    assert exit_info.value.code == 2
+    out, error = capsys.readouterr()
+    assert out == ""
+    assert error.startswith("error: ") and error.endswith("\n") and error.count("\n") == 1
+    return error
+
+
+@pytest.mark.parametrize("case", WRONG)
+def test_wrong_configurations_end_in_one_sentence(
+    case: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    overrides, parts = WRONG[case]
+    sentence = refusal(overrides, monkeypatch, capsys)
+    assert all(part in sentence for part in parts), sentence
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_run_dir_below_a_file(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    file = tmp_path / "file"
+    file.touch()
+    assert f"{file} is a file" in refusal([f"run_dir={file}/run"], monkeypatch, capsys)
+
+
+def test_resume_never_refuses_a_used_folder(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    (tmp_path / "metrics.csv").touch()
+    assert "is not empty" in refusal([f"run_dir={tmp_path}", "resume=never"], monkeypatch, capsys)
+
+
+def test_a_user_error_from_the_recipe_is_one_sentence_and_a_bug_is_not(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def asks_too_much(config: DictConfig) -> None:
+        raise UserError("the checkpoint\nhas another shape")
+
+    def has_a_bug(config: DictConfig) -> None:
+        raise ValueError("a bug")
+
+    monkeypatch.setattr(sys, "argv", ["recipe.py"])
+    with pytest.raises(SystemExit, match="2"):
+        run_recipe(asks_too_much, config_name="toy_ppo")
+    assert capsys.readouterr().err == "error: the checkpoint has another shape\n"
+    with pytest.raises(ValueError, match="a bug"):
+        run_recipe(has_a_bug, config_name="toy_ppo")
+
+
+def test_the_recipe_receives_the_checked_configuration(monkeypatch: pytest.MonkeyPatch) -> None:
+    received = []
+    monkeypatch.setattr(sys, "argv", ["recipe.py", "seed=7", "memory.strategy=recent", "env.reward_scale=1"])
+    run_recipe(received.append, config_name="ml10_ppo")
+    (config,) = received
+    assert (config.seed, config.memory.strategy, config.run_dir) == (7, "recent", "runs/ml10_ppo_seed7")
+
+
+@pytest.mark.parametrize("option", ["--help", "--cfg"])
+def test_help_and_cfg_show_the_keys_and_stop(
+    option: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["recipe.py", option, "seed=7"])
+    run_recipe(never, config_name="toy_ppo")
+    out = capsys.readouterr().out
+    assert "num_heads: 4" in out
+    assert ("run_dir: runs/toy_ppo_seed7" in out) == (option == "--cfg")
+
+
+SCRIPT = """
+from pathlib import Path
+from recipes._cli import run_recipe
+
+def main(config):
+    Path(config.run_dir).mkdir(parents=True)
+
+run_recipe(main, config_name="toy_ppo")
+"""
+
+
+def in_a_process(arguments: Sequence[str], folder: Path) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-c", SCRIPT, *arguments],
+        cwd=folder,
+        env={"PYTHONPATH": str(ROOT), "PATH": ""},
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+
+
+@pytest.mark.parametrize("override", ["encoder.widow=5", "env.name=ML1:reech-v3"])
+def test_a_real_process_refuses_and_leaves_nothing(override: str, tmp_path: Path) -> None:
+    result = in_a_process([override], tmp_path)
+    assert result.returncode == 2
+    assert result.stderr.count("\n") == 1 and "Traceback" not in result.stderr, result.stderr
+    assert result.stdout == "" and list(tmp_path.iterdir()) == []
+
+
+def test_a_real_process_with_a_right_configuration_leaves_its_run_folder_alone(tmp_path: Path) -> None:
+    result = in_a_process(["seed=2"], tmp_path)
+    assert result.returncode == 0, result.stderr
+    assert [path.relative_to(tmp_path).as_posix() for path in tmp_path.rglob("*")] == ["runs", "runs/toy_ppo_seed2"]

@@ -1,0 +1,68 @@
+"""Curves are read as they were logged, and the figure is drawn."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from matplotlib import image
+
+from htrmrl_torchrl.loggers import RunLogger
+from recipes import plot
+
+
+@pytest.fixture
+def run_dirs(tmp_path: Path) -> list[Path]:
+    """Three runs whose success rises linearly, the last one shorter, and whose later episodes succeed more."""
+    folders = [tmp_path / f"run_seed{seed}" for seed in range(3)]
+    for seed, folder in enumerate(folders):
+        with RunLogger(folder) as logger:
+            for frames in range(0, 100_001 - 20_000 * (seed == 2), 10_000):
+                logger.log({"train/success": frames / 200_000 + 0.1 * seed}, frames=frames)
+                logger.log({"eval/val_success": frames / 400_000}, frames=frames)
+                logger.log({f"train/success_by_episode/{k}": frames / 1e6 + k / 20 for k in range(12)}, frames=frames)
+    return folders
+
+
+def test_adaptation_curve_is_the_last_one_in_numeric_order(run_dirs: list[Path]) -> None:
+    episodes, success = plot.adaptation_curve(plot.read_metrics(run_dirs[0]), "train")
+    np.testing.assert_array_equal(episodes, np.arange(1, 13))  # 10 comes after 9, not after 1
+    np.testing.assert_allclose(success, 0.1 + np.arange(12) / 20)
+
+
+def test_mean_ends_with_the_shortest_run_and_interpolates() -> None:
+    curves = [(np.array([0, 10, 20]), np.array([0.0, 1.0, 2.0])), (np.array([5, 15]), np.array([4.0, 2.0]))]
+    grid, mean, low, high = plot.mean_and_range(curves)
+    np.testing.assert_array_equal(grid, [5, 10, 15])
+    np.testing.assert_allclose(mean, [2.25, 2.0, 1.75])
+    np.testing.assert_allclose(low, [0.5, 1.0, 1.5])
+    np.testing.assert_allclose(high, [4.0, 3.0, 2.0])
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [["--metric", "train/success"], ["--metric", "train/success", "eval/val_success"], ["--by-episode", "train"]],
+    ids=["one", "two", "by-episode"],
+)
+def test_a_figure_is_written(run_dirs: list[Path], tmp_path: Path, arguments: list[str]) -> None:
+    out = tmp_path / "figures" / "curve.png"
+    plot.main([*map(str, run_dirs), *arguments, "--out", str(out)])
+    pixels = image.imread(out)
+    assert pixels.shape[:2] == (600, 960)
+    assert len(np.unique(pixels.reshape(-1, pixels.shape[2]), axis=0)) > 100  # colours: more than empty axes
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--metric", "train/sucess"], "no metric 'train/sucess'; there are"),
+        (["--by-episode", "eval/test"], "no metric eval/test_success_by_episode/<k>"),
+    ],
+)
+def test_unknown_metrics_are_named(
+    run_dirs: list[Path], tmp_path: Path, capsys: pytest.CaptureFixture[str], arguments: list[str], message: str
+) -> None:
+    out = tmp_path / "curve.png"
+    with pytest.raises(SystemExit, match="2"):
+        plot.main([*map(str, run_dirs), *arguments, "--out", str(out)])
+    assert message in capsys.readouterr().err
+    assert not out.exists()
