@@ -4,13 +4,11 @@ The protocol is the first half of a trial-based evaluation: K adaptation episode
 with the mean action, all in one trial whose memory persists. Success never ends an episode.
 """
 
-import time
 from collections.abc import Sequence
 
 import torch
 from tensordict import TensorDict, TensorDictBase
 from tensordict.nn import TensorDictModuleBase
-from torch import Tensor
 from torchrl.envs import EnvBase
 from torchrl.envs.utils import ExplorationType, set_exploration_type
 
@@ -71,7 +69,9 @@ def play_trials(
     return start.update({"success": success, "return": returns}).auto_batch_size_(1)
 
 
-def success_metrics(outcomes: TensorDictBase, task_names: Sequence[str], *, split: str, evaluation_episodes: int = 1) -> dict[str, float]:
+def success_metrics(
+    outcomes: TensorDictBase, task_names: Sequence[str], *, split: str, evaluation_episodes: int = 1
+) -> dict[str, float]:
     """``eval/<split>_*`` of `play_trials`: mean over evaluation episodes, then goals, then tasks with equal weight."""
     success = outcomes["success"].float()  # [N, K + M]
     by_task = {name: outcomes["task"] == index for index, name in enumerate(task_names)}

@@ -55,7 +55,9 @@ class TrialGAE:
         if credit not in CREDITS:
             raise ValueError(f"credit={credit!r} is unknown; choose one of {', '.join(CREDITS)}.")
         if advantage_norm not in ADVANTAGE_NORMS:
-            raise ValueError(f"advantage_norm={advantage_norm!r} is unknown; choose one of {', '.join(ADVANTAGE_NORMS)}.")
+            raise ValueError(
+                f"advantage_norm={advantage_norm!r} is unknown; choose one of {', '.join(ADVANTAGE_NORMS)}."
+            )
         self.credit, self.bootstrap = credit, bootstrap
         self._gae = GAE(
             gamma=gamma,

@@ -18,8 +18,15 @@ from torchrl.collectors import Collector
 from torchrl.envs import EnvBase
 from tqdm import tqdm
 
-from htrmrl_torchrl import EpisodicReplayBuffer, EpisodicStorage, NormalizedClipPPOLoss, TrialGAE, final_values, make_env
-from htrmrl_torchrl import keys
+from htrmrl_torchrl import (
+    EpisodicReplayBuffer,
+    EpisodicStorage,
+    NormalizedClipPPOLoss,
+    TrialGAE,
+    final_values,
+    keys,
+    make_env,
+)
 from htrmrl_torchrl.agent import Networks, acting_policy, build_networks
 from htrmrl_torchrl.checkpoint import RunCheckpoints, latest_checkpoint
 from htrmrl_torchrl.envs import task_names
@@ -90,6 +97,7 @@ def train(config: DictConfig) -> None:
     )
     if resume_from is not None:
         checkpoints.restore(resume_from)
+        collector.reset()  # it has reset the environment already, before the task deck was restored
         print(f"continuing {run_dir} at {progress['frames']:,} frames")
     run_dir.mkdir(parents=True, exist_ok=True)
     OmegaConf.save(config, run_dir / "config.yaml", resolve=True)
@@ -98,10 +106,14 @@ def train(config: DictConfig) -> None:
     evaluator = _Evaluator(config, networks)
     bar = tqdm(total=config.total_frames, initial=progress["frames"], unit=" frames", unit_scale=True, smoothing=0.1)
 
+    # While acting, more than one thread only gets in the way of the environment workers.
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
     clock = time.perf_counter()
     batches = iter(collector) if progress["frames"] < config.total_frames else iter(())
     for batch in batches:
         collected = time.perf_counter()
+        torch.set_num_threads(threads)
 
         # 1. Store the batch once; windows and contexts are gathered from it by index.
         buffer.empty()
@@ -118,7 +130,7 @@ def train(config: DictConfig) -> None:
         # 3. Several epochs of PPO over minibatches that mix all tasks.
         sums: dict[str, float] = defaultdict(float)
         updates = 0
-        for epoch in range(config.loss.epochs):
+        for _ in range(config.loss.epochs):
             for minibatch in buffer:
                 losses = loss(minibatch)
                 if not updates:
@@ -135,6 +147,7 @@ def train(config: DictConfig) -> None:
         collector.update_policy_weights_()
         progress["frames"] += batch.numel()
         updated = time.perf_counter()
+        torch.set_num_threads(1)
 
         # 4. Log, evaluate on held-out goals and tasks, save.
         ratio = sums.pop("ppo/first_minibatch_ratio")
@@ -279,7 +292,7 @@ def _checkpoint_to_resume(config: DictConfig, run_dir: Path) -> Path | None:
     return path
 
 
-def _plain(config: DictConfig) -> dict[str, Any]:
+def _plain(config: Any) -> dict[str, Any]:
     container: Any = OmegaConf.to_container(config, resolve=True)
     return container
 
@@ -296,7 +309,7 @@ def _refuse_non_finite(losses: TensorDictBase, norm: torch.Tensor) -> None:
     bad = [name for name, value in losses.items() if not value.isfinite().all()]
     if bad or not norm.isfinite():
         raise FloatingPointError(
-            f"Not finite: {', '.join(bad) or 'the gradient'}. The weights were not changed; the last checkpoint is good."
+            f"Not finite: {', '.join(bad) or 'the gradient'}. The weights are as before; the last checkpoint is good."
         )
 
 

@@ -126,9 +126,7 @@ class EpisodicReplayBuffer(TensorDictReplayBuffer):
         if not isinstance(storage, EpisodicStorage):
             raise ValueError(f"An EpisodicReplayBuffer needs an EpisodicStorage; received {type(storage).__name__}.")
         if batch_size < 1 or segment_frames < 1 or batch_size % segment_frames:
-            raise ValueError(
-                f"batch_size={batch_size} must be a positive multiple of segment_frames={segment_frames}."
-            )
+            raise ValueError(f"batch_size={batch_size} must be a positive multiple of segment_frames={segment_frames}.")
         super().__init__(
             storage=storage,
             sampler=SegmentSampler(segment_frames=segment_frames),

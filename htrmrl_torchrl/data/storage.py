@@ -28,9 +28,9 @@ _LANE, _TRAINABLE, _TOKEN, _NEXT_TOKEN = "lane", "trainable", "_token", "_next_t
 class EpisodicStorage(LazyTensorStorage):
     """On-policy storage that knows episodes: frames are kept once, windows and contexts are rebuilt by index.
 
-    `EpisodicReplayBuffer.extend` fills it with batches ``[N, T]`` as collectors give them, one row a lane. Frames of one
-    lane stay together in time order, over several batches too. Where a batch cuts a trial, the frames of its beginning
-    outlive `EpisodicReplayBuffer.empty` as context until the trial is over; they are never trained on again.
+    `EpisodicReplayBuffer.extend` fills it with batches ``[N, T]`` as collectors give them, one row a lane. Frames of
+    one lane stay together in time order, over several batches too. Where a batch cuts a trial, the frames of its
+    beginning outlive `EpisodicReplayBuffer.empty` as context until the trial is over; they are never trained on again.
 
     Args:
         max_size: most frames it may hold, those kept as context included. More is an error, never an overwrite.
@@ -60,17 +60,18 @@ class EpisodicStorage(LazyTensorStorage):
     def merge(self, batch: TensorDictBase) -> TensorDictBase:
         """All frames to be held, ``[frames]`` lane by lane: ``batch`` ``[N, T]`` behind what is here of each lane."""
         self._check(batch)
+        after: TensorDictBase = batch.get("next")
         lane = torch.arange(len(batch), device=batch.device).view(-1, 1).expand(batch.shape)
         rows = batch.exclude(*_NOT_STORED).update(
             {
                 _LANE: lane,
                 _TRAINABLE: torch.ones_like(lane, dtype=torch.bool),
                 _TOKEN: make_token(batch),
-                _NEXT_TOKEN: make_token(batch["next"]),
+                _NEXT_TOKEN: make_token(after),
             }
         )
-        earlier = [rows_held for rows_held in (self._continuing(batch), self._rows()) if rows_held is not None]
         rows = rows.reshape(-1)
+        earlier = [held for held in (self._continuing(batch), self._rows()) if held is not None]
         if earlier:
             columns = rows.keys(True, True)
             rows = torch.cat([*(held.select(*columns) for held in earlier), rows])
@@ -87,6 +88,9 @@ class EpisodicStorage(LazyTensorStorage):
         self._index(data)
         self._context_only = None
         super().set(cursor, data.exclude(_TOKEN, _NEXT_TOKEN), set_cursor=set_cursor)
+        # Columns assigned to an earlier batch say nothing about this one.
+        for key in set(self._storage.keys(True, True)) - set(data.keys(True, True)):
+            del self._storage[key]
 
     def assign(self, frames: Tensor, columns: TensorDictBase) -> None:
         """Writes further columns ``[*shape]`` (advantages, say) at the rows ``frames`` ``[*shape]``."""
@@ -216,7 +220,9 @@ class EpisodicStorage(LazyTensorStorage):
         row = drawn + self._offset[self.table["lane"][episode]].unsqueeze(-1)
         row = torch.where(slot_mask, row, 0)
         known = (row >= 0) & (row < len(self.table))
-        if not bool(((self.table["counter"][row * known] == drawn) & known | ~slot_mask).all()):
+        held = self.table[row * known]  # the row beyond a lane's first one is another lane's
+        known &= (held["counter"] == drawn) & (held["lane"] == self.table["lane"][episode].unsqueeze(-1))
+        if not bool((known | ~slot_mask).all()):
             raise ValueError(
                 "A context refers to an episode that is not in the storage. Batches must be extended in the order they "
                 "were collected, and a trial's first batch may not be skipped."

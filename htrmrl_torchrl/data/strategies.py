@@ -16,7 +16,9 @@ Window = tuple[int, int]
 class WindowStrategy(Protocol):
     """Draws windows of earlier episodes."""
 
-    def __call__(self, lengths: Sequence[int], *, slots: int, window: int, rng: np.random.Generator) -> list[Window]: ...
+    def __call__(
+        self, lengths: Sequence[int], *, slots: int, window: int, rng: np.random.Generator
+    ) -> list[Window]: ...
 
 
 class Recent:
@@ -64,5 +66,7 @@ def make_strategy(strategy: str | WindowStrategy) -> WindowStrategy:
     if not isinstance(strategy, str):
         return strategy
     if strategy not in STRATEGIES:
-        raise ValueError(f"Window strategy {strategy!r} is unknown; the known ones are {', '.join(sorted(STRATEGIES))}.")
+        raise ValueError(
+            f"Window strategy {strategy!r} is unknown; the known ones are {', '.join(sorted(STRATEGIES))}."
+        )
     return STRATEGIES[strategy]()

@@ -31,7 +31,7 @@ def make_token(tensordict: TensorDictBase) -> Tensor:
 
 
 def final_token(tensordict: TensorDictBase) -> Tensor:
-    """x_H of the episode before, from the ``("final", ...)`` keys of an episode's first step, ``[*batch, o + a + 2]``."""
+    """x_H of the episode before, ``[*batch, o + a + 2]``, from the ``"final"`` keys of its successor."""
     observation, action, reward = (
         tensordict.get(key, None) for key in (keys.FINAL_OBSERVATION, keys.FINAL_ACTION, keys.FINAL_REWARD)
     )

@@ -11,7 +11,8 @@ name                          tasks
 
 The 50 goals per task are exactly those of the official classes, ``metaworld.ML10(seed=benchmark_seed)`` and so on.
 Split ``val`` is the training tasks with the goals of benchmark seed ``benchmark_seed + 10_000``: choose on it, never on
-``test``. (``metaworld.ML1`` draws its test goals with ``seed + 1``, hence the distance.)
+``test``. (``metaworld.ML1`` draws its test goals with ``seed + 1``, hence the distance.) No (task, goal) belongs to two
+splits; in ML25 Meta-World 3.1.1 itself has basketball-v3 among both the training and the test tasks, with other goals.
 """
 
 import difflib
@@ -83,8 +84,8 @@ def parse_name(name: str) -> MetaWorldBenchmark | None:
     known = ["toy", *FIXED_NAMES, "ML1:<task>", "custom:[a,b]/[c]"]
     nearest = difflib.get_close_matches(name, known, n=3, cutoff=0.3) or known
     raise ValueError(
-        f"Unknown environment {name!r}; nearest known: {', '.join(nearest)}. Known are {', '.join(known)} and the dotted "
-        "path of an environment factory (package.module:factory)."
+        f"Unknown environment {name!r}; nearest known: {', '.join(nearest)}. Known are {', '.join(known)} and the "
+        "dotted path of an environment factory (package.module:factory)."
     )
 
 
@@ -166,8 +167,9 @@ def draw_goals(name: str, split: str, benchmark_seed: int) -> GoalList:
     if benchmark is None:
         raise ValueError("The toy environment has no goal vectors to draw; its goals are toy.GOALS.")
     check_benchmark_seed(benchmark_seed)
-    goals = dict(zip(benchmark.names(split), _goals(benchmark.names(split), benchmark.seed(split, benchmark_seed))))
-    return [goals[task].copy() for task in names]
+    drawn_names = benchmark.names(split)
+    goals = _goals(drawn_names, benchmark.seed(split, benchmark_seed))
+    return [goals[drawn_names.index(task)].copy() for task in names]
 
 
 def check_benchmark_seed(benchmark_seed: int) -> None:
@@ -214,7 +216,7 @@ def cache_path(names: Sequence[str], seed: int) -> Path:
 
 def _read_cache(path: Path, names: Sequence[str]) -> GoalList | None:
     try:
-        with np.load(path, allow_pickle=False) as archive:
+        with path.open("rb") as file, np.load(file, allow_pickle=False) as archive:
             goals = [archive[name] for name in names]
     except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
         return None
@@ -228,7 +230,7 @@ def _write_cache(path: Path, names: Sequence[str], goals: GoalList) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.NamedTemporaryFile(dir=path.parent, suffix=".tmp", delete=False) as file:
             temporary = file.name
-            arrays: dict[str, Any] = dict(zip(names, goals))
+            arrays: dict[str, Any] = dict(zip(names, goals, strict=True))
             np.savez(file, **arrays)
         os.replace(temporary, path)  # atomic: another process sees all of it or nothing
     except OSError:

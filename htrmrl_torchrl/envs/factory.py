@@ -9,7 +9,7 @@ import numpy as np
 from torchrl.envs import EnvBase, TransformedEnv
 
 from htrmrl_torchrl import keys
-from htrmrl_torchrl.envs import benchmarks, metaworld, toy
+from htrmrl_torchrl.envs import benchmarks, metaworld
 from htrmrl_torchrl.envs.deck import FixedGrid, TaskDeck
 from htrmrl_torchrl.envs.lanes import Deck, Lanes
 from htrmrl_torchrl.envs.metaworld import MetaWorldLanes
@@ -142,7 +142,10 @@ def _make_lanes(
     if name == "toy":
         builder, kind = partial(_build_toy, horizon), ToyLanes
     else:
-        builder, kind = partial(_build_metaworld, tasks, benchmarks.draw_goals(name, split, benchmark_seed)), MetaWorldLanes
+        builder, kind = (
+            partial(_build_metaworld, tasks, benchmarks.draw_goals(name, split, benchmark_seed)),
+            MetaWorldLanes,
+        )
     if num_workers == 0:
         return builder(num_envs)
     return WorkerLanes(

@@ -13,6 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from htrmrl_torchrl.envs.lanes import BoolArray, FloatArray, IntArray
+from htrmrl_torchrl.envs.lighten import lighten
 
 MAX_HORIZON = 500  # metaworld raises in step() past SawyerXYZEnv.max_path_length
 OBS_DIM = 39
@@ -40,9 +41,7 @@ class MetaWorldLanes:
     action_low: FloatArray = np.full(4, -1.0, dtype=np.float32)
     action_high: FloatArray = np.full(4, 1.0, dtype=np.float32)
 
-    def __init__(
-        self, task_names: Sequence[str], goals: Sequence[npt.NDArray[np.float64]], *, num_lanes: int
-    ) -> None:
+    def __init__(self, task_names: Sequence[str], goals: Sequence[npt.NDArray[np.float64]], *, num_lanes: int) -> None:
         self.task_names, self.goals, self.num_lanes = list(task_names), list(goals), num_lanes
         self._simulators: list[Any] = [None] * num_lanes
         self._tasks = [-1] * num_lanes
@@ -84,7 +83,9 @@ class MetaWorldLanes:
         self._pool = {task: [] for task in self._pool}
 
     def _build(self, task: int) -> Any:
-        return _environment_class(self.task_names[task])()
+        simulator = _environment_class(self.task_names[task])()
+        lighten(simulator)
+        return simulator
 
     def _set_goal(self, simulator: Any, task: int, goal: int) -> None:
         from metaworld.types import Task

@@ -112,12 +112,12 @@ class TrialCounter:
         for key, flag in ((keys.IS_INIT, self.is_init), (keys.TRIAL_INIT, self.trial_init)):
             spec[key] = Categorical(2, shape=flag.shape, dtype=torch.bool, device=flag.device)
         final = Composite(shape=self.batch_size, device=self.episode.device)
-        for key, value in (
+        for (_, name), value in (
             (keys.FINAL_OBSERVATION, self.observation),
             (keys.FINAL_ACTION, self.action),
             (keys.FINAL_REWARD, self.reward),
         ):
-            final[key[1]] = Unbounded(value.shape, dtype=value.dtype, device=value.device)
+            final[name] = Unbounded(value.shape, dtype=value.dtype, device=value.device)
         spec[keys.PREV_ACTION] = final[keys.FINAL_ACTION[1]].clone()
         spec[keys.PREV_REWARD] = final[keys.FINAL_REWARD[1]].clone()
         spec[keys.FINAL_OBSERVATION[0]] = final
@@ -146,7 +146,8 @@ class TrialEnv(EnvBase):
     Example:
         >>> from htrmrl_torchrl.envs.deck import FixedGrid
         >>> from htrmrl_torchrl.envs.toy import ToyLanes
-        >>> env = TrialEnv(ToyLanes(num_lanes=2, horizon=6), FixedGrid([(0, 0), (0, 1)]), episodes_per_trial=2, horizon=6)
+        >>> lanes = ToyLanes(num_lanes=2, horizon=6)
+        >>> env = TrialEnv(lanes, FixedGrid([(0, 0), (0, 1)]), episodes_per_trial=2, horizon=6)
         >>> env.rollout(12, break_when_any_done=False)["episode"][0].flatten().tolist()
         [0, 0, 0, 0, 0, 0, 1, 1, 1, 1, 1, 1]
     """
@@ -234,6 +235,7 @@ class TrialEnv(EnvBase):
     def _set_seed(self, seed: int | None) -> None:
         if seed is not None:
             self._deck.reseed(seed)
+            self._pending = None
 
     def checkpoint_state(self) -> dict[str, Any]:
         """What is needed to go on at a trial boundary: plain ints, lists, strings and tensors.
@@ -245,11 +247,13 @@ class TrialEnv(EnvBase):
         Raises:
             RuntimeError: in the middle of a trial, because simulators are not saved.
         """
-        counter = self._counter
+        counter, pending = self._counter, self._pending
         dealt = bool(counter.trial_init.all())
         ended = bool(((counter.episode + 1 == self.episodes_per_trial) & (self._steps >= self.horizon)).all())
         unstarted = bool((counter.episode < 0).all())
-        if not (dealt or ended or unstarted):
+        if pending is None and dealt:
+            pending = [(task, goal) for task, goal in self._pair.tolist()]
+        elif pending is None and not (ended or unstarted):
             raise RuntimeError(
                 f"Checkpoints are possible at trial boundaries only; lanes are at episode "
                 f"{counter.episode.flatten().tolist()}, step {self._steps.flatten().tolist()} of trials of "
@@ -257,7 +261,7 @@ class TrialEnv(EnvBase):
             )
         return {
             "deck": self._deck.state(),
-            "pending": self._pair.tolist() if dealt else self._pending and [list(pair) for pair in self._pending],
+            "pending": pending and [list(pair) for pair in pending],
             "final": {
                 "observation": counter.observation.clone(),
                 "action": counter.action.clone(),

@@ -11,8 +11,8 @@ one-word commands through pipes.
 import os
 import signal
 import traceback
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager, suppress
 from multiprocessing import get_context
 from multiprocessing.connection import Connection, wait
 from multiprocessing.sharedctypes import RawArray
@@ -58,7 +58,9 @@ class WorkerLanes:
         action_high: FloatArray,
     ) -> None:
         if not 1 <= num_workers <= num_lanes:
-            raise ValueError(f"num_workers must be from 1 to the number of lanes ({num_lanes}), received {num_workers}.")
+            raise ValueError(
+                f"num_workers must be from 1 to the number of lanes ({num_lanes}), received {num_workers}."
+            )
         self.num_lanes, self.obs_dim = num_lanes, obs_dim
         self.action_low, self.action_high = action_low, action_high
         shapes = {"action": (num_lanes, len(action_low)), "observation": (num_lanes, obs_dim), "reward": (num_lanes,)}
@@ -73,9 +75,7 @@ class WorkerLanes:
             for index, block in enumerate(self._blocks):
                 ours, theirs = context.Pipe()
                 arguments = (theirs, builder, self._buffers, num_lanes, int(block[0]), len(block))
-                process = context.Process(
-                    target=_work, args=arguments, daemon=True, name=f"environment-worker-{index}"
-                )
+                process = context.Process(target=_work, args=arguments, daemon=True, name=f"environment-worker-{index}")
                 process.start()
                 theirs.close()  # so that only the worker holds its end, and its death is seen here
                 self._connections.append(ours)
@@ -121,14 +121,14 @@ class WorkerLanes:
         except (BrokenPipeError, ConnectionResetError):
             self._fail(worker)
 
-    def _receive(self, workers: Any) -> None:
+    def _receive(self, workers: Iterable[int]) -> None:
         waiting = {self._connections[worker]: worker for worker in workers}
         while waiting:
-            for connection in wait(list(waiting)):  # also wakes up at the end-of-file that a death leaves
-                worker = waiting.pop(connection)  # type: ignore[call-overload]
+            for connection in [c for c in wait(list(waiting)) if isinstance(c, Connection)]:
+                worker = waiting.pop(connection)
                 try:
-                    error = connection.recv()  # type: ignore[union-attr]
-                except (EOFError, ConnectionResetError):
+                    error = connection.recv()
+                except (EOFError, ConnectionResetError):  # what a death leaves
                     self._fail(worker)
                 if error is not None:
                     self._fail(worker, error)
@@ -164,7 +164,8 @@ def _work(
     except (EOFError, BrokenPipeError, ConnectionResetError):
         return  # closed, or the main process is gone
     except Exception:
-        connection.send(traceback.format_exc())
+        with suppress(BrokenPipeError, ConnectionResetError):  # nobody is left to tell
+            connection.send(traceback.format_exc())
 
 
 def _as_arrays(buffers: dict[str, Any], num_lanes: int) -> dict[str, npt.NDArray[Any]]:

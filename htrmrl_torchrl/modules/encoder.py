@@ -10,7 +10,8 @@ the newest position is computed. With causal attention the past's keys and value
 are computed once for all decisions of an episode.
 """
 
-from typing import Literal
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from tensordict import TensorDictBase
@@ -53,7 +54,15 @@ class IntraEpisodeEncoder(nn.Module):
     """
 
     def __init__(
-        self, *, token_dim: int, window: int, d_model: int, num_heads: int, num_layers: int, d_feedforward: int, norm: Norm
+        self,
+        *,
+        token_dim: int,
+        window: int,
+        d_model: int,
+        num_heads: int,
+        num_layers: int,
+        d_feedforward: int,
+        norm: Norm,
     ) -> None:
         super().__init__()
         self.embed = nn.Linear(token_dim, d_model, bias=norm == "pre_ln")
@@ -343,8 +352,18 @@ class HierarchicalEncoder(TensorDictModuleBase):
         return out.view(*past.shape[:2], self.d_model)
 
 
-def _layers(num_layers: int, d_model: int, num_heads: int, d_feedforward: int, norm: Norm) -> nn.ModuleList:
-    return nn.ModuleList(
+class _Layers(nn.ModuleList):
+    """A list of layers that a type checker knows to be layers."""
+
+    if TYPE_CHECKING:
+
+        def __getitem__(self, index: Any) -> Any: ...
+
+        def __iter__(self) -> Iterator[TransformerLayer]: ...
+
+
+def _layers(num_layers: int, d_model: int, num_heads: int, d_feedforward: int, norm: Norm) -> _Layers:
+    return _Layers(
         TransformerLayer(
             d_model=d_model, num_heads=num_heads, d_feedforward=d_feedforward, norm=norm, num_layers=num_layers
         )

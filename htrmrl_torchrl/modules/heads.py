@@ -210,7 +210,12 @@ def _mlp(in_features: int, out_features: int, hidden: Sequence[int], *, gain: fl
 
 
 def _check_kinds(
-    *, std: str, init_std: float, critic_kind: str, encoder: HierarchicalEncoder, critic_encoder: HierarchicalEncoder | None
+    *,
+    std: str,
+    init_std: float,
+    critic_kind: str,
+    encoder: HierarchicalEncoder,
+    critic_encoder: HierarchicalEncoder | None,
 ) -> None:
     if std not in STDS:
         raise ValueError(f"std={std!r} is unknown; choose one of {', '.join(STDS)}.")

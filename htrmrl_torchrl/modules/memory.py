@@ -89,7 +89,7 @@ class EpisodicMemory(TensorDictModuleBase):
     @torch.no_grad()
     def forward(self, tensordict: TensorDictBase) -> TensorDictBase:
         batch = tensordict.batch_size
-        flat = tensordict.select(*self.in_keys, strict=False).reshape(-1)
+        flat = tensordict if len(batch) == 1 else tensordict.select(*self.in_keys, strict=False).reshape(-1)
         token = make_token(flat)  # [N, x]
         trial = flat.get(keys.TRIAL_INIT).squeeze(-1)
         if self._lanes != len(token):
@@ -103,14 +103,11 @@ class EpisodicMemory(TensorDictModuleBase):
         self._append(self._all, token)
         newest = self._row0 + self._count - 1
         current, mask = window_at(self._table.flatten(0, 1), newest, self._row0 + self._first, self.window)
-        context = TensorDict(current=current, current_mask=mask, batch_size=[len(token)])
-        context.update(self._past)
-        out = TensorDict(
-            context=context,
-            window=TensorDict(episode=self._window_episode, start=self._window_start, current=self._episode),
-            batch_size=[len(token)],
-        ).view(batch)
-        return tensordict.update(out.clone(recurse=False))
+        context = self._past.copy().update({keys.CURRENT[1]: current, keys.CURRENT_MASK[1]: mask})
+        tensordict.set(keys.CONTEXT, context.reshape(batch))
+        tensordict.set(keys.WINDOW_EPISODE, self._window_episode.reshape(*batch, -1))
+        tensordict.set(keys.WINDOW_START, self._window_start.reshape(*batch, -1))
+        return tensordict.set(keys.WINDOW_CURRENT, self._episode.reshape(*batch, 1))
 
     def refresh(self) -> None:
         """Encodes the remembered windows anew. In-place weight updates of this process are noticed without it; call it
@@ -171,6 +168,8 @@ class EpisodicMemory(TensorDictModuleBase):
         self._streams = [np.random.default_rng([self.seed, lane]) for lane in range(n)]
         for rng, stream in zip(self._streams, state["streams"] if state else (), strict=False):
             rng.bit_generator.state = json.loads(stream)
+        # Listed once: walking the modules at every step would cost as much as the attention.
+        self._watched = [parameter for encoder in self._encoders for parameter in encoder.parameters()]
         self._version = -1
 
     def _append(self, lanes: Tensor, token: Tensor) -> None:
@@ -241,4 +240,4 @@ class EpisodicMemory(TensorDictModuleBase):
             self._past = self._past.copy().set(key, old.index_copy(0, lanes, cache))
 
     def _weights_version(self) -> int:
-        return sum(p._version for encoder in self._encoders for p in encoder.parameters())
+        return sum(parameter._version for parameter in self._watched)

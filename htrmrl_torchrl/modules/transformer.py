@@ -93,7 +93,8 @@ class TransformerLayer(nn.Module):
         if norm not in NORMS:
             raise ValueError(f"norm={norm!r} is unknown; choose one of {', '.join(NORMS)}.")
         self.attention = Attention(d_model=d_model, num_heads=num_heads)
-        self.feedforward = nn.Sequential(nn.Linear(d_model, d_feedforward), nn.ReLU(), nn.Linear(d_feedforward, d_model))
+        self.widen = nn.Linear(d_model, d_feedforward)
+        self.narrow = nn.Linear(d_feedforward, d_model)
         self.norm_attention = nn.LayerNorm(d_model) if norm == "pre_ln" else nn.Identity()
         self.norm_feedforward = nn.LayerNorm(d_model) if norm == "pre_ln" else nn.Identity()
         for module in self.modules():
@@ -108,12 +109,12 @@ class TransformerLayer(nn.Module):
         # Huang et al. 2020, section 3.2: 0.67 N^-1/4 on feed-forward and output weights, sqrt(2) more on the values.
         # TrMRL scales its packed queries and keys as well; T-Fixup, and we, leave those.
         factor = 0.67 * num_layers**-0.25
-        for linear in (self.feedforward[0], self.feedforward[2], self.attention.output):
+        for linear in (self.widen, self.narrow, self.attention.output):
             linear.weight.mul_(factor)
         self.attention.value.weight.mul_(factor * 2**0.5)
 
     def _feed(self, x: Tensor) -> Tensor:
-        return x + self.feedforward(self.norm_feedforward(x))
+        return x + self.narrow(F.relu(self.widen(self.norm_feedforward(x))))
 
     def forward(self, x: Tensor, mask: Tensor) -> Tensor:
         """All positions: ``x`` ``[W, L, D]``, ``mask`` ``[W or 1, L, L]`` -> ``[W, L, D]``."""

@@ -91,7 +91,8 @@ def test_task_names_are_sorted_and_metaworlds(name, train, test):
         names = task_names(name, split)
         assert names == sorted(names) and len(names) == number
     assert set(task_names(name)) == set(getattr(metaworld.env_dict, f"{name}_V3")["train"])
-    assert not set(task_names(name, "train")) & set(task_names(name, "test"))
+    shared = {"basketball-v3"} if name == "ML25" else set()  # Meta-World 3.1.1 lists it twice
+    assert set(task_names(name, "train")) & set(task_names(name, "test")) == shared
 
 
 def test_every_metaworld_task_is_an_ml1():

@@ -5,7 +5,7 @@ import itertools
 import numpy as np
 import pytest
 import torch
-from torchrl.envs import check_env_specs, step_mdp
+from torchrl.envs import check_env_specs
 
 from htrmrl_torchrl.envs import make_env
 from htrmrl_torchrl.envs.toy import GOALS, STEP_SIZE
@@ -26,7 +26,7 @@ def play_trial(env, remember):
             row["action"] = ((target - row["observation"][:, :2]) / STEP_SIZE).float()
             row = env.step(row)
             last = row["next"].clone()
-            row = env.maybe_reset(step_mdp(row))
+            row = env.maybe_reset(env.step_mdp(row))
         rewards.append(last["reward"][:, 0])
         successes.append(last["success"][:, 0])
         if remember:
@@ -77,7 +77,7 @@ def test_nothing_tells_the_goal_before_the_episode_ends():
         if step < H - 1:
             for key in ("observation", "reward", "success", "prev_reward"):
                 assert (following[key] == following[key][0]).all(), key
-        row = step_mdp(row)
+        row = env.step_mdp(row)
     assert len(set(following["reward"].flatten().tolist())) == 4  # the control: now it does
 
 
@@ -86,7 +86,7 @@ def test_position_stays_on_the_disc_and_time_runs_out():
     row, left = env.reset(), []
     for _ in range(H):
         row["action"] = torch.ones(1, 2)
-        row = step_mdp(env.step(row))
+        row = env.step_mdp(env.step(row))
         left.append(row["observation"][0, 2].item())
         assert row["observation"][0, :2].norm() <= 1 + 1e-6
     np.testing.assert_allclose(left, [5 / 6, 4 / 6, 3 / 6, 2 / 6, 1 / 6, 0], atol=1e-6)

@@ -36,9 +36,7 @@ def test_specs_are_exact_in_parallel(inside):
     if inside:
         env = ParallelEnv(2, trial_pendulum, mp_start_method="fork")
     else:
-        env = TransformedEnv(
-            ParallelEnv(2, pendulum, mp_start_method="fork"), TrialTransform(episodes_per_trial=3)
-        )
+        env = TransformedEnv(ParallelEnv(2, pendulum, mp_start_method="fork"), TrialTransform(episodes_per_trial=3))
     try:
         check_env_specs(env)
     finally:
@@ -88,7 +86,7 @@ def test_a_categorical_action_is_told_the_mend():
 
 def test_an_environment_with_trials_is_refused():
     env = TransformedEnv(trial_pendulum(), TrialTransform(episodes_per_trial=3))
-    with pytest.raises(ValueError, match="episode.*needs no TrialTransform"):
+    with pytest.raises(ValueError, match=r"episode.*needs no TrialTransform"):
         env.observation_spec  # noqa: B018
 
 

@@ -5,8 +5,8 @@ import pytest
 import torch
 from tensordict import TensorDict
 from torchrl.collectors import Collector
-from torchrl.data import Bounded, Composite, Unbounded
-from torchrl.envs import EnvBase, ParallelEnv, SerialEnv, TransformedEnv, check_env_specs, step_mdp
+from torchrl.data import Bounded, Categorical, Composite, Unbounded
+from torchrl.envs import EnvBase, ParallelEnv, SerialEnv, TransformedEnv, check_env_specs
 
 from htrmrl_torchrl.envs import TrialEnv, TrialTransform, make_env
 from htrmrl_torchrl.envs.deck import FixedGrid, TaskDeck
@@ -15,7 +15,7 @@ K, H = 2, 3
 
 
 class CountingLanes:
-    """Every observation a lane emits has the next number, 1, 2, ...; a step's reward is ten times the number it led to."""
+    """Every observation a lane emits has the next number, 1, 2, ...; a step's reward is ten times what it led to."""
 
     obs_dim = 1
     action_low = np.array([-1.0], dtype=np.float32)
@@ -47,6 +47,8 @@ class CountingEnv(EnvBase):
         self.observation_spec = Composite(observation=Unbounded(shape), shape=batch_size)
         self.action_spec = Bounded(-1.0, 1.0, shape)
         self.reward_spec = Unbounded(shape)
+        flag = Categorical(2, shape=shape, dtype=torch.bool)
+        self.done_spec = Composite(done=flag, terminated=flag.clone(), truncated=flag.clone(), shape=batch_size)
         self.number, self.steps = torch.zeros(shape), torch.zeros(shape)
 
     def _reset(self, tensordict=None):
@@ -98,13 +100,13 @@ ENVIRONMENTS = [trial_env, transformed, transform_outside_serial, transform_insi
 
 
 def play(env, steps, forced=()):
-    """Step with actions 0.1, 0.2, ... on lane 0 and 2, 3, ... on lane 1; reset lanes when done or ``(step, lane)`` forced."""
+    """Step with actions 0.1, 0.2, ... on lane 0 and 2, 3, ... on lane 1; reset when done or ``(step, lane)`` forced."""
     rows, row = [], env.reset()
     for step in range(steps):
         row["action"] = torch.tensor([[0.1 * (step + 1)], [2.0 + step]])
         row = env.step(row)
         rows.append(row.clone())
-        row = step_mdp(row)
+        row = env.step_mdp(row)
         mask = row["done"].clone()
         for when, lane in forced:
             if when == step:
@@ -136,7 +138,15 @@ LANE_1 = [
     (9, 0, 0, 0, 90, 0, 0),
     (11, 1, 1, 0, 0, 10, 100),
 ]
-COLUMNS = ("observation", "episode", "is_init", "trial_init", "prev_reward", ("final", "observation"), ("final", "reward"))
+COLUMNS = (
+    "observation",
+    "episode",
+    "is_init",
+    "trial_init",
+    "prev_reward",
+    ("final", "observation"),
+    ("final", "reward"),
+)
 
 
 @pytest.mark.parametrize("build", ENVIRONMENTS)
@@ -168,7 +178,7 @@ def test_flags_follow_the_table_under_staggered_resets(build):
 def test_a_full_reset_starts_a_trial_and_a_full_mask_does_not(build):
     env = build()
     last = play(env, 1)[:, -1]
-    again = step_mdp(last)
+    again = env.step_mdp(last)
     again["_reset"] = torch.ones(2, 1, dtype=torch.bool)
     again = env.reset(again)
     assert again["episode"].flatten().tolist() == [1, 1] and not again["trial_init"].any()
@@ -181,7 +191,7 @@ def test_a_full_reset_starts_a_trial_and_a_full_mask_does_not(build):
 @pytest.mark.parametrize("build", [trial_env, transformed])
 def test_a_masked_reset_returns_the_other_lanes_as_they_are(build):
     env = build()
-    now = step_mdp(play(env, 2)[:, -1])
+    now = env.step_mdp(play(env, 2)[:, -1])
     mask = TensorDict({"_reset": torch.tensor([[True], [False]])}, batch_size=[2])
     returned = env._reset(mask)
     for key in returned.keys(True, True):
@@ -210,7 +220,9 @@ def test_rows_are_copies():
         row[key].zero_()
     mask = TensorDict({"_reset": torch.tensor([[True], [False]])}, batch_size=[2])
     returned = env._reset(mask)
-    assert returned["observation"][1].item() == 1 and returned["trial_init"][1].item() and returned["goal"][1].item() == 1
+    assert (
+        returned["observation"][1].item() == 1 and returned["trial_init"][1].item() and returned["goal"][1].item() == 1
+    )
 
 
 def test_an_action_that_is_not_finite_names_its_lane():

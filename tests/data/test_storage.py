@@ -1,0 +1,199 @@
+"""Contexts gathered by index equal those of the reference; frames are stored once."""
+
+import random
+
+import pytest
+import torch
+
+from htrmrl_torchrl import EpisodicReplayBuffer, EpisodicStorage, keys
+from tests.helpers import OBSERVATION, TOKEN, as_batch, assert_context, record
+
+
+def make_buffer(recording, size=400, batch_size=4, segment_frames=1):
+    storage = EpisodicStorage(size, window=recording.window, episodes=recording.episodes)
+    return EpisodicReplayBuffer(storage=storage, batch_size=batch_size, segment_frames=segment_frames)
+
+
+def ragged(seed, *, lanes=3, frames=40, longest=6):
+    """Lengths of random trials that fill at least ``frames`` frames of each lane."""
+    rng = random.Random(seed)
+    lengths = []
+    for _ in range(lanes):
+        lengths.append([])
+        while sum(map(sum, lengths[-1])) < frames:
+            lengths[-1].append([rng.randint(1, longest) for _ in range(rng.randint(1, 5))])
+    return lengths
+
+
+def check_contexts(buffer, recording, frames, begin):
+    """Contexts of frames ``begin ...`` of all lanes, stored at rows ``frames``."""
+    contexts = buffer.storage.contexts(frames.flatten()).view(frames.shape)
+    for lane in range(frames.shape[0]):
+        for t in range(frames.shape[1]):
+            assert_context(contexts[lane, t], recording.context(lane, begin + t))
+
+
+@pytest.mark.parametrize("window,episodes", [(1, 1), (1, 3), (4, 1), (3, 4)])
+@pytest.mark.parametrize("seed", range(2))
+def test_contexts_of_whole_lanes_equal_the_reference(seed, window, episodes):
+    recording = record(ragged(seed), window=window, episodes=episodes, seed=seed)
+    buffer = make_buffer(recording)
+    check_contexts(buffer, recording, buffer.extend(as_batch(recording)), 0)
+
+
+@pytest.mark.parametrize("emptied", [True, False])
+@pytest.mark.parametrize("seed", range(3))
+def test_contexts_of_trials_cut_by_batches_equal_the_reference(seed, emptied):
+    """Cuts fall within episodes, between episodes and between trials, differently in each lane."""
+    recording = record(ragged(seed), window=3, episodes=4, seed=seed)
+    buffer = make_buffer(recording)
+    for begin, end in ((0, 9), (9, 10), (10, 23), (23, 40)):
+        batch = as_batch(recording, begin, end)
+        if emptied:
+            buffer.empty()
+        frames = buffer.extend(batch)
+        check_contexts(buffer, recording, frames, begin)
+        # The rows that were returned are those of the batch, although context-only frames stand between them.
+        assert torch.equal(buffer.storage.get(slice(0, len(buffer)))["frame"][frames], batch["frame"])
+
+
+def test_the_contexts_of_cut_trials_need_what_came_before():
+    """Negative control: with other windows, or the wrong seed of the steps, the comparison fails."""
+    recording = record(ragged(0), window=3, episodes=4, seed=0)
+    other = record(ragged(0), window=3, episodes=4, seed=1)
+    buffer = make_buffer(recording)
+    frames = buffer.extend(as_batch(recording))
+    with pytest.raises(AssertionError):
+        check_contexts(buffer, other, frames, 0)
+
+
+@pytest.mark.parametrize("seed", range(2))
+def test_final_contexts_equal_the_reference(seed):
+    recording = record(ragged(seed), window=3, episodes=4, seed=seed)
+    buffer = make_buffer(recording)
+    seen = 0
+    for begin, end in ((0, 17), (17, 40)):
+        buffer.empty()
+        frames = buffer.extend(as_batch(recording, begin, end))
+        contexts, last = buffer.storage.final_contexts()
+        where = {int(row): (lane, begin + t) for lane, of_lane in enumerate(frames) for t, row in enumerate(of_lane)}
+        for context, row in zip(contexts, last.tolist(), strict=True):
+            if row in where:  # others end in frames that are context only
+                lane, frame = where[row]
+                assert_context(context, recording.context(lane, frame, after=True))
+                seen += 1
+        # Each episode that ends in the batch, and the one that the batch cuts, has one.
+        for lane, of_lane in enumerate(frames):
+            for t, row in enumerate(of_lane.tolist()):
+                cut = t + 1 == len(of_lane)
+                ends = recording.steps[lane][begin + t + 1].t == 0 if begin + t + 1 < len(recording.steps[lane]) else True
+                assert (row in last.tolist()) == (cut or ends)
+    assert seen > 20
+
+
+def test_segments_share_one_past_without_a_copy():
+    recording = record([[[4, 4, 4]]], window=2, episodes=3)
+    buffer = make_buffer(recording)
+    frames = buffer.extend(as_batch(recording)).view(3, 4)
+    shared = buffer.storage.contexts(frames)
+    flat = buffer.storage.contexts(frames.flatten()).view(3, 4)
+    assert (shared == flat).all()
+    assert shared["past"].stride(1) == 0
+
+
+# ------------------------------------------------------------------------------------------------------ stored once
+
+
+def stored_bytes(storage):
+    tensors = [*storage.get(slice(0, len(storage))).values(True, True), storage.tokens, storage.episode_of_frame]
+    return sum(x.numel() * x.element_size() for x in [*tensors, *storage.table.values(True, True)])
+
+
+def full(window, episodes, episode_count=4):
+    recording = record([[[5] * episode_count]] * 2, window=window, episodes=episodes, draw=lambda tokens: [])
+    buffer = make_buffer(recording)
+    buffer.extend(as_batch(recording))
+    return buffer.storage
+
+
+def test_memory_is_linear_in_frames_whatever_the_window_and_the_slots():
+    assert stored_bytes(full(1, 3)) == stored_bytes(full(64, 3))
+    # A slot costs its two integer keys, 16 bytes a frame.
+    assert stored_bytes(full(5, 21)) - stored_bytes(full(5, 1)) == 40 * 20 * 16
+    assert stored_bytes(full(5, 3, episode_count=8)) == 2 * stored_bytes(full(5, 3))
+    assert 40 * 20 * TOKEN * 4 > 40 * 20 * 16  # what keeping windows of one token would add
+
+
+def test_each_token_is_stored_once():
+    storage = full(5, 3)
+    assert storage.tokens.shape == (40 + 8, TOKEN)  # 40 frames, 8 episodes with a final token each
+    columns = [key for key in storage.get(slice(0, 40)).keys(True, True)]
+    assert not {keys.OBSERVATION, keys.PREV_ACTION, keys.PREV_REWARD, "next", keys.CONTEXT} & {
+        key if isinstance(key, str) else key[0] for key in columns
+    }
+    values = storage.tokens[:, :OBSERVATION].flatten().tolist()
+    assert len(set(values)) == len(values)
+
+
+# ------------------------------------------------------------------------------------------------ what may go wrong
+
+
+def test_more_frames_than_fit_are_refused_and_change_nothing():
+    recording = record([[[5, 5], [5, 5]]], window=2, episodes=2)
+    buffer = make_buffer(recording, size=12)
+    frames = buffer.extend(as_batch(recording, 0, 10))
+    with pytest.raises(ValueError, match=r"20 frames .* do not fit into max_size=12\. Call empty\(\)"):
+        buffer.extend(as_batch(recording, 10, 20))
+    check_contexts(buffer, recording, frames, 0)
+    buffer.empty()
+    check_contexts(buffer, recording, buffer.extend(as_batch(recording, 10, 20)), 10)
+
+
+def test_context_of_open_trials_counts_towards_the_size():
+    recording = record([[[5, 5, 5]]], window=2, episodes=2)
+    buffer = make_buffer(recording, size=12)
+    buffer.extend(as_batch(recording, 0, 10))
+    buffer.empty()
+    with pytest.raises(ValueError, match=r"15 frames \(context of unfinished trials included\).*max_size=12"):
+        buffer.extend(as_batch(recording, 10, 15))
+
+
+@pytest.mark.parametrize("key", [keys.IS_INIT, keys.TRIAL_INIT, keys.WINDOW_CURRENT])
+def test_a_batch_without_trial_flags_is_refused(key):
+    recording = record([[[3]]], window=2, episodes=2)
+    with pytest.raises(ValueError, match=r"lacks .*EpisodicMemory.*TrialTransform"):
+        make_buffer(recording).extend(as_batch(recording).exclude(key))
+
+
+def test_a_batch_without_a_time_axis_is_refused():
+    recording = record([[[3]]], window=2, episodes=2)
+    with pytest.raises(ValueError, match=r"must be \[lanes, time\]; received batch size \[3\]"):
+        make_buffer(recording).extend(as_batch(recording)[0])
+
+
+def test_a_skipped_batch_is_noticed():
+    recording = record([[[3, 3, 3]]], window=2, episodes=2, draw=lambda tokens: [(len(tokens) - 1, 0)] if tokens else [])
+    buffer = make_buffer(recording)
+    frames = buffer.extend(as_batch(recording, 3, 9))
+    with pytest.raises(ValueError, match=r"refers to an episode that is not in the storage"):
+        buffer.storage.contexts(frames[0, :1])
+    assert buffer.storage.contexts(frames[0, 3:4]).shape == (1,)  # this one's past is here
+
+
+def test_a_skipped_batch_is_noticed_although_another_lane_has_an_episode_of_that_number():
+    """Lane 1's episode 0 is missing, and the row before lane 1's first one is lane 0's episode 0."""
+    lengths = [[[3], [1] * 3], [[1] * 3, [3]]]
+    recording = record(lengths, window=2, episodes=2, draw=lambda tokens: [(0, 0)] if tokens else [])
+    batch = as_batch(recording)
+    batch = torch.stack([batch[0, :3], batch[1, 1:4]])
+    assert batch[keys.WINDOW_EPISODE].flatten().tolist() == [-1, -1, -1, 0, 0, -1]
+    buffer = make_buffer(recording)
+    frames = buffer.extend(batch)
+    with pytest.raises(ValueError, match=r"refers to an episode that is not in the storage"):
+        buffer.storage.contexts(frames[1, :1])
+
+
+@pytest.mark.parametrize("sizes", [{"window": 0, "episodes": 2}, {"window": 2, "episodes": 0}])
+def test_sizes_below_one_are_refused(sizes):
+    with pytest.raises(ValueError, match=r"window=\d and episodes=\d must be at least 1"):
+        EpisodicStorage(10, **sizes)
