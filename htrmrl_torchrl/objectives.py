@@ -68,7 +68,7 @@ class TrialGAE:
         )
 
     def __call__(self, batch: TensorDictBase, *, final_values: Tensor | None = None) -> TensorDict:
-        """Advantages and value targets of a batch ``[N, T]``, one row a lane.
+        """Advantages and value targets of a batch ``[N, T]``, one row a lane, or ``[T]``.
 
         Args:
             batch: as collected; a row may hold several trials. The last step of a row counts as the end of a trial if
@@ -79,6 +79,9 @@ class TrialGAE:
         Returns:
             ``advantage`` and ``value_target`` ``[N, T, 1]``.
         """
+        if batch.ndim == 1:  # an environment without lanes
+            lane_values = None if final_values is None else final_values.unsqueeze(0)
+            return self(batch.unsqueeze(0), final_values=lane_values).squeeze(0)
         value, after = batch[keys.STATE_VALUE], batch["next"]
         done = after[keys.DONE]
         never = torch.zeros_like(done[:, :1])

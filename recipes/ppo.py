@@ -4,9 +4,11 @@
 """
 
 import json
+import subprocess
 import sys
 import time
 from collections import defaultdict
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +16,7 @@ import torch
 from omegaconf import DictConfig, OmegaConf
 from tensordict import TensorDictBase
 from tensordict.nn import TensorDictSequential
+from torchrl import torchrl_logger
 from torchrl.collectors import Collector
 from torchrl.envs import EnvBase
 from tqdm import tqdm
@@ -40,6 +43,7 @@ from recipes._validate import frames_per_batch
 
 def train(config: DictConfig) -> None:
     """One training run in ``config.run_dir``; continues where a run there has stopped."""
+    torchrl_logger.setLevel("WARNING")  # its notes on allocated buffers would cut through the progress bar
     torch.manual_seed(config.seed)
     run_dir = Path(config.run_dir)
     resume_from = _checkpoint_to_resume(config, run_dir)
@@ -336,5 +340,15 @@ def _inspect(networks: Networks, minibatch: TensorDictBase) -> dict[str, float]:
 
 
 def _write_summary(run_dir: Path, config: DictConfig, progress: dict[str, Any], metrics: dict[str, float]) -> None:
-    summary = {"command": " ".join(sys.argv), "config": _plain(config), "progress": progress, "metrics": metrics}
+    commit = subprocess.run(
+        ["git", "describe", "--always", "--dirty"], cwd=Path(__file__).parent, capture_output=True, text=True
+    ).stdout.strip()
+    summary = {
+        "command": " ".join(["python", *sys.argv]),
+        "commit": commit or "unknown",
+        "versions": {name: version(name) for name in ("torch", "torchrl", "tensordict", "metaworld", "mujoco")},
+        "config": _plain(config),
+        "progress": progress,
+        "metrics": metrics,
+    }
     (run_dir / "summary.json").write_text(json.dumps(summary, indent=2))

@@ -112,8 +112,8 @@ def attend(attention: torch.nn.Module, xs: list[torch.Tensor], *, causal: bool) 
 def transform(layer: torch.nn.Module, xs: list[torch.Tensor], *, causal: bool) -> list[torch.Tensor]:
     attended = attend(layer.attention, [normalise(layer.norm_attention, x) for x in xs], causal=causal)
     xs = [x + a for x, a in zip(xs, attended, strict=True)]
-    first, _, second = layer.feedforward
-    return [x + affine(second, affine(first, normalise(layer.norm_feedforward, x)).clamp(min=0)) for x in xs]
+    hidden = [affine(layer.widen, normalise(layer.norm_feedforward, x)).clamp(min=0) for x in xs]
+    return [x + affine(layer.narrow, h) for x, h in zip(xs, hidden, strict=True)]
 
 
 def embed_window(encoder: torch.nn.Module, window: Window, reward_scale: float = 1.0) -> torch.Tensor:

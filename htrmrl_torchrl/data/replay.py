@@ -135,7 +135,9 @@ class EpisodicReplayBuffer(TensorDictReplayBuffer):
         )
 
     def extend(self, tensordicts: TensorDictBase, *, update_priority: bool | None = None) -> Tensor:
-        """Adds a collected batch ``[N, T]``; returns the storage row of each of its frames, ``[N, T]``."""
+        """Adds a collected batch ``[N, T]`` (or ``[T]``); returns the storage row of each of its frames."""
+        if tensordicts.ndim == 1:  # an environment without lanes
+            return self.extend(tensordicts.unsqueeze(0), update_priority=update_priority).squeeze(0)
         rows = self._storage.merge(tensordicts)
         super().empty()
         super().extend(rows, update_priority=update_priority)

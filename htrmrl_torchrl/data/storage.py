@@ -111,7 +111,7 @@ class EpisodicStorage(LazyTensorStorage):
 
     def _check(self, batch: TensorDictBase) -> None:
         if batch.ndim != 2:
-            raise ValueError(f"A batch must be [lanes, time]; received batch size {list(batch.batch_size)}.")
+            raise ValueError(f"A batch must be [lanes, time] or [time]; received {list(batch.batch_size)}.")
         present = batch.keys(True, True)
         missing = [key for key in (keys.IS_INIT, keys.TRIAL_INIT, keys.WINDOW_CURRENT) if key not in present]
         if missing:
@@ -220,8 +220,9 @@ class EpisodicStorage(LazyTensorStorage):
         row = drawn + self._offset[self.table["lane"][episode]].unsqueeze(-1)
         row = torch.where(slot_mask, row, 0)
         known = (row >= 0) & (row < len(self.table))
-        held = self.table[row * known]  # the row beyond a lane's first one is another lane's
-        known &= (held["counter"] == drawn) & (held["lane"] == self.table["lane"][episode].unsqueeze(-1))
+        counter, lane = (self.table[name][row * known] for name in ("counter", "lane"))
+        # The row before a lane's first one is another lane's, perhaps with the same counter.
+        known &= (counter == drawn) & (lane == self.table["lane"][episode].unsqueeze(-1))
         if not bool((known | ~slot_mask).all()):
             raise ValueError(
                 "A context refers to an episode that is not in the storage. Batches must be extended in the order they "

@@ -38,7 +38,7 @@ class TrialTransform(Transform):
         [True, False, False]
     """
 
-    def __init__(self, *, episodes_per_trial: int) -> None:
+    def __init__(self, episodes_per_trial: int) -> None:
         check_positive(episodes_per_trial=episodes_per_trial)
         super().__init__()
         self.episodes_per_trial = episodes_per_trial

@@ -318,7 +318,7 @@ class HierarchicalEncoder(TensorDictModuleBase):
                 f"The context's current window is {list(tokens.shape[-2:])} [T, x]; this encoder was built for "
                 f"[{self.window}, {self.token_dim}]. Use the same window and specs for memory, buffer and encoder."
             )
-        return tokens.flatten(0, -3), mask.flatten(0, -2)
+        return tokens.reshape(-1, *tokens.shape[-2:]), mask.reshape(-1, self.window)
 
     def _embed_current(self, context: TensorDictBase) -> Tensor:
         tokens, mask = self._flat_current(context)
@@ -327,10 +327,15 @@ class HierarchicalEncoder(TensorDictModuleBase):
     def _past(self, context: TensorDictBase) -> tuple[Tensor, Tensor]:
         """The encoded past of G rows, G the number of decisions or, where they share their past, of segments."""
         slot_mask = context.get("slot_mask")
+        if slot_mask.shape[-1] != self.episodes - 1:
+            raise ValueError(
+                f"The context has {slot_mask.shape[-1]} slots for past windows; this encoder was built for episodes="
+                f"{self.episodes}, {self.episodes - 1} slots. Use the same episodes for memory, buffer and encoder."
+            )
         cache = context.get(self.cache_key[1:], None)
         if cache is not None:
-            lead = slot_mask.ndim - 1
-            return cache.flatten(0, lead - 1), slot_mask.flatten(0, -2)
+            rows = slot_mask.shape[:-1].numel()
+            return cache.reshape(rows, *cache.shape[slot_mask.ndim - 1 :]), slot_mask.reshape(rows, -1)
         past_id = context.get("past_id")
         shared = past_id.ndim > 2 and bool((past_id == past_id[..., :1, :]).all())
         rows = context[..., 0].reshape(-1) if shared else context.reshape(-1)

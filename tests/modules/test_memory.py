@@ -1,0 +1,366 @@
+"""The rollout memory shows what the reference shows, caches without changing a number, and forgets."""
+
+import copy
+import pickle
+
+import numpy as np
+import pytest
+import torch
+from tensordict import TensorDict
+
+from htrmrl_torchrl import EpisodicMemory, keys
+from htrmrl_torchrl.data.strategies import make_strategy
+from tests.data.test_storage import ragged
+from tests.helpers import as_batch, assert_context, assert_same, differ, record, stack_contexts
+from tests.modules.test_encoder import make_encoder, run
+from tests.reference import make_context
+
+RAW = (
+    keys.OBSERVATION, keys.PREV_ACTION, keys.PREV_REWARD, keys.IS_INIT, keys.TRIAL_INIT, keys.EPISODE,
+    keys.FINAL_OBSERVATION, keys.FINAL_ACTION, keys.FINAL_REWARD,
+)  # fmt: skip
+
+
+def steps(batch):
+    """What the environment gives at each step, ``[N]``."""
+    return [row.clone() for row in batch.select(*RAW).unbind(1)]
+
+
+def strategy_draws(recording, strategy, *, seed=0):
+    """The windows that a strategy draws for each episode from streams [seed, lane], one draw an episode."""
+    drawn = {}
+    for lane, trials in enumerate(recording.trials):
+        rng = np.random.default_rng([seed, lane])
+        for n, trial in enumerate(trials):
+            for k in range(len(trial)):
+                lengths = [len(episode.tokens) for episode in trial[:k]]
+                drawn[lane, n, k] = sorted(
+                    make_strategy(strategy)(lengths, slots=recording.episodes - 1, window=recording.window, rng=rng)
+                )
+    return drawn
+
+
+@pytest.mark.parametrize("window,episodes", [(1, 1), (1, 3), (3, 1), (3, 4)])
+@pytest.mark.parametrize("strategy", ["recent", "uniform"])
+def test_contexts_along_a_rollout_equal_the_reference(strategy, window, episodes):
+    """Lanes reset at different steps. The draws come from a stream of each lane's own, which needs no other lane."""
+    recording = record(ragged(4), window=window, episodes=episodes)
+    drawn = strategy_draws(recording, strategy, seed=7)
+    memory = EpisodicMemory(window=window, episodes=episodes, strategy=strategy, seed=7)
+    for frame, step in enumerate(steps(as_batch(recording))):
+        out = memory(step)
+        for lane in range(3):
+            at = recording.steps[lane][frame]
+            windows = drawn[lane, at.n, at.k]
+            trial = recording.trials[lane][at.n]
+            assert_context(out["context"][lane], make_context(trial, at.k, at.t, windows, window, episodes))
+            running = recording.running(lane, at)
+            empty = [-1] * (episodes - 1 - len(windows))
+            assert out[keys.WINDOW_EPISODE][lane].tolist() == empty + [running - at.k + e for e, _ in windows]
+            assert out[keys.WINDOW_START][lane].tolist() == empty + [s for _, s in windows]
+            assert out[keys.WINDOW_CURRENT][lane].tolist() == [running]
+
+
+def test_what_was_handed_out_is_not_overwritten_later():
+    recording = record(ragged(5), window=3, episodes=3)
+    memory = EpisodicMemory(window=3, episodes=3)
+    out = [memory(step) for step in steps(as_batch(recording))]
+    kept = [step.clone() for step in out]
+    memory.forget()
+    for step in steps(as_batch(recording)):
+        memory(step)
+    for before, after in zip(kept, out, strict=True):
+        assert (before == after).all()
+
+
+@pytest.mark.parametrize("shape", [(), (1,), (2, 3)])
+def test_any_batch_size(shape):
+    recording = record(ragged(5, lanes=6), window=3, episodes=3)
+    flat, shaped = EpisodicMemory(window=3, episodes=3), EpisodicMemory(window=3, episodes=3)
+    lanes = int(np.prod(shape))
+    for step in steps(as_batch(recording)[:lanes])[:20]:
+        out = shaped(step.view(shape) if shape else step[0].clone())
+        expected = flat(step)
+        for key in (keys.CONTEXT, "window"):
+            assert out[key].batch_size == torch.Size(shape) or key == "window"
+        for key in (keys.CURRENT, keys.PAST, keys.SLOT_MASK, keys.WINDOW_EPISODE, keys.WINDOW_START, keys.WINDOW_CURRENT):
+            assert torch.equal(out[key], expected[key].reshape(*shape, *expected[key].shape[1:]))
+
+
+@pytest.mark.parametrize("shape", [(), (2,), (2, 1)])
+def test_any_batch_size_without_slots(shape):
+    recording = record(ragged(5, lanes=2), window=3, episodes=1)
+    memory = EpisodicMemory(window=3, episodes=1)
+    for step in steps(as_batch(recording))[:5]:
+        out = memory(step.view(shape) if shape else step[0].clone())
+        assert out[keys.WINDOW_EPISODE].shape == (*shape, 0)
+
+
+# ---------------------------------------------------------------------------------------------- cached or not
+
+
+@pytest.mark.parametrize("attention", ["causal", "full"])
+@pytest.mark.parametrize("strategy", ["recent", "uniform"])
+def test_cached_equals_uncached_also_after_weights_changed(strategy, attention):
+    """Weights change in place in the middle of episodes and trials: by an optimizer, and by loading."""
+    encoder = make_encoder(attention=attention).requires_grad_(True)
+    optimizer = torch.optim.Adam(encoder.parameters(), lr=0.05)
+    cached = EpisodicMemory(encoder, strategy=strategy, seed=3)
+    plain = EpisodicMemory(window=3, episodes=3, strategy=strategy, seed=3)
+    recording = record(ragged(6), window=3, episodes=3)
+    stale, changed = None, 0
+    for frame, step in enumerate(steps(as_batch(recording, dtype=torch.float64))):
+        held = stale
+        with_cache, without = cached(step.clone()), plain(step.clone())
+        stale = with_cache[keys.PAST_CACHE].clone()
+        assert keys.PAST_CACHE[1] not in without[keys.CONTEXT].keys()
+        with torch.no_grad():
+            assert_same(run(encoder, with_cache["context"]), run(encoder, without["context"]), 1e-10)
+        if held is not None and frame % 7 == 1:
+            changed += differ(held, stale)
+        if frame % 7 == 0:
+            optimizer.zero_grad()
+            run(encoder, without["context"]).square().sum().backward()
+            optimizer.step()
+        elif frame % 7 == 4:
+            encoder.load_state_dict({name: 0.9 * x for name, x in encoder.state_dict().items()})
+    assert changed >= 4
+
+
+def test_two_encoders_are_cached_beside_each_other():
+    actor, critic = make_encoder(), make_encoder(seed=1, hidden_key="_critic", cache_key=("context", "critic_cache"))
+    memory, plain = EpisodicMemory([actor, critic]), EpisodicMemory(window=3, episodes=3)
+    for step in steps(as_batch(record(ragged(6), window=3, episodes=3), dtype=torch.float64)):
+        cached, without = memory(step.clone()), plain(step.clone())
+        for encoder in (actor, critic):
+            assert_same(
+                encoder(cached.copy())[encoder.out_keys[0]], encoder(without.copy())[encoder.out_keys[0]], 1e-10
+            )
+
+
+def test_refresh_is_for_weights_that_change_unseen():
+    encoder = make_encoder()
+    memory, plain = EpisodicMemory(encoder, strategy="recent"), EpisodicMemory(window=3, episodes=3, strategy="recent")
+    # A first episode, then two steps of the second: what was cached must be encoded anew between them.
+    before, unseen, seen = steps(as_batch(record([[[2, 4]]], window=3, episodes=3), dtype=torch.float64))[2:5]
+    for step in steps(as_batch(record([[[2, 4]]], window=3, episodes=3), dtype=torch.float64))[:2]:
+        memory(step.clone()), plain(step.clone())
+    memory(before.clone()), plain(before.clone())
+    for parameter in encoder.parameters():
+        parameter.data = parameter.data * 1.5  # keeps the version that torch counts
+    outputs = [run(encoder, m(unseen.clone())["context"]) for m in (memory, plain)]
+    assert differ(*outputs)
+    memory.refresh()
+    assert_same(*(run(encoder, m(seen.clone())["context"]) for m in (memory, plain)), 1e-10)
+
+
+def test_refresh_before_the_first_step_is_harmless():
+    memory = EpisodicMemory(make_encoder())
+    memory.refresh()
+    recording = record(ragged(6), window=3, episodes=3)
+    step = steps(as_batch(recording, dtype=torch.float64))[0]
+    memory(step)
+    memory.forget()
+    memory.refresh()
+    copy.deepcopy(memory).refresh()
+
+
+def test_the_memory_grows_beyond_its_first_capacity():
+    """512 tokens are allocated at first; these trials have more than 1,024, in one episode and over several."""
+    lengths = [[[1100]], [[300, 300, 300, 200]]]
+    recording = record(lengths, window=3, episodes=4)
+    memory = EpisodicMemory(window=3, episodes=4, strategy="uniform")
+    drawn = strategy_draws(recording, "uniform")
+    check = {0, 510, 511, 512, 513, 899, 900, 901, 1022, 1023, 1024, 1099}
+    for frame, step in enumerate(steps(as_batch(recording))):
+        out = memory(step)
+        for lane in range(2) if frame in check else ():
+            at = recording.steps[lane][frame]
+            expected = make_context(recording.trials[lane][0], at.k, at.t, drawn[lane, 0, at.k], 3, 4)
+            assert_context(out["context"][lane], expected)
+
+
+# ------------------------------------------------------------------------------------------------------- no leaks
+
+
+def rollout(memory, batch):
+    return torch.stack([memory(step)["context"].exclude("past_id").clone() for step in steps(batch)], 1)
+
+
+def test_the_future_has_no_influence_and_the_seen_past_has():
+    recording = record([[[4, 4, 4]]], window=2, episodes=3)
+    batch = as_batch(recording)
+    before = rollout(EpisodicMemory(window=2, episodes=3, strategy="recent"), batch)
+    for t in range(12):
+        changed = batch.clone()
+        changed[:, t:][keys.OBSERVATION] += 1
+        after = rollout(EpisodicMemory(window=2, episodes=3, strategy="recent"), changed)
+        assert (after[:, :t] == before[:, :t]).all()
+        assert not (after[:, t] == before[:, t]).all()
+    changed = batch.clone()
+    changed[:, 3][keys.OBSERVATION] += 1  # the last but one token of episode 0
+    after = rollout(EpisodicMemory(window=2, episodes=3, strategy="recent"), changed)
+    assert differ(after[:, 4:]["past"], before[:, 4:]["past"])
+
+
+def test_the_deciding_last_reward_is_seen():
+    batch = as_batch(record([[[4, 4]]], window=2, episodes=2))
+    before = rollout(EpisodicMemory(window=2, episodes=2, strategy="recent"), batch)
+    batch[:, 4][keys.FINAL_REWARD] += 1
+    after = rollout(EpisodicMemory(window=2, episodes=2, strategy="recent"), batch)
+    difference = (after["past"] - before["past"])[0, 4:].abs()
+    assert difference[:, 0, -1, -2].eq(1).all() and difference.sum() == 4
+
+
+@pytest.mark.parametrize("strategy", ["recent", "uniform"])
+def test_other_lanes_have_no_influence(strategy):
+    """Neither their steps nor when they reset, not even on what is drawn."""
+    lengths = ragged(8)
+    recordings = [record([lengths[0], other], window=3, episodes=3) for other in (lengths[1], lengths[2])]
+    outs = [rollout(EpisodicMemory(window=3, episodes=3, strategy=strategy), as_batch(r)[:, :40])[0] for r in recordings]
+    assert (outs[0] == outs[1]).all()
+    assert outs[0]["slot_mask"].any()
+
+
+def test_a_new_trial_forgets_everything():
+    """Its contexts are those of a memory that begins with it, on the same stream of draws (recent draws none)."""
+    recording = record([[[3, 4, 2], [4, 1, 3]]], window=3, episodes=4)
+    batch = as_batch(recording)
+    second = batch[:, 9:]
+    experienced = rollout(EpisodicMemory(window=3, episodes=4, strategy="recent"), batch)[:, 9:]
+    fresh = rollout(EpisodicMemory(window=3, episodes=4, strategy="recent"), second)
+    assert (experienced == fresh).all()
+    begin = experienced[:, :4]
+    assert not begin["slot_mask"].any() and not begin["past"].any() and not begin["past_mask"].any()
+    assert experienced["slot_mask"][0, -1].sum() == 2
+
+
+def test_lanes_that_appear_begin_a_trial_whatever_their_flags():
+    recording = record([[[3, 3]]] * 4, window=2, episodes=2)
+    batch = as_batch(recording)
+    memory = EpisodicMemory(window=2, episodes=2, strategy="recent")
+    for step in steps(batch[:2]):
+        memory(step)
+    out = memory(steps(batch)[4])  # two more lanes, in the middle of an episode
+    assert not out[keys.SLOT_MASK].any() and out[keys.CURRENT_MASK].sum(-1).tolist() == [1] * 4
+
+
+def test_ids_are_equal_for_equal_windows_only_also_over_time():
+    """Contexts of several steps may be stacked and encoded together, deduplication and all."""
+    encoder = make_encoder()
+    recording = record(ragged(9, lanes=2, longest=3), window=3, episodes=3)
+    memory = EpisodicMemory(window=3, episodes=3)
+    contexts = [memory(step)["context"].clone() for step in steps(as_batch(recording, dtype=torch.float64))]
+    stacked = torch.stack(contexts, 1)
+    assert_same(run(encoder, stacked), torch.stack([run(encoder, c) for c in contexts], 1), 1e-10)
+
+
+# ------------------------------------------------------------------------------------------- forget, copy, save, load
+
+
+def stepwise(memory, batch):
+    out = [memory(step) for step in steps(batch)]
+    return torch.stack([step.select("window").clone() for step in out], 1)
+
+
+def test_forgetting_drops_what_was_lived_and_the_streams_go_on():
+    recording = record(ragged(11), window=3, episodes=3)
+    batch = as_batch(recording)
+    forgot, went_on = EpisodicMemory(window=3, episodes=3), EpisodicMemory(window=3, episodes=3)
+    first = stepwise(forgot, batch)
+    stepwise(went_on, batch)
+    forgot.forget()
+    again, expected = stepwise(forgot, batch), stepwise(went_on, batch)
+    assert torch.equal(again[keys.WINDOW_START], expected[keys.WINDOW_START])
+    assert not torch.equal(again[keys.WINDOW_START], first[keys.WINDOW_START])
+
+
+def test_a_restored_memory_goes_on_with_streams_and_counters():
+    recording = record([[[3, 4, 2]] * 2, [[2, 3, 4]] * 2], window=3, episodes=3)
+    batch = as_batch(recording)
+    straight = EpisodicMemory(window=3, episodes=3)
+    expected = stepwise(straight, batch)[:, 9:]
+    saved, loaded = EpisodicMemory(window=3, episodes=3), EpisodicMemory(window=3, episodes=3, seed=5)
+    stepwise(saved, batch[:, :9])
+    state = saved.checkpoint_state()
+    loaded.load_checkpoint_state(copy.deepcopy(state))
+    assert loaded.checkpoint_state() == state  # saving again before the first step loses nothing
+    assert (stepwise(loaded, batch[:, 9:]) == expected).all()
+    assert not (stepwise(EpisodicMemory(window=3, episodes=3), batch[:, 9:]) == expected).all()
+
+
+@pytest.mark.parametrize("duplicate", [copy.deepcopy, lambda memory: pickle.loads(pickle.dumps(memory))])
+def test_copies_are_empty(duplicate):
+    recording = record(ragged(11), window=3, episodes=3)
+    memory = EpisodicMemory(window=3, episodes=3)
+    stepwise(memory, as_batch(recording))
+    expected = rollout(EpisodicMemory(window=3, episodes=3), as_batch(recording))
+    assert (rollout(duplicate(memory), as_batch(recording)) == expected).all()
+
+
+def test_a_copy_carries_no_experience():
+    small, large = EpisodicMemory(window=3, episodes=3), EpisodicMemory(window=3, episodes=3)
+    stepwise(large, as_batch(record(ragged(11), window=3, episodes=3)))
+    assert len(pickle.dumps(large)) < len(pickle.dumps(small)) + 1000
+
+
+def test_memory_has_no_parameters():
+    memory = EpisodicMemory(make_encoder())
+    assert not list(memory.parameters()) and not memory.state_dict() and len(list(memory.modules())) == 1
+
+
+# ------------------------------------------------------------------------------------------------- what may go wrong
+
+
+def test_bad_arguments():
+    with pytest.raises(ValueError, match=r"window=None and episodes=None must be at least 1; give them or an encoder"):
+        EpisodicMemory()
+    with pytest.raises(ValueError, match=r"window=0 and episodes=2"):
+        EpisodicMemory(window=0, episodes=2)
+    with pytest.raises(ValueError, match=r"window=0"):
+        EpisodicMemory(make_encoder(), window=0)
+    with pytest.raises(ValueError, match=r"'newest' is unknown.*recent, uniform"):
+        EpisodicMemory(window=2, episodes=2, strategy="newest")
+
+
+def test_an_environment_without_final_steps_is_refused():
+    memory = EpisodicMemory(window=2, episodes=2)
+    batch = steps(as_batch(record([[[2, 2]]], window=2, episodes=2)).exclude("final"))
+    memory(batch[0])
+    memory(batch[1])
+    with pytest.raises(KeyError, match=r"append a TrialTransform"):
+        memory(batch[2])
+
+
+def test_the_reference_sees_the_same_as_the_encoder():
+    """Whole path of one rollout: memory and encoder equal the loops over raw steps."""
+    from tests.reference import encode
+
+    encoder = make_encoder()
+    recording = record(ragged(12, lanes=2, frames=14), window=3, episodes=3)
+    drawn = strategy_draws(recording, "uniform")
+    memory = EpisodicMemory(encoder)
+    for frame, step in enumerate(steps(as_batch(recording, dtype=torch.float64))):
+        hidden = encoder(memory(step))[keys.HIDDEN]
+        for lane in range(2):
+            at = recording.steps[lane][frame]
+            context = make_context(recording.trials[lane][at.n], at.k, at.t, drawn[lane, at.n, at.k], 3, 3)
+            assert_same(hidden[lane], encode(encoder, context), 1e-10)
+            assert_same(run(encoder, stack_contexts([context]))[0], hidden[lane], 1e-10)
+
+
+def test_an_own_strategy_may_leave_slots_empty_and_draw_twice():
+    def first_twice(lengths, *, slots, window, rng):
+        return [(0, 1), (0, 1)] if len(lengths) == 2 else []
+
+    recording = record([[[3, 3, 3]]], window=2, episodes=4, draw=lambda n: [(0, 1), (0, 1)] if len(n) == 2 else [])
+    memory = EpisodicMemory(window=2, episodes=4, strategy=first_twice)
+    for frame, step in enumerate(steps(as_batch(recording))):
+        assert_context(memory(step)["context"][0], recording.context(0, frame))
+
+
+def test_the_memory_adds_only_the_context_and_the_window_keys():
+    step = steps(as_batch(record([[[2]]], window=2, episodes=2)))[0]
+    out = EpisodicMemory(window=2, episodes=2)(step.clone())
+    assert set(out.keys()) - set(step.keys()) == {"context", "window"}
+    assert isinstance(out, TensorDict) and (out.select(*RAW) == step).all()
