@@ -45,7 +45,8 @@ class RunCheckpoints:
         config: the resolved configuration.
         progress: mutable JSON-compatible mapping with at least ``frames``; restored in place.
         actor, critic, optimizer: what is trained.
-        env, memory: whose streams and counters continue.
+        env, memory: whose streams and counters continue. A foreign environment cannot be saved (``None``): it begins
+            anew.
 
     Example:
         see ``recipes/ppo.py``.
@@ -62,7 +63,7 @@ class RunCheckpoints:
         actor: TensorDictModuleBase,
         critic: TensorDictModuleBase,
         optimizer: Optimizer,
-        env: Resumable,
+        env: Resumable | None,
         memory: Resumable,
     ) -> None:
         self._progress = progress
@@ -74,7 +75,7 @@ class RunCheckpoints:
             actor=actor,
             critic=critic,
             optimizer=optimizer,
-            env=_State(env),
+            **({} if env is None else {"env": _State(env)}),
             memory=_State(memory),
             rng=GlobalRNGState(),
         )

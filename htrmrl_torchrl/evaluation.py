@@ -13,6 +13,7 @@ from torchrl.envs import EnvBase
 from torchrl.envs.utils import ExplorationType, set_exploration_type
 
 from htrmrl_torchrl import keys
+from htrmrl_torchrl.modules.memory import EpisodicMemory
 
 PROTOCOL = "strict"
 
@@ -39,7 +40,7 @@ def play_trials(
 
     Args:
         policy: begins with a memory of its own and writes ``action`` and the mean action ``"_loc"``, see
-            `htrmrl_torchrl.agent.acting_policy`.
+            `htrmrl_torchrl.agent.acting_policy`. The memory is restarted: equal calls draw equal windows.
         env: a trial environment ``[N]`` of at least K + M episodes a trial; reset here.
         adaptation_episodes: K, with sampled actions.
         evaluation_episodes: M, with the mean action.
@@ -47,8 +48,20 @@ def play_trials(
 
     Returns:
         ``success`` (bool) and ``return`` ``[N, K + M]``, ``task`` and ``goal`` ``[N]``.
+
+    Raises:
+        ValueError: if the environment's trials are shorter than K + M episodes.
     """
     lanes, total = env.batch_size[0], adaptation_episodes + evaluation_episodes
+    per_trial = getattr(env, "episodes_per_trial", total)
+    if per_trial < total:
+        raise ValueError(
+            f"The environment's trials have {per_trial} episodes; {adaptation_episodes} + {evaluation_episodes} = "
+            f"{total} are to be played. Build it with episodes_per_trial={total}."
+        )
+    for module in policy.modules():
+        if isinstance(module, EpisodicMemory):
+            module.restart()
     success = torch.zeros(lanes, total, dtype=torch.bool)
     returns = torch.zeros(lanes, total)
     ended = torch.zeros(lanes, total, dtype=torch.bool)

@@ -37,6 +37,8 @@ def episode_outcomes(batch: TensorDictBase) -> TensorDict:
 def training_metrics(batch: TensorDictBase, task_names: list[str]) -> dict[str, float]:
     """``train/*`` and ``memory/*`` of a collected batch ``[N, T]``; tasks are named by `task_names`."""
     outcomes = episode_outcomes(batch)
+    if not len(outcomes):  # episodes longer than the batch
+        return memory_metrics(batch)
     metrics = {"train/return": outcomes["return"].mean().item()}
     if "success" in outcomes.keys():
         success = outcomes["success"]

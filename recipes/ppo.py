@@ -32,7 +32,8 @@ from htrmrl_torchrl import (
 )
 from htrmrl_torchrl.agent import Networks, acting_policy, build_networks
 from htrmrl_torchrl.checkpoint import RunCheckpoints, latest_checkpoint
-from htrmrl_torchrl.envs import task_names
+from htrmrl_torchrl.envs import TrialEnv, task_names
+from htrmrl_torchrl.envs.factory import is_dotted_path
 from htrmrl_torchrl.evaluation import goal_grid, play_trials, success_metrics
 from htrmrl_torchrl.loggers import RunLogger
 from htrmrl_torchrl.metrics import attention_entropy, explained_variance, training_metrics
@@ -70,7 +71,8 @@ def train(config: DictConfig) -> None:
     )
     batch_frames = frames_per_batch(config)
     buffer = EpisodicReplayBuffer(
-        storage=EpisodicStorage(batch_frames, window=config.encoder.window, episodes=config.encoder.episodes),
+        # Where a batch cuts trials, their beginnings stay as context: hence twice the room.
+        storage=EpisodicStorage(2 * batch_frames, window=config.encoder.window, episodes=config.encoder.episodes),
         batch_size=config.loss.minibatch_frames,
         segment_frames=config.loss.segment_frames,
     )
@@ -96,7 +98,7 @@ def train(config: DictConfig) -> None:
         actor=networks.actor,
         critic=networks.critic,
         optimizer=optimizer,
-        env=env,
+        env=env if isinstance(env, TrialEnv) else None,
         memory=networks.memory,
     )
     if resume_from is not None:
@@ -115,80 +117,85 @@ def train(config: DictConfig) -> None:
     torch.set_num_threads(1)
     clock = time.perf_counter()
     batches = iter(collector) if progress["frames"] < config.total_frames else iter(())
-    for batch in batches:
-        collected = time.perf_counter()
-        torch.set_num_threads(threads)
+    try:
+        for batch in batches:
+            collected = time.perf_counter()
+            torch.set_num_threads(threads)
 
-        # 1. Store the batch once; windows and contexts are gathered from it by index.
-        buffer.empty()
-        frames = buffer.extend(batch)
+            # 1. Store the batch once; windows and contexts are gathered from it by index.
+            buffer.empty()
+            frames = buffer.extend(batch)
 
-        # 2. Advantages and value targets from the values that the policy left in the rollout.
-        ends = None
-        if config.loss.bootstrap:
-            ends = final_values(buffer, frames, TensorDictSequential(networks.encoder, networks.critic))
-        targets = gae(batch, final_values=ends)
-        buffer.assign(frames, targets)
-        value_head(networks.critic).adapt(targets[keys.VALUE_TARGET])
+            # 2. Advantages and value targets from the values that the policy left in the rollout.
+            ends = None
+            if config.loss.bootstrap or not batch["next", keys.DONE][:, -1].all():
+                ends = final_values(buffer, frames, TensorDictSequential(networks.encoder, networks.critic))
+            targets = gae(batch, final_values=ends)
+            buffer.assign(frames, targets)
+            value_head(networks.critic).adapt(targets[keys.VALUE_TARGET])
 
-        # 3. Several epochs of PPO over minibatches that mix all tasks.
-        sums: dict[str, float] = defaultdict(float)
-        updates = 0
-        for _ in range(config.loss.epochs):
-            for minibatch in buffer:
-                losses = loss(minibatch)
-                if not updates:
-                    sums["ppo/first_minibatch_ratio"] = losses["mean_ratio"].item()
-                total = losses["loss_objective"] + losses["loss_entropy"] + losses["loss_critic"]
-                optimizer.zero_grad(set_to_none=True)
-                total.backward()
-                norm = torch.nn.utils.clip_grad_norm_(loss.parameters(), config.loss.max_grad_norm)
-                _refuse_non_finite(losses, norm)
-                optimizer.step()
-                updates += 1
-                for name, value in _loss_metrics(losses, norm).items():
-                    sums[name] += value
-        collector.update_policy_weights_()
-        progress["frames"] += batch.numel()
-        updated = time.perf_counter()
-        torch.set_num_threads(1)
+            # 3. Several epochs of PPO over minibatches that mix all tasks.
+            sums: dict[str, float] = defaultdict(float)
+            updates = 0
+            for _ in range(config.loss.epochs):
+                for minibatch in buffer:
+                    losses = loss(minibatch)
+                    if not updates:
+                        sums["ppo/first_minibatch_ratio"] = losses["mean_ratio"].item()
+                    total = losses["loss_objective"] + losses["loss_entropy"] + losses["loss_critic"]
+                    optimizer.zero_grad(set_to_none=True)
+                    total.backward()
+                    norm = torch.nn.utils.clip_grad_norm_(loss.parameters(), config.loss.max_grad_norm)
+                    _refuse_non_finite(losses, norm)
+                    optimizer.step()
+                    updates += 1
+                    for name, value in _loss_metrics(losses, norm).items():
+                        sums[name] += value
+            collector.update_policy_weights_()
+            progress["frames"] += batch.numel()
+            updated = time.perf_counter()
+            torch.set_num_threads(1)
 
-        # 4. Log, evaluate on held-out goals and tasks, save.
-        ratio = sums.pop("ppo/first_minibatch_ratio")
-        metrics = training_metrics(batch, task_names(config.env.name, "train"))
-        metrics |= {name: value / updates for name, value in sums.items()}
-        metrics["ppo/first_minibatch_ratio"] = ratio
-        metrics["ppo/explained_variance"] = explained_variance(batch[keys.STATE_VALUE], targets[keys.VALUE_TARGET])
-        metrics |= _inspect(networks, minibatch)
-        finished = progress["frames"] >= config.total_frames
-        if finished or progress["frames"] - progress["evaluated"] >= config.eval.every_frames:
-            metrics |= evaluator(run_dir / "evaluations", frames=progress["frames"])
-            progress["evaluated"] = progress["frames"]
-        now = time.perf_counter()
-        metrics |= {
-            "time/collect": collected - clock,
-            "time/update": updated - collected,
-            "time/evaluate": now - updated,
-            "time/frames_per_second": batch.numel() / (now - clock),
-        }
-        clock = now
-        logger.log(metrics, frames=progress["frames"])
-        val_success = metrics.get("eval/val_success", -1.0)
-        if val_success > progress["best_val_success"]:
-            progress["best_val_success"] = val_success
-            checkpoints.save_best(val_success)
-        if finished or progress["frames"] - progress["saved"] >= config.checkpoint.every_frames:
-            progress["saved"] = progress["frames"]
-            checkpoints.save()
-        bar.set_postfix_str(f"success {metrics.get('train/success', float('nan')):.2f}")
-        bar.update(batch.numel())
-        if finished:
-            _write_summary(run_dir, config, progress, metrics)
-            break
-    bar.close()
-    logger.close()
-    evaluator.close()
-    collector.shutdown()
+            # 4. Log, evaluate on held-out goals and tasks, save.
+            ratio = sums.pop("ppo/first_minibatch_ratio")
+            metrics = training_metrics(batch, _task_names(config, "train"))
+            metrics |= {name: value / updates for name, value in sums.items()}
+            metrics["ppo/first_minibatch_ratio"] = ratio
+            metrics["ppo/explained_variance"] = explained_variance(batch[keys.STATE_VALUE], targets[keys.VALUE_TARGET])
+            metrics |= _inspect(networks, minibatch)
+            finished = progress["frames"] >= config.total_frames
+            if finished or progress["frames"] - progress["evaluated"] >= config.eval.every_frames:
+                metrics |= evaluator(run_dir / "evaluations", frames=progress["frames"])
+                progress["evaluated"] = progress["frames"]
+            now = time.perf_counter()
+            metrics |= {
+                "time/collect": collected - clock,
+                "time/update": updated - collected,
+                "time/evaluate": now - updated,
+                "time/frames_per_second": batch.numel() / (now - clock),
+            }
+            clock = now
+            logger.log(metrics, frames=progress["frames"])
+            val_success = metrics.get("eval/val_success", -1.0)
+            if val_success > progress["best_val_success"]:
+                progress["best_val_success"] = val_success
+                checkpoints.save_best(val_success)
+            if finished or progress["frames"] - progress["saved"] >= config.checkpoint.every_frames:
+                progress["saved"] = progress["frames"]
+                checkpoints.save()
+            bar.set_postfix_str(f"success {metrics.get('train/success', float('nan')):.2f}")
+            bar.update(batch.numel())
+            if finished:
+                _write_summary(run_dir, config, progress, metrics)
+                break
+    except KeyboardInterrupt:
+        saved = latest_checkpoint(run_dir / "checkpoints")
+        print(f"\nstopped; {saved or 'nothing'} is kept, the same command continues from there", file=sys.stderr)
+    finally:
+        bar.close()
+        logger.close()
+        evaluator.close()
+        collector.shutdown()
 
 
 class _Evaluator:
@@ -207,8 +214,10 @@ class _Evaluator:
 
     def __call__(self, folder: Path, *, frames: int) -> dict[str, float]:
         metrics: dict[str, float] = {}
+        if is_dotted_path(self._config.env.name):  # a foreign environment has no goals to make a grid of
+            return metrics
         for split in ("val", "test"):
-            names = task_names(self._config.env.name, split)
+            names = _task_names(self._config, split)
             outcomes = play_trials(
                 self._policy,
                 self._env(split, len(names)),
@@ -259,7 +268,13 @@ def _make_env(config: DictConfig, *, split: str, num_envs: int, **changes: Any) 
         "benchmark_seed": config.env.benchmark_seed,
         "num_workers": min(config.env.num_workers, num_envs),
     }
+    if is_dotted_path(config.env.name):
+        settings = {name: settings[name] for name in ("episodes_per_trial", "seed")}
     return make_env(config.env.name, split=split, num_envs=num_envs, **(settings | changes))
+
+
+def _task_names(config: DictConfig, split: str) -> list[str]:
+    return [config.env.name] if is_dotted_path(config.env.name) else task_names(config.env.name, split)
 
 
 def _agent_arguments(config: DictConfig, env: EnvBase) -> dict[str, Any]:

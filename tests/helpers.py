@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from tensordict import TensorDict, TensorDictBase
 from torch import Tensor
-from torchrl.data import Bounded, Composite, Unbounded
+from torchrl.data import Bounded, Categorical, Composite, Unbounded
 from torchrl.envs import EnvBase, SerialEnv, TransformedEnv
 
 from htrmrl_torchrl import TrialTransform, keys
@@ -218,6 +218,8 @@ class Walk(EnvBase):
         self.observation_spec = Composite({keys.OBSERVATION: Unbounded((OBSERVATION,))})
         self.action_spec = Bounded(-1, 1, (ACTION,))
         self.reward_spec = Unbounded((1,))
+        flag = Categorical(2, shape=(1,), dtype=torch.bool)
+        self.done_spec = Composite({key: flag.clone() for key in (keys.DONE, keys.TERMINATED, keys.TRUNCATED)})
 
     def _reset(self, tensordict: TensorDictBase | None = None, **_: object) -> TensorDictBase:
         self.episode, self.t = self.episode + 1, 0

@@ -74,7 +74,7 @@ class EpisodicStorage(LazyTensorStorage):
         earlier = [held for held in (self._continuing(batch), self._rows()) if held is not None]
         if earlier:
             columns = rows.keys(True, True)
-            rows = torch.cat([*(held.select(*columns) for held in earlier), rows])
+            rows = TensorDict.cat([*(held.select(*columns) for held in earlier), rows])
             rows = rows[rows[_LANE].argsort(stable=True)]
         if len(rows) > self.max_size:
             raise ValueError(

@@ -22,6 +22,10 @@ from htrmrl_torchrl.data.windows import final_token, make_token, window_at
 from htrmrl_torchrl.modules.encoder import HierarchicalEncoder
 
 _FIRST_CAPACITY = 512
+# What `EpisodicMemory._allocate` makes.
+_LANE_STATE = frozenset(
+    "_all _table _count _first _row0 _ended _window_episode _window_start _past _episode _streams _watched _version".split()
+)
 
 
 class EpisodicMemory(TensorDictModuleBase):
@@ -71,7 +75,8 @@ class EpisodicMemory(TensorDictModuleBase):
         super().__init__()
         encoders = () if encoder is None else (encoder,) if isinstance(encoder, HierarchicalEncoder) else tuple(encoder)
         if encoders:
-            window, episodes = window or encoders[0].window, episodes or encoders[0].episodes
+            window = encoders[0].window if window is None else window
+            episodes = encoders[0].episodes if episodes is None else episodes
         if window is None or episodes is None or window < 1 or episodes < 1:
             raise ValueError(f"window={window} and episodes={episodes} must be at least 1; give them or an encoder.")
         # A tuple hides the encoders from Module registration: their weights belong to the actor's state dict alone.
@@ -112,17 +117,23 @@ class EpisodicMemory(TensorDictModuleBase):
     def refresh(self) -> None:
         """Encodes the remembered windows anew. In-place weight updates of this process are noticed without it; call it
         (for example in a collector's pre-collect hook) where weights arrive in another way."""
-        self._encode(self._all)
-        self._version = self._weights_version()
+        if self._lanes:
+            self._encode(self._all)
+            self._version = self._weights_version()
 
     def forget(self) -> None:
         """Drops all lanes: the next call begins new trials everywhere, whatever its flags. Random streams go on."""
+        self._restored = self.checkpoint_state()
         self._lanes = 0
+
+    def restart(self) -> None:
+        """Back to how it was built: drops all lanes, and their random streams begin again from the seed."""
+        self._restored, self._lanes = None, 0
 
     def checkpoint_state(self) -> dict[str, Any]:
         """Random streams and episode counters, exact at trial boundaries (episodes themselves are not kept)."""
         if not self._lanes:
-            return {"lanes": 0}
+            return self._restored or {"lanes": 0}
         return {
             "lanes": self._lanes,
             "episode": self._episode.flatten().tolist(),
@@ -131,12 +142,12 @@ class EpisodicMemory(TensorDictModuleBase):
 
     def load_checkpoint_state(self, state: dict[str, Any]) -> None:
         """Continues the streams and counters of `checkpoint_state`; the next step must begin a trial in every lane."""
-        self._restored = state if state["lanes"] else None
-        self.forget()
+        self._restored, self._lanes = state, 0
 
     def __getstate__(self) -> dict[str, Any]:
         # Copies (workers, deep copies) start with an empty memory: state is tied to the lanes it was made for.
-        return {**super().__getstate__(), "_lanes": 0, "_restored": None}
+        state = {key: value for key, value in super().__getstate__().items() if key not in _LANE_STATE}
+        return {**state, "_lanes": 0, "_restored": None}
 
     # ------------------------------------------------------------------------------------------------ per-lane state
 
@@ -216,11 +227,14 @@ class EpisodicMemory(TensorDictModuleBase):
         past, past_mask = window_at(self._table.flatten(0, 1), newest_row, first_row, self.window)
         self._window_episode = self._window_episode.index_copy(0, lanes, torch.from_numpy(episode).to(device))
         self._window_start = self._window_start.index_copy(0, lanes, torch.from_numpy(start).to(device))
-        slot_mask = self._window_episode[lanes] >= 0
+        window_episode, window_start = self._window_episode[lanes], self._window_start[lanes]
+        slot_mask = window_episode >= 0
+        # Unique to the lane's episode, not to its row in the table, which the next trial uses again.
+        past_id = (lanes.unsqueeze(-1) << 44) + (window_episode << 22) + window_start
         drawn_now = TensorDict(
             past=past,
             past_mask=past_mask,
-            past_id=torch.where(slot_mask, torch.from_numpy(first).to(device) + (lanes.unsqueeze(-1) << 40), -1),
+            past_id=torch.where(slot_mask, past_id, -1),
             slot_mask=slot_mask,
             batch_size=[len(lanes)],
         )

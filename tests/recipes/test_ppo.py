@@ -1,0 +1,139 @@
+"""The recipe as a user runs it: real processes, the real simulator, run folders, continuing, stopping."""
+
+import csv
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+TINY = ["env.num_envs=8", "loss.minibatch_frames=96", "eval.every_frames=384", "checkpoint.every_frames=192"]
+
+
+def command(recipe, run_dir, *overrides):
+    return [sys.executable, str(ROOT / "recipes" / f"{recipe}.py"), f"run_dir={run_dir}", *overrides]
+
+
+def run(recipe, run_dir, *overrides):
+    done = subprocess.run(command(recipe, run_dir, *overrides), capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    return done
+
+
+def metrics(run_dir):
+    with (run_dir / "metrics.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    return {(int(row["frames"]), row["metric"]): row["value"] for row in rows if not row["metric"].startswith("time/")}
+
+
+@pytest.fixture(scope="module")
+def toy_run(tmp_path_factory):
+    run_dir = tmp_path_factory.mktemp("run") / "toy"  # 8 lanes * 4 episodes * 6 steps = 192 frames an iteration
+    run("toy_ppo", run_dir, "total_frames=768", *TINY)
+    return run_dir
+
+
+def test_run_folder_holds_what_is_promised(toy_run):
+    names = {path.name for path in toy_run.iterdir()}
+    assert {"config.yaml", "metrics.csv", "tensorboard", "checkpoints", "evaluations", "summary.json"} == names
+    kinds = sorted(path.name.split("-")[0] for path in (toy_run / "checkpoints").iterdir())
+    assert kinds == ["best", "step", "step"]
+    summary = json.loads((toy_run / "summary.json").read_text())
+    assert summary["progress"]["frames"] == 768
+    assert summary["versions"]["torchrl"].startswith("0.14")
+
+
+def test_metrics_have_the_documented_names(toy_run):
+    logged = {name for _, name in metrics(toy_run)}
+    expected = {"train/success", "train/return", "train/success/hidden-goal", "train/success_by_episode/3"}
+    expected |= {"eval/val_success", "eval/test_success", "eval/val_success/hidden-goal"}
+    expected |= {f"eval/val_success_by_episode/{k}" for k in range(5)}
+    expected |= {"loss/objective", "loss/critic", "loss/entropy", "ppo/kl", "ppo/clip_fraction", "ppo/entropy"}
+    expected |= {"ppo/explained_variance", "ppo/first_minibatch_ratio", "memory/occupancy", "memory/window_age"}
+    expected |= {"attention/intra_entropy", "attention/inter_entropy"}
+    assert expected <= logged
+    glossary = (ROOT / "README.md").read_text()
+    stems = {name.split("/hidden-goal")[0].rstrip("0123456789") for name in logged}
+    stems = {stem.replace("val_", "<split>_").replace("test_", "<split>_") for stem in stems}
+    assert not [stem for stem in stems if f"`{stem}" not in glossary]
+
+
+def test_rollout_and_update_agree_in_every_iteration(toy_run):
+    ratios = [float(value) for (_, name), value in metrics(toy_run).items() if name == "ppo/first_minibatch_ratio"]
+    assert len(ratios) == 4
+    assert all(abs(ratio - 1) <= 1e-5 for ratio in ratios)
+
+
+def test_evaluations_count_every_goal_once(toy_run):
+    reports = [json.loads(path.read_text()) for path in sorted((toy_run / "evaluations").glob("val_*.json"))]
+    assert [report["frames"] for report in reports] == [384, 768]
+    for report in reports:
+        assert sorted(zip(report["task"], report["goal"], strict=True)) == [(0, 0), (0, 1)]  # eval.goals_per_task=2
+        assert [len(episodes) for episodes in report["success"]] == [5, 5]  # four to adapt, one that counts
+
+
+def test_stopped_and_continued_equals_uninterrupted(toy_run, tmp_path):
+    run("toy_ppo", tmp_path / "run", "total_frames=384", *TINY)
+    run("toy_ppo", tmp_path / "run", "total_frames=768", *TINY)
+    assert metrics(tmp_path / "run") == metrics(toy_run)
+
+
+def test_another_seed_is_another_run(toy_run, tmp_path):
+    run("toy_ppo", tmp_path / "run", "total_frames=192", "seed=2", *TINY)
+    assert metrics(tmp_path / "run")[192, "train/return"] != metrics(toy_run)[192, "train/return"]
+
+
+def test_a_run_goes_on_with_its_own_settings_only(toy_run):
+    done = subprocess.run(
+        command("toy_ppo", toy_run, "total_frames=960", "optim.lr=1e-3", *TINY), capture_output=True, text=True
+    )
+    assert done.returncode == 2
+    assert "optim.lr" in done.stderr
+    assert done.stderr.count("\n") == 1
+    assert len(metrics(toy_run)) > 0
+
+
+def test_interrupt_keeps_the_checkpoint_and_exits_cleanly(tmp_path):
+    process = subprocess.Popen(
+        command("toy_ppo", tmp_path / "run", "total_frames=1_000_000", "env.num_workers=1", *TINY),
+        stderr=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "PYTHONUNBUFFERED": "1"},
+    )
+    seen = ""
+    while "success" not in seen:  # the progress bar after the first iteration
+        seen += process.stderr.read(64)
+    process.send_signal(signal.SIGINT)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 0, errors
+    assert "the same command continues" in errors
+    assert list((tmp_path / "run" / "checkpoints").glob("step-*"))
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        ["loss.credit=trial", "loss.bootstrap=true", "critic.kind=separate"],
+        ["encoder.attention=full", "encoder.norm=tfixup", "critic.kind=single_step", "policy.std=dependent"],
+        ["encoder.episodes=1", "encoder.inter_layers=0", "encoder.window=1", "policy.observe_token=true"],
+        ["loss.advantage_norm=none", "loss.value_norm=false", "memory.strategy=uniform", "loss.segment_frames=4"],
+    ],
+)
+def test_every_switch_trains_with_ratio_one(tmp_path, overrides):
+    run("toy_ppo", tmp_path / "run", "total_frames=384", *TINY, *overrides)
+    ratios = [float(v) for (_, name), v in metrics(tmp_path / "run").items() if name == "ppo/first_minibatch_ratio"]
+    assert len(ratios) == 2
+    assert all(abs(ratio - 1) <= 1e-5 for ratio in ratios)
+
+
+def test_the_real_simulator_trains_and_evaluates_on_ml1(tmp_path):
+    small = ["env.num_envs=4", "env.episodes_per_trial=2", "env.horizon=20", "loss.minibatch_frames=80"]
+    small += ["loss.segment_frames=20", "eval.goals_per_task=2", "total_frames=160"]
+    run("ml1_ppo", tmp_path / "run", *small)
+    logged = metrics(tmp_path / "run")
+    assert float(logged[160, "train/return"]) > 0
+    assert {"eval/val_success/reach-v3", "eval/test_success/reach-v3"} <= {name for _, name in logged}

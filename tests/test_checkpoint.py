@@ -1,0 +1,175 @@
+"""What is saved is what is restored, bit for bit; a resumed run equals one that was never interrupted."""
+
+import pytest
+import torch
+from torchrl.collectors import Collector
+
+from htrmrl_torchrl import EpisodicReplayBuffer, EpisodicStorage, NormalizedClipPPOLoss, TrialGAE, keys, make_env
+from htrmrl_torchrl.agent import acting_policy, build_networks, load_networks
+from htrmrl_torchrl.checkpoint import RunCheckpoints, latest_checkpoint
+from htrmrl_torchrl.evaluation import play_trials
+from htrmrl_torchrl.modules.heads import value_head
+
+LANES, K, H = 3, 3, 6
+
+
+class Run:
+    """A small training run; `seed` decides everything."""
+
+    def __init__(self, folder, *, seed=0, value_norm=True, critic_kind="shared"):
+        torch.manual_seed(seed)
+        self.env = make_env("toy", num_envs=LANES, episodes_per_trial=K, seed=seed)
+        self.arguments = {
+            "observation_dim": 3, "action_low": [-1.0] * 2, "action_high": [1.0] * 2, "window": 2, "episodes": 3,
+            "d_model": 8, "num_heads": 2, "intra_layers": 1, "inter_layers": 1, "value_norm": value_norm,
+            "critic_kind": critic_kind, "seed": seed,
+        }  # fmt: skip
+        self.networks = build_networks(**self.arguments)
+        self.loss = NormalizedClipPPOLoss(self.networks.actor, self.networks.critic, loss_critic_type="l2")
+        self.optimizer = torch.optim.Adam(self.loss.parameters(), lr=0.01)
+        self.buffer = EpisodicReplayBuffer(
+            storage=EpisodicStorage(LANES * K * H, window=2, episodes=3), batch_size=18, segment_frames=H
+        )
+        self.collector = Collector(
+            self.env, self.networks.policy, frames_per_batch=LANES * K * H, total_frames=-1,
+            auto_register_policy_transforms=False,
+        )  # fmt: skip
+        self.progress = {"frames": 0, "best": -1.0}
+        self.checkpoints = RunCheckpoints(
+            folder, keep=2, agent=self.arguments, config={"seed": seed}, progress=self.progress,
+            actor=self.networks.actor, critic=self.networks.critic, optimizer=self.optimizer, env=self.env,
+            memory=self.networks.memory,
+        )  # fmt: skip
+        self.batches = None
+
+    def restore(self, path):
+        self.checkpoints.restore(path)
+        self.collector.reset()
+
+    def iterate(self, count=1):
+        self.batches = self.batches or iter(self.collector)
+        gae, collected = TrialGAE(), []
+        for _ in range(count):
+            batch = next(self.batches)
+            self.buffer.empty()
+            targets = gae(batch)
+            self.buffer.assign(self.buffer.extend(batch), targets)
+            value_head(self.networks.critic).adapt(targets[keys.VALUE_TARGET])
+            for minibatch in self.buffer:
+                losses = self.loss(minibatch)
+                self.optimizer.zero_grad()
+                (losses["loss_objective"] + losses["loss_critic"] + losses["loss_entropy"]).backward()
+                self.optimizer.step()
+            self.progress["frames"] += batch.numel()
+            collected.append(batch.clone())
+        return collected
+
+    def state(self):
+        """All that is saved, flat and comparable."""
+        optimizer = self.optimizer.state_dict()
+        return {
+            "weights": {**self.networks.policy.state_dict()},
+            "moments": {(i, k): v for i, of in optimizer["state"].items() for k, v in of.items()},
+            "groups": str(optimizer["param_groups"]),
+            "memory": self.networks.memory.checkpoint_state(),
+            "deck": self.env.checkpoint_state()["deck"],
+            "progress": dict(self.progress),
+        }
+
+
+def assert_equal(received, expected):
+    for part in ("weights", "moments"):
+        assert received[part].keys() == expected[part].keys()
+        for name, value in expected[part].items():
+            assert torch.equal(received[part][name], value), name
+    for part in ("groups", "memory", "deck", "progress"):
+        assert received[part] == expected[part], part
+
+
+@pytest.mark.parametrize("critic_kind", ["shared", "separate"])
+def test_everything_is_restored_bit_for_bit_into_new_objects(tmp_path, critic_kind):
+    run = Run(tmp_path, critic_kind=critic_kind)
+    run.iterate(2)
+    path = run.checkpoints.save()
+    expected, rng = run.state(), torch.get_rng_state()
+    other = Run(tmp_path, seed=9, critic_kind=critic_kind)
+    with pytest.raises(AssertionError):
+        assert_equal(other.state(), expected)
+    other.checkpoints.restore(path)
+    assert torch.equal(torch.get_rng_state(), rng)
+    assert_equal(other.state(), expected)
+
+
+def test_a_resumed_run_equals_one_that_was_not_interrupted(tmp_path):
+    straight = Run(tmp_path / "a")
+    expected = straight.iterate(4)[2:]
+    interrupted = Run(tmp_path / "b")
+    interrupted.iterate(2)
+    path = interrupted.checkpoints.save()
+    interrupted.iterate(1)  # what was not saved is lost
+    resumed = Run(tmp_path / "c", seed=3)
+    resumed.restore(path)
+    for batch, other in zip(resumed.iterate(2), expected, strict=True):
+        for key in (keys.ACTION, keys.OBSERVATION, keys.GOAL, keys.LOG_PROB, keys.STATE_VALUE, keys.WINDOW_START,
+                    keys.WINDOW_EPISODE, keys.WINDOW_CURRENT):  # fmt: skip
+            assert torch.equal(batch[key], other[key]), key
+    assert_equal(resumed.state(), straight.state())
+
+
+def test_a_checkpoint_is_an_agent(tmp_path):
+    """Without the run's code or configuration, and without changing what the run goes on with."""
+    run = Run(tmp_path)
+    run.iterate(2)
+    path = run.checkpoints.save()
+    loaded = load_networks(path)
+    for part in ("actor", "critic"):
+        ours, theirs = (getattr(networks, part).state_dict() for networks in (loaded, run.networks))
+        assert ours.keys() == theirs.keys() and all(torch.equal(ours[name], theirs[name]) for name in theirs)
+    env = make_env("toy", num_envs=4, pairs=[(0, goal) for goal in range(4)], episodes_per_trial=K + 1)
+    outcomes = [play_trials(acting_policy(n, seed=2), env, adaptation_episodes=K) for n in (loaded, run.networks)]
+    assert (outcomes[0] == outcomes[1]).all()
+    untrained = play_trials(acting_policy(Run(tmp_path, seed=5).networks, seed=2), env, adaptation_episodes=K)
+    assert not torch.equal(untrained["return"], outcomes[0]["return"])
+
+
+def test_the_latest_and_the_best_are_kept(tmp_path):
+    run = Run(tmp_path)
+    paths = []
+    for val_success in (0.1, 0.5, 0.3, 0.4):
+        run.iterate()
+        paths.append(run.checkpoints.save())
+        run.checkpoints.save_best(val_success)
+    assert latest_checkpoint(tmp_path) == paths[-1]
+    assert [path.exists() for path in paths] == [False, False, True, True]
+    best = [path for path in tmp_path.iterdir() if path.name.startswith("best")]
+    second = 2 * LANES * K * H
+    # The newest stays beside the best one, as the rotation keeps one of the last.
+    assert any(str(second) in path.name for path in best) and len(best) <= 2
+    loaded = load_networks(next(path for path in best if str(second) in path.name))
+    assert loaded.encoder.window == 2
+
+
+def test_no_folder_and_an_empty_one_have_no_latest(tmp_path):
+    assert latest_checkpoint(tmp_path / "none") is None
+    assert latest_checkpoint(tmp_path) is None
+
+
+def test_other_shapes_are_refused(tmp_path):
+    run = Run(tmp_path)
+    path = run.checkpoints.save()
+    other = Run(tmp_path, critic_kind="separate")
+    before = {name: value.clone() for name, value in other.networks.actor.state_dict().items()}
+    with pytest.raises(Exception, match=r"(?s)critic"):
+        other.checkpoints.restore(path)
+    assert before.keys() == other.networks.actor.state_dict().keys()
+
+
+def test_in_the_middle_of_a_trial_nothing_can_be_saved(tmp_path):
+    run = Run(tmp_path)
+    with torch.no_grad():
+        now = run.env.reset()
+        for _ in range(4):
+            _, now = run.env.step_and_maybe_reset(run.networks.policy(now))
+    with pytest.raises(RuntimeError, match=r"at trial boundaries only"):
+        run.checkpoints.save()
+    assert latest_checkpoint(tmp_path) is None

@@ -1,0 +1,69 @@
+"""The thing learns: on the toy, an agent with memory finds the hidden goal and one without cannot."""
+
+import pytest
+import torch
+from torchrl.collectors import Collector
+
+from htrmrl_torchrl import EpisodicReplayBuffer, EpisodicStorage, NormalizedClipPPOLoss, TrialGAE, keys, make_env
+from htrmrl_torchrl.agent import build_networks
+from htrmrl_torchrl.modules.heads import value_head
+
+LANES, K, H = 64, 4, 6
+
+
+def train(*, episodes, seed, iterations):
+    """Success by episode ``[K]`` of the last ten batches of a short PPO run."""
+    torch.manual_seed(seed)
+    env = make_env("toy", num_envs=LANES, episodes_per_trial=K, seed=seed)
+    networks = build_networks(
+        observation_dim=3, action_low=[-1.0, -1.0], action_high=[1.0, 1.0], window=3, episodes=episodes, d_model=32,
+        intra_layers=1, inter_layers=1, strategy="recent", seed=seed,
+    )  # fmt: skip
+    loss = NormalizedClipPPOLoss(
+        networks.actor, networks.critic, entropy_coeff=0.0, critic_coeff=0.5, loss_critic_type="l2"
+    )
+    optimizer = torch.optim.Adam(loss.parameters(), lr=1e-3)
+    gae = TrialGAE(advantage_norm="batch")
+    storage = EpisodicStorage(LANES * K * H, window=3, episodes=episodes)
+    buffer = EpisodicReplayBuffer(storage=storage, batch_size=384, segment_frames=H)
+    collector = Collector(
+        env, networks.policy, frames_per_batch=LANES * K * H, total_frames=-1, auto_register_policy_transforms=False
+    )
+    successes = []
+    for _, batch in zip(range(iterations), collector, strict=False):
+        buffer.empty()
+        frames = buffer.extend(batch)
+        targets = gae(batch)
+        buffer.assign(frames, targets)
+        value_head(networks.critic).adapt(targets[keys.VALUE_TARGET])
+        for _ in range(4):
+            for minibatch in buffer:
+                losses = loss(minibatch)
+                optimizer.zero_grad()
+                (losses["loss_objective"] + losses["loss_critic"] + losses["loss_entropy"]).backward()
+                torch.nn.utils.clip_grad_norm_(loss.parameters(), 1.0)
+                optimizer.step()
+        successes.append(batch["next", keys.SUCCESS].view(LANES, K, H).any(-1).float().mean(0))
+    collector.shutdown()
+    return torch.stack(successes[-10:]).mean(0)
+
+
+@pytest.fixture
+def one_thread():
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.mark.slow
+def test_an_agent_with_memory_learns_to_explore_once_and_then_exploit(one_thread):
+    first, *_, last = train(episodes=K, seed=0, iterations=70).tolist()
+    assert last > 0.55 and last > first + 0.3, (first, last)
+
+
+@pytest.mark.slow
+def test_an_agent_without_memory_does_not(one_thread):
+    """Negative control. At most one goal in four can be reached without knowing which it is."""
+    success = train(episodes=1, seed=0, iterations=40)
+    assert success.max() < 0.4 and (success - success.mean()).abs().max() < 0.1, success.tolist()

@@ -1,0 +1,107 @@
+"""Metrics of a batch against loops over the recorded episodes."""
+
+import math
+
+import pytest
+import torch
+
+from htrmrl_torchrl import keys
+from htrmrl_torchrl.metrics import (
+    attention_entropy, episode_outcomes, explained_variance, memory_metrics, training_metrics,
+)  # fmt: skip
+from tests.data.test_storage import ragged
+from tests.helpers import as_batch, assert_same, record
+
+
+def some_batch(begin, end):
+    recording = record(ragged(3), window=2, episodes=3)
+    batch = as_batch(recording, begin, end, tasks=[1, 0, 1])
+    generator = torch.Generator().manual_seed(0)
+    batch["next", keys.SUCCESS] = torch.rand(*batch.shape, 1, generator=generator) < 0.2
+    return recording, batch
+
+
+def outcomes_by_loops(recording, batch, begin, end):
+    rows = []
+    for lane, steps in enumerate(recording.steps):
+        for n, trial in enumerate(recording.trials[lane]):
+            for k, episode in enumerate(trial):
+                frames = [i for i, step in enumerate(steps) if (step.n, step.k) == (n, k)]
+                if frames[0] >= begin and frames[-1] < end:
+                    success = any(bool(batch["next", keys.SUCCESS][lane, i - begin]) for i in frames)
+                    rows.append((float(success), sum(episode.rewards), k, [1, 0, 1][lane]))
+    return rows
+
+
+@pytest.mark.parametrize("begin,end", [(0, 40), (7, 29), (20, 22)])
+def test_outcomes_of_whole_episodes(begin, end):
+    recording, batch = some_batch(begin, end)
+    out = episode_outcomes(batch)
+    rows = outcomes_by_loops(recording, batch, begin, end)
+    assert len(out) == len(rows)
+    assert out["success"].tolist() == [row[0] for row in rows]
+    assert_same(out["return"], torch.tensor([row[1] for row in rows], dtype=torch.float32))
+    assert out["episode"].tolist() == [row[2] for row in rows]
+    assert out["task"].tolist() == [row[3] for row in rows]
+
+
+def test_outcomes_without_success_and_task():
+    _, batch = some_batch(0, 40)
+    out = episode_outcomes(batch.exclude(keys.TASK, ("next", keys.SUCCESS)))
+    assert "success" not in out.keys() and not out["task"].any() and len(out) == len(episode_outcomes(batch))
+
+
+def test_training_metrics_are_means_of_the_outcomes():
+    recording, batch = some_batch(0, 40)
+    metrics = training_metrics(batch, ["reach", "push"])
+    rows = outcomes_by_loops(recording, batch, 0, 40)
+
+    def mean(values):
+        return pytest.approx(sum(values) / len(values), rel=1e-5)
+
+    assert metrics["train/success"] == mean([row[0] for row in rows])
+    assert metrics["train/return"] == mean([row[1] for row in rows])
+    for task, name in enumerate(["reach", "push"]):
+        assert metrics[f"train/success/{name}"] == mean([row[0] for row in rows if row[3] == task])
+    for k in {row[2] for row in rows}:
+        assert metrics[f"train/success_by_episode/{k}"] == mean([row[0] for row in rows if row[2] == k])
+
+
+def test_a_batch_in_which_no_episode_ends_has_no_outcomes():
+    recording = record([[[9]]], window=2, episodes=3)
+    metrics = training_metrics(as_batch(recording, 0, 5), ["only"])
+    assert not any(math.isnan(value) for value in metrics.values()), metrics
+
+
+def test_memory_metrics_are_occupancy_and_age_in_episodes():
+    recording, batch = some_batch(0, 40)
+    held = ages = frames = 0
+    for lane in range(3):
+        for step in recording.steps[lane][:40]:
+            windows = recording.drawn[lane, step.n, step.k]
+            frames += 1
+            held += len(windows)
+            ages += sum(step.k - e for e, _ in windows)
+    metrics = memory_metrics(batch)
+    assert metrics["memory/occupancy"] == pytest.approx(held / (2 * frames))
+    assert metrics["memory/window_age"] == pytest.approx(ages / held)
+    assert memory_metrics(as_batch(record([[[3]]], window=2, episodes=1))) == {}
+    assert memory_metrics(as_batch(record([[[3]]], window=2, episodes=2))) == {"memory/occupancy": 0.0}
+
+
+def test_explained_variance():
+    target = torch.randn(100, 1, generator=torch.Generator().manual_seed(0))
+    assert explained_variance(target, target) == pytest.approx(1)
+    assert explained_variance(target + 7, target) == pytest.approx(1, abs=1e-4)
+    assert explained_variance(torch.full_like(target, 3.0), target) == pytest.approx(0, abs=1e-5)
+    assert explained_variance(-target, target) == pytest.approx(-3, abs=1e-4)
+
+
+def test_attention_entropy():
+    one_place = torch.zeros(3, 4, 2)
+    one_place[:, 1] = 1
+    assert attention_entropy(one_place) == pytest.approx(0, abs=1e-6)
+    assert attention_entropy(torch.full((3, 4, 2), 0.25)) == pytest.approx(math.log(4))
+    half = torch.tensor([0.5, 0.5, 0, 0]).view(1, 4, 1).expand(3, 4, 2)
+    assert attention_entropy(half) == pytest.approx(math.log(2))
+    assert attention_entropy(torch.cat([half, one_place])) == pytest.approx(math.log(2) / 2)
