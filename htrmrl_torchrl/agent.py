@@ -138,7 +138,7 @@ def load_networks(path: str | Path) -> Networks:
     path = Path(path)
     if not path.exists():
         raise FileNotFoundError(f"There is no checkpoint at {path}.")
-    if not Checkpoint.is_checkpoint(path):
+    if not (Checkpoint.is_checkpoint(path) and "agent" in Checkpoint.manifest(path)["components"]):
         raise ValueError(f"{path} is not a checkpoint of this package; give one of a run's checkpoints/ folder.")
     arguments: dict[str, Any] = {}
     Checkpoint(agent=arguments).load(path, components=["agent"])

@@ -101,3 +101,16 @@ class RunCheckpoints:
 def latest_checkpoint(folder: Path) -> Path | None:
     """The newest periodic checkpoint in a run's ``checkpoints/`` folder, if there is one."""
     return CheckpointRotation(folder, keep_last=1, prefix="step").latest() if folder.is_dir() else None
+
+
+def saved_config(path: Path) -> dict[str, Any]:
+    """The resolved configuration of the run that saved a checkpoint.
+
+    Raises:
+        ValueError: if there is none of a training run at `path`.
+    """
+    config: dict[str, Any] = {}
+    if not path.exists() or not Checkpoint.is_checkpoint(path):
+        raise ValueError(f"{path} is not a checkpoint of a training run; give a file of a run's checkpoints/ folder.")
+    Checkpoint(config=config).load(path, components=["config"])
+    return config

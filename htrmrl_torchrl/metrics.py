@@ -18,7 +18,7 @@ def episode_outcomes(batch: TensorDictBase) -> TensorDict:
     begins[:, 0] = True
     index = begins.flatten().cumsum(0) - 1  # [N * T] episode of each step
     first = begins.flatten().nonzero().squeeze(-1)
-    zeros = torch.zeros(len(first))
+    zeros = torch.zeros(len(first), device=first.device)
     done = zeros.index_add(0, index, batch["next", keys.DONE].flatten().float())
     out = TensorDict(
         {

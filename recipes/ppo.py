@@ -31,7 +31,7 @@ from htrmrl_torchrl import (
     make_env,
 )
 from htrmrl_torchrl.agent import Networks, acting_policy, build_networks
-from htrmrl_torchrl.checkpoint import RunCheckpoints, latest_checkpoint
+from htrmrl_torchrl.checkpoint import RunCheckpoints, latest_checkpoint, saved_config
 from htrmrl_torchrl.envs import TrialEnv, task_names
 from htrmrl_torchrl.envs.factory import is_dotted_path
 from htrmrl_torchrl.evaluation import goal_grid, play_trials, success_metrics
@@ -299,15 +299,19 @@ def _checkpoint_to_resume(config: DictConfig, run_dir: Path) -> Path | None:
     if config.resume == "never":
         return None
     path = latest_checkpoint(run_dir / "checkpoints") if config.resume == "auto" else Path(config.resume)
-    if path is not None and (run_dir / "config.yaml").exists():
-        free = ("total_frames", "resume", "run_dir", "env.num_workers", "checkpoint.", "eval.")
-        before, now = (_flat(_plain(c)) for c in (OmegaConf.load(run_dir / "config.yaml"), config))
-        for key, value in now.items():
-            if before.get(key) != value and not key.startswith(free):
-                raise UserError(
-                    f"{run_dir} holds a run with {key}={before.get(key)} and this one has {key}={value}; a run goes on "
-                    "with its own settings, so choose another run_dir"
-                )
+    if path is None:
+        return None
+    free = ("total_frames", "resume", "run_dir", "env.num_workers", "checkpoint.", "eval.")
+    try:
+        before = _flat(saved_config(path))
+    except ValueError as error:
+        raise UserError(str(error)) from error
+    for key, value in _flat(_plain(config)).items():
+        if before.get(key) != value and not key.startswith(free):
+            raise UserError(
+                f"{path} is of a run with {key}={before.get(key)} and this one has {key}={value}: a run goes on with "
+                "its own settings, so choose another run_dir"
+            )
     return path
 
 

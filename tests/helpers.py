@@ -104,7 +104,9 @@ def as_batch(
 ) -> TensorDict:  # fmt: skip
     """Frames ``begin`` to ``end`` of all lanes as a collector returns them, ``[N, T]``."""
     end = min(len(steps) for steps in recording.steps) if end is None else end
-    rows = [[_row(recording, lane, frame, dtype) for frame in range(begin, end)] for lane in range(len(recording.steps))]
+    rows = [
+        [_row(recording, lane, frame, dtype) for frame in range(begin, end)] for lane in range(len(recording.steps))
+    ]
     batch = torch.stack([torch.stack(of_lane) for of_lane in rows])
     if tasks is not None:
         batch[keys.TASK] = torch.tensor(tasks).view(-1, 1, 1).expand(*batch.shape, 1).clone()

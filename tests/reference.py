@@ -1,7 +1,7 @@
 """The oracle: the method of the paper as plain loops over episodes, windows, heads and positions.
 
-Nothing here is fast, batched, masked, cached or deduplicated, and nothing is imported from the package. Padding does not
-exist: a sequence is a Python list of what is there, and each element knows its position.
+Nothing here is fast, batched, masked, cached or deduplicated, and nothing is imported from the package. Padding does
+not exist: a sequence is a Python list of what is there, and each element knows its position.
 """
 
 import math
@@ -65,7 +65,9 @@ def window_from(episode: Episode, start: int, length: int) -> Window:
     return Window([episode.tokens[i] for i in range(len(episode.tokens)) if start <= i < start + length], length)
 
 
-def make_context(trial: list[Episode], k: int, t: int, drawn: list[tuple[int, int]], length: int, episodes: int) -> Context:
+def make_context(
+    trial: list[Episode], k: int, t: int, drawn: list[tuple[int, int]], length: int, episodes: int
+) -> Context:
     """What the decision at token ``t`` of the trial's ``k``-th episode sees, given that episode's draws."""
     drawn = sorted(drawn)
     assert len(drawn) < episodes and all(e < k for e, _ in drawn)

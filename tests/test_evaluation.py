@@ -41,9 +41,7 @@ def scripted(by_action, by_mean):
         mean = torch.where(mean_knows, towards(where, position), towards(-where, position))
         return action, mean
 
-    return TensorDictModule(
-        act, in_keys=[keys.OBSERVATION, keys.GOAL, keys.EPISODE], out_keys=[keys.ACTION, keys.LOC]
-    )
+    return TensorDictModule(act, in_keys=[keys.OBSERVATION, keys.GOAL, keys.EPISODE], out_keys=[keys.ACTION, keys.LOC])
 
 
 def test_a_scripted_agent_gets_exactly_its_share_in_each_episode():

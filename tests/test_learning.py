@@ -8,21 +8,21 @@ from htrmrl_torchrl import EpisodicReplayBuffer, EpisodicStorage, NormalizedClip
 from htrmrl_torchrl.agent import build_networks
 from htrmrl_torchrl.modules.heads import value_head
 
-LANES, K, H = 64, 4, 6
+LANES, K, H = 128, 4, 3
 
 
 def train(*, episodes, seed, iterations):
     """Success by episode ``[K]`` of the last ten batches of a short PPO run."""
     torch.manual_seed(seed)
-    env = make_env("toy", num_envs=LANES, episodes_per_trial=K, seed=seed)
+    env = make_env("toy", num_envs=LANES, episodes_per_trial=K, horizon=H, seed=seed)
     networks = build_networks(
         observation_dim=3, action_low=[-1.0, -1.0], action_high=[1.0, 1.0], window=3, episodes=episodes, d_model=32,
-        intra_layers=1, inter_layers=1, strategy="recent", seed=seed,
+        intra_layers=1, inter_layers=1, strategy="recent", init_std=0.6, seed=seed,
     )  # fmt: skip
     loss = NormalizedClipPPOLoss(
-        networks.actor, networks.critic, entropy_coeff=0.0, critic_coeff=0.5, loss_critic_type="l2"
+        networks.actor, networks.critic, entropy_coeff=0.005, critic_coeff=0.5, loss_critic_type="l2"
     )
-    optimizer = torch.optim.Adam(loss.parameters(), lr=1e-3)
+    optimizer = torch.optim.Adam(loss.parameters(), lr=2e-3)
     gae = TrialGAE(advantage_norm="batch")
     storage = EpisodicStorage(LANES * K * H, window=3, episodes=episodes)
     buffer = EpisodicReplayBuffer(storage=storage, batch_size=384, segment_frames=H)
@@ -56,14 +56,20 @@ def one_thread():
     torch.set_num_threads(threads)
 
 
+# Without memory no player exceeds 1/4 in any episode (see `htrmrl_torchrl.envs.toy`). Ten batches hold 1,280 trials, so
+# five standard deviations above that are:
+CEILING = 0.25 + 5 * (0.25 * 0.75 / (10 * LANES)) ** 0.5
+
+
 @pytest.mark.slow
 def test_an_agent_with_memory_learns_to_explore_once_and_then_exploit(one_thread):
-    first, *_, last = train(episodes=K, seed=0, iterations=70).tolist()
-    assert last > 0.55 and last > first + 0.3, (first, last)
+    """Seeds 0, 1 and 2 end at 0.6 and more; the first episode can only explore."""
+    first, *_, last = train(episodes=K, seed=0, iterations=35).tolist()
+    assert first < CEILING < 0.45 < last, (first, last)
 
 
 @pytest.mark.slow
 def test_an_agent_without_memory_does_not(one_thread):
-    """Negative control. At most one goal in four can be reached without knowing which it is."""
-    success = train(episodes=1, seed=0, iterations=40)
-    assert success.max() < 0.4 and (success - success.mean()).abs().max() < 0.1, success.tolist()
+    """Negative control: the same learner, which sees no earlier episode."""
+    success = train(episodes=1, seed=0, iterations=35)
+    assert success.max() < CEILING, success.tolist()

@@ -7,7 +7,11 @@ import torch
 
 from htrmrl_torchrl import keys
 from htrmrl_torchrl.metrics import (
-    attention_entropy, episode_outcomes, explained_variance, memory_metrics, training_metrics,
+    attention_entropy,
+    episode_outcomes,
+    explained_variance,
+    memory_metrics,
+    training_metrics,
 )  # fmt: skip
 from tests.data.test_storage import ragged
 from tests.helpers import as_batch, assert_same, record

@@ -19,7 +19,7 @@ GAMMA, LAMBDA = 0.875, 0.75  # exact in float32, in which TorchRL keeps them
 
 
 def some_batch(seed=0, *, whole=False):
-    """Ragged episodes, some terminated and some truncated, two tasks, values of the policy. ``whole``: no cut trials."""
+    """Ragged episodes, some terminated and some truncated, two tasks, random values. ``whole``: no trial is cut."""
     lengths = [[[3, 4, 2], [2, 4, 3]]] * 3 if whole else ragged(seed, frames=30)
     recording = record(lengths, window=2, episodes=2, seed=seed)
     batch = as_batch(recording, 0, 18 if whole else 30, tasks=[4, 1, 4], dtype=torch.float64)
@@ -54,7 +54,9 @@ def loops(batch, ends, *, credit, bootstrap):
                 successor = 0.0
             else:
                 successor = float(ends[lane, t])
-            delta = float(batch["next", keys.REWARD][lane, t]) + GAMMA * successor - float(batch[keys.STATE_VALUE][lane, t])
+            delta = (
+                float(batch["next", keys.REWARD][lane, t]) + GAMMA * successor - float(batch[keys.STATE_VALUE][lane, t])
+            )
             following = delta + (0.0 if path_ends else GAMMA * LAMBDA * following)
             advantage[lane, t] = following
     return advantage, advantage + batch[keys.STATE_VALUE]
@@ -88,7 +90,9 @@ def test_final_values_are_read_only_where_a_path_ends():
     batch, ends = some_batch(whole=True)
     gae = TrialGAE(credit="episode", bootstrap=True, advantage_norm="none")
     elsewhere = torch.where(batch["next", keys.DONE], ends, float("nan"))
-    assert torch.equal(gae(batch, final_values=elsewhere)[keys.ADVANTAGE], gae(batch, final_values=ends)[keys.ADVANTAGE])
+    assert torch.equal(
+        gae(batch, final_values=elsewhere)[keys.ADVANTAGE], gae(batch, final_values=ends)[keys.ADVANTAGE]
+    )
 
 
 @pytest.mark.parametrize("bootstrap,whole", [(True, True), (False, False)])
@@ -172,7 +176,9 @@ def test_bad_modes(wrong, message):
 def test_final_values_stand_at_the_last_step_of_each_episode_and_of_the_batch():
     """With the newest observation's sum as the value, they are sums of the raw final observations."""
     value = TensorDictModule(
-        lambda current: current[..., -1, :OBSERVATION].sum(-1, keepdim=True), in_keys=[keys.CURRENT], out_keys=[keys.STATE_VALUE]
+        lambda current: current[..., -1, :OBSERVATION].sum(-1, keepdim=True),
+        in_keys=[keys.CURRENT],
+        out_keys=[keys.STATE_VALUE],
     )
     recording = record(ragged(1), window=2, episodes=3)
     buffer = make_buffer(recording)
@@ -213,7 +219,8 @@ def test_without_value_normalisation_it_is_torchrls_loss(clip_value):
     _, actor, critic = build(value_norm=False)
     minibatch = some_minibatch(actor, critic)
     ours, theirs = (
-        losses_of(kind, actor, critic, minibatch, clip_value=clip_value) for kind in (NormalizedClipPPOLoss, ClipPPOLoss)
+        losses_of(kind, actor, critic, minibatch, clip_value=clip_value)
+        for kind in (NormalizedClipPPOLoss, ClipPPOLoss)
     )
     assert set(ours.keys()) == set(theirs.keys())
     for name in theirs.keys():

@@ -8,7 +8,13 @@ from torchrl.collectors import Collector
 from torchrl.envs.utils import ExplorationType, set_exploration_type
 
 from htrmrl_torchrl import (
-    EpisodicReplayBuffer, EpisodicStorage, NormalizedClipPPOLoss, TrialGAE, final_values, keys, make_env,
+    EpisodicReplayBuffer,
+    EpisodicStorage,
+    NormalizedClipPPOLoss,
+    TrialGAE,
+    final_values,
+    keys,
+    make_env,
 )  # fmt: skip
 from htrmrl_torchrl.agent import build_networks
 from htrmrl_torchrl.modules.heads import value_head

@@ -208,7 +208,7 @@ class TrialEnv(EnvBase):
     def _step(self, tensordict: TensorDictBase) -> TensorDictBase:
         if "_step" in tensordict.keys():
             raise RuntimeError("TrialEnv steps all lanes together; use rollout(..., break_when_any_done=False).")
-        action = tensordict.get(keys.ACTION)
+        action = tensordict.get(keys.ACTION).detach()
         if not torch.isfinite(action).all():
             lanes = torch.nonzero(~torch.isfinite(action).all(-1))[:, 0].tolist()
             raise ValueError(f"The action of lanes {lanes} is not finite: {action[lanes].tolist()}; check the policy.")

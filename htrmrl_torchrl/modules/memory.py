@@ -23,9 +23,10 @@ from htrmrl_torchrl.modules.encoder import HierarchicalEncoder
 
 _FIRST_CAPACITY = 512
 # What `EpisodicMemory._allocate` makes.
-_LANE_STATE = frozenset(
-    "_all _table _count _first _row0 _ended _window_episode _window_start _past _episode _streams _watched _version".split()
-)
+_LANE_STATE = {
+    "_all", "_table", "_count", "_first", "_row0", "_ended", "_window_episode", "_window_start", "_past", "_episode",
+    "_streams", "_watched", "_version",
+}  # fmt: skip
 
 
 class EpisodicMemory(TensorDictModuleBase):

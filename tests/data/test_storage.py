@@ -86,7 +86,9 @@ def test_final_contexts_equal_the_reference(seed):
         for lane, of_lane in enumerate(frames):
             for t, row in enumerate(of_lane.tolist()):
                 cut = t + 1 == len(of_lane)
-                ends = recording.steps[lane][begin + t + 1].t == 0 if begin + t + 1 < len(recording.steps[lane]) else True
+                ends = (
+                    recording.steps[lane][begin + t + 1].t == 0 if begin + t + 1 < len(recording.steps[lane]) else True
+                )
                 assert (row in last.tolist()) == (cut or ends)
     assert seen > 20
 
@@ -127,7 +129,7 @@ def test_memory_is_linear_in_frames_whatever_the_window_and_the_slots():
 def test_each_token_is_stored_once():
     storage = full(5, 3)
     assert storage.tokens.shape == (40 + 8, TOKEN)  # 40 frames, 8 episodes with a final token each
-    columns = [key for key in storage.get(slice(0, 40)).keys(True, True)]
+    columns = list(storage.get(slice(0, 40)).keys(True, True))
     assert not {keys.OBSERVATION, keys.PREV_ACTION, keys.PREV_REWARD, "next", keys.CONTEXT} & {
         key if isinstance(key, str) else key[0] for key in columns
     }
@@ -165,14 +167,26 @@ def test_a_batch_without_trial_flags_is_refused(key):
         make_buffer(recording).extend(as_batch(recording).exclude(key))
 
 
-def test_a_batch_without_a_time_axis_is_refused():
+def test_one_lane_may_come_without_a_lane_axis():
+    recording = record([[[3, 2, 4]]], window=2, episodes=2)
+    buffer = make_buffer(recording)
+    for begin, end in ((0, 4), (4, 9)):
+        buffer.empty()
+        frames = buffer.extend(as_batch(recording, begin, end)[0])
+        assert frames.shape == (end - begin,)
+        check_contexts(buffer, recording, frames.unsqueeze(0), begin)
+
+
+def test_a_batch_with_more_axes_is_refused():
     recording = record([[[3]]], window=2, episodes=2)
-    with pytest.raises(ValueError, match=r"must be \[lanes, time\]; received batch size \[3\]"):
-        make_buffer(recording).extend(as_batch(recording)[0])
+    with pytest.raises(ValueError, match=r"must be \[lanes, time\] or \[time\]; received \[1, 1, 3\]"):
+        make_buffer(recording).extend(as_batch(recording).unsqueeze(0))
 
 
 def test_a_skipped_batch_is_noticed():
-    recording = record([[[3, 3, 3]]], window=2, episodes=2, draw=lambda tokens: [(len(tokens) - 1, 0)] if tokens else [])
+    recording = record(
+        [[[3, 3, 3]]], window=2, episodes=2, draw=lambda tokens: [(len(tokens) - 1, 0)] if tokens else []
+    )
     buffer = make_buffer(recording)
     frames = buffer.extend(as_batch(recording, 3, 9))
     with pytest.raises(ValueError, match=r"refers to an episode that is not in the storage"):

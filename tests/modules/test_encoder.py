@@ -93,7 +93,9 @@ def test_segments_that_share_their_past_equal_flat_contexts(attention):
 @pytest.mark.parametrize("attention", ["causal", "full"])
 def test_equal_windows_are_encoded_once_to_the_same_result(attention):
     encoder = make_encoder(attention=attention, episodes=4)
-    recording = record([[[3, 2, 4, 3]]], window=3, episodes=4, draw=lambda n: [(0, 0)] * 2 + [(len(n) - 1, 0)] if n else [])
+    recording = record(
+        [[[3, 2, 4, 3]]], window=3, episodes=4, draw=lambda n: [(0, 0)] * 2 + [(len(n) - 1, 0)] if n else []
+    )
     buffer = EpisodicReplayBuffer(storage=EpisodicStorage(24, window=3, episodes=4), batch_size=8)
     frames = buffer.extend(as_batch(recording, dtype=torch.float64)).flatten()
     contexts = buffer.storage.contexts(frames)
@@ -229,9 +231,9 @@ def test_attention_weights_are_those_of_the_last_layers():
     assert_same(inter.sum(1), torch.ones(len(contexts), 2, dtype=torch.float64), 1e-10)
     assert not intra[~contexts["current_mask"]].any()
     assert not inter[:, :-1][~contexts["slot_mask"]].any()
-    assert make_encoder(inter_layers=0).attention_weights(stack_contexts(contexts_of(record(LENGTHS, window=3, episodes=3))))[
-        1
-    ].shape == (len(contexts), 0, 2)
+    assert make_encoder(inter_layers=0).attention_weights(
+        stack_contexts(contexts_of(record(LENGTHS, window=3, episodes=3)))
+    )[1].shape == (len(contexts), 0, 2)
 
 
 # ------------------------------------------------------------------------------------------------- what may go wrong

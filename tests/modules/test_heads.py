@@ -22,9 +22,7 @@ SPEC = Bounded(-1, 1, (ACTION,))
 def build(encoder=None, **choices):
     encoder = make_encoder(dtype=torch.float32) if encoder is None else encoder
     torch.manual_seed(1)
-    return make_actor_critic(
-        encoder=encoder, memory=EpisodicMemory(encoder), action_spec=SPEC, hidden=(6,), **choices
-    )
+    return make_actor_critic(encoder=encoder, memory=EpisodicMemory(encoder), action_spec=SPEC, hidden=(6,), **choices)
 
 
 def some_contexts(dtype=torch.float32):
@@ -51,7 +49,9 @@ def test_the_log_prob_is_that_of_a_gaussian(std):
     expected = []
     for action, loc, scale in zip(out["action"], out["_loc"], out["_scale"], strict=True):
         z = [(a - m) / s for a, m, s in zip(action.tolist(), loc.tolist(), scale.tolist(), strict=True)]
-        expected.append(sum(-x * x / 2 - math.log(s * math.sqrt(2 * math.pi)) for x, s in zip(z, scale.tolist(), strict=True)))
+        expected.append(
+            sum(-x * x / 2 - math.log(s * math.sqrt(2 * math.pi)) for x, s in zip(z, scale.tolist(), strict=True))
+        )
     assert_same(out[keys.LOG_PROB], torch.tensor(expected))
 
 
@@ -199,5 +199,7 @@ def test_bad_choices(wrong, message):
 
 def test_an_action_of_another_size_is_refused():
     with pytest.raises(ValueError, match=r"expects actions of size 1; the action spec has 3"):
-        make_actor_critic(encoder=make_encoder(), memory=EpisodicMemory(make_encoder()), action_spec=Bounded(-1, 1, (3,)))
-    assert TOKEN == make_encoder().token_dim
+        make_actor_critic(
+            encoder=make_encoder(), memory=EpisodicMemory(make_encoder()), action_spec=Bounded(-1, 1, (3,))
+        )
+    assert make_encoder().token_dim == TOKEN

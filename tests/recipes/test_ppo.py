@@ -89,12 +89,21 @@ def test_another_seed_is_another_run(toy_run, tmp_path):
 
 def test_a_run_goes_on_with_its_own_settings_only(toy_run):
     done = subprocess.run(
-        command("toy_ppo", toy_run, "total_frames=960", "optim.lr=1e-3", *TINY), capture_output=True, text=True
+        command("toy_ppo", toy_run, "total_frames=960", "optim.lr=2e-3", *TINY), capture_output=True, text=True
     )
     assert done.returncode == 2
     assert "optim.lr" in done.stderr
     assert done.stderr.count("\n") == 1
     assert len(metrics(toy_run)) > 0
+
+
+def test_another_file_is_no_checkpoint(toy_run, tmp_path):
+    (tmp_path / "foreign.zip").write_bytes(b"not a checkpoint")
+    for resume in (tmp_path / "foreign.zip", toy_run / "metrics.csv"):
+        done = subprocess.run(command("toy_ppo", tmp_path / "run", f"resume={resume}"), capture_output=True, text=True)
+        assert done.returncode == 2
+        assert done.stderr.startswith("error:") and done.stderr.count("\n") == 1
+        assert not (tmp_path / "run").exists()
 
 
 def test_interrupt_keeps_the_checkpoint_and_exits_cleanly(tmp_path):
