@@ -15,6 +15,7 @@ from torchrl.data import Bounded
 from torchrl.modules import ProbabilisticActor
 
 from htrmrl_torchrl import keys
+from htrmrl_torchrl.checkpoint import read_component
 from htrmrl_torchrl.data.strategies import WindowStrategy
 from htrmrl_torchrl.modules.encoder import AttentionMode, HierarchicalEncoder
 from htrmrl_torchrl.modules.heads import CriticKind, Std, make_actor_critic
@@ -126,7 +127,7 @@ def acting_policy(
 
 
 def load_networks(path: str | Path) -> Networks:
-    """The agent of a checkpoint, ready to act: ``load_networks("runs/.../checkpoints/best-000001000000.ckpt").policy``.
+    """The agent of a checkpoint, for example ``runs/toy_ppo_seed1/checkpoints/best-000000050688.torchrl``.
 
     Args:
         path: a checkpoint file of a training run.
@@ -135,13 +136,6 @@ def load_networks(path: str | Path) -> Networks:
         FileNotFoundError: if there is none at `path`.
         ValueError: if it is not a checkpoint of this package.
     """
-    path = Path(path)
-    if not path.exists():
-        raise FileNotFoundError(f"There is no checkpoint at {path}.")
-    if not (Checkpoint.is_checkpoint(path) and "agent" in Checkpoint.manifest(path)["components"]):
-        raise ValueError(f"{path} is not a checkpoint of this package; give one of a run's checkpoints/ folder.")
-    arguments: dict[str, Any] = {}
-    Checkpoint(agent=arguments).load(path, components=["agent"])
-    networks = build_networks(**arguments)
+    networks = build_networks(**read_component(path, "agent"))
     Checkpoint(actor=networks.actor, critic=networks.critic).load(path, components=["actor", "critic"])
     return networks

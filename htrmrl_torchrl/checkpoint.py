@@ -103,14 +103,18 @@ def latest_checkpoint(folder: Path) -> Path | None:
     return CheckpointRotation(folder, keep_last=1, prefix="step").latest() if folder.is_dir() else None
 
 
-def saved_config(path: Path) -> dict[str, Any]:
-    """The resolved configuration of the run that saved a checkpoint.
+def read_component(path: str | Path, name: str) -> dict[str, Any]:
+    """A JSON component of a checkpoint: ``"config"`` (of the run) or ``"agent"`` (arguments of `build_networks`).
 
     Raises:
-        ValueError: if there is none of a training run at `path`.
+        FileNotFoundError: if there is nothing at `path`.
+        ValueError: if it is not a checkpoint of a training run.
     """
-    config: dict[str, Any] = {}
-    if not path.exists() or not Checkpoint.is_checkpoint(path):
-        raise ValueError(f"{path} is not a checkpoint of a training run; give a file of a run's checkpoints/ folder.")
-    Checkpoint(config=config).load(path, components=["config"])
-    return config
+    path = Path(path)
+    if not path.exists():
+        raise FileNotFoundError(f"There is no checkpoint at {path}.")
+    if not (Checkpoint.is_checkpoint(path) and name in Checkpoint.manifest(path)["components"]):
+        raise ValueError(f"{path} is not a checkpoint of this package; give one of a run's checkpoints/ folder.")
+    component: dict[str, Any] = {}
+    Checkpoint(**{name: component}).load(path, components=[name])
+    return component

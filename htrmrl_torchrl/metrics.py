@@ -8,12 +8,13 @@ from htrmrl_torchrl import keys
 
 
 def episode_outcomes(batch: TensorDictBase) -> TensorDict:
-    """One row for each episode that both begins and ends in a batch ``[N, T]``.
+    """One row for each episode that both begins and ends in a batch ``[N, T]`` or ``[T]``.
 
     Returns:
         ``success`` (did any step succeed; absent where the environment does not say), ``return`` (undiscounted),
         ``episode`` (order in the trial) and ``task``, all ``[episodes]``.
     """
+    batch = batch if batch.ndim == 2 else batch.unsqueeze(0)
     begins = batch[keys.IS_INIT].squeeze(-1).clone()
     begins[:, 0] = True
     index = begins.flatten().cumsum(0) - 1  # [N * T] episode of each step

@@ -31,7 +31,7 @@ from htrmrl_torchrl import (
     make_env,
 )
 from htrmrl_torchrl.agent import Networks, acting_policy, build_networks
-from htrmrl_torchrl.checkpoint import RunCheckpoints, latest_checkpoint, saved_config
+from htrmrl_torchrl.checkpoint import RunCheckpoints, latest_checkpoint, read_component
 from htrmrl_torchrl.envs import TrialEnv, task_names
 from htrmrl_torchrl.envs.factory import is_dotted_path
 from htrmrl_torchrl.evaluation import goal_grid, play_trials, success_metrics
@@ -88,7 +88,7 @@ def train(config: DictConfig) -> None:
     )
 
     # A run goes on from its last checkpoint as if nothing had happened.
-    progress: dict[str, Any] = {"frames": 0, "evaluated": 0, "saved": 0, "best_val_success": -1.0}
+    progress: dict[str, Any] = {"frames": 0, "evaluated": 0, "saved": 0, "best_val_success": -1.0, "commits": []}
     checkpoints = RunCheckpoints(
         run_dir / "checkpoints",
         keep=config.checkpoint.keep,
@@ -105,6 +105,7 @@ def train(config: DictConfig) -> None:
         checkpoints.restore(resume_from)
         collector.reset()  # it has reset the environment already, before the task deck was restored
         print(f"continuing {run_dir} at {progress['frames']:,} frames")
+    progress["commits"] = sorted({*progress["commits"], _commit()})
     run_dir.mkdir(parents=True, exist_ok=True)
     OmegaConf.save(config, run_dir / "config.yaml", resolve=True)
     logger = RunLogger(run_dir, resume_from_frames=progress["frames"] if (run_dir / "metrics.csv").exists() else None)
@@ -303,8 +304,8 @@ def _checkpoint_to_resume(config: DictConfig, run_dir: Path) -> Path | None:
         return None
     free = ("total_frames", "resume", "run_dir", "env.num_workers", "checkpoint.", "eval.")
     try:
-        before = _flat(saved_config(path))
-    except ValueError as error:
+        before = _flat(read_component(path, "config"))
+    except (FileNotFoundError, ValueError) as error:
         raise UserError(str(error)) from error
     for key, value in _flat(_plain(config)).items():
         if before.get(key) != value and not key.startswith(free):
@@ -358,13 +359,17 @@ def _inspect(networks: Networks, minibatch: TensorDictBase) -> dict[str, float]:
     return metrics | ({"attention/inter_entropy": attention_entropy(inter)} if inter.shape[1] else {})
 
 
+def _commit() -> str:
+    """The state of the code, for the record."""
+    command = ["git", "describe", "--always", "--dirty"]
+    return (
+        subprocess.run(command, cwd=Path(__file__).parent, capture_output=True, text=True).stdout.strip() or "unknown"
+    )
+
+
 def _write_summary(run_dir: Path, config: DictConfig, progress: dict[str, Any], metrics: dict[str, float]) -> None:
-    commit = subprocess.run(
-        ["git", "describe", "--always", "--dirty"], cwd=Path(__file__).parent, capture_output=True, text=True
-    ).stdout.strip()
     summary = {
         "command": " ".join(["python", *sys.argv]),
-        "commit": commit or "unknown",
         "versions": {name: version(name) for name in ("torch", "torchrl", "tensordict", "metaworld", "mujoco")},
         "config": _plain(config),
         "progress": progress,

@@ -61,14 +61,12 @@ def one_thread():
 CEILING = 0.25 + 5 * (0.25 * 0.75 / (10 * LANES)) ** 0.5
 
 
-@pytest.mark.slow
 def test_an_agent_with_memory_learns_to_explore_once_and_then_exploit(one_thread):
     """Seeds 0, 1 and 2 end at 0.6 and more; the first episode can only explore."""
     first, *_, last = train(episodes=K, seed=0, iterations=35).tolist()
     assert first < CEILING < 0.45 < last, (first, last)
 
 
-@pytest.mark.slow
 def test_an_agent_without_memory_does_not(one_thread):
     """Negative control: the same learner, which sees no earlier episode."""
     success = train(episodes=1, seed=0, iterations=35)

@@ -148,9 +148,14 @@ class EpisodicStorage(LazyTensorStorage):
         """Builds the token table ``[frames + episodes, x]`` and the table of episodes from boundary flags."""
         lane, token = rows[_LANE], rows[_TOKEN]
         frame = torch.arange(len(rows), device=lane.device)
-        begins = rows[keys.IS_INIT].squeeze(-1).clone()
-        begins[0] = True
-        begins[1:] |= lane[1:] != lane[:-1]
+        begins = rows[keys.IS_INIT].squeeze(-1)
+        counter = rows[keys.WINDOW_CURRENT].squeeze(-1)
+        follows = torch.where(lane[1:] == lane[:-1], counter[1:] - counter[:-1] == begins[1:].long(), begins[1:])
+        if not (bool(begins[0]) and bool(follows.all())):
+            raise ValueError(
+                "Frames are missing: a lane begins inside an episode, or goes on with another one. Extend with every "
+                "batch, in the order of collection, from a reset on."
+            )
         self.episode_of_frame = begins.cumsum(0) - 1
         first = frame[begins]  # [episodes]
         last = torch.cat([first[1:], first.new_tensor([len(rows)])]) - 1
@@ -158,7 +163,7 @@ class EpisodicStorage(LazyTensorStorage):
         self.tokens = token.new_empty(len(token) + len(first), token.shape[-1])
         self.tokens[frame + self.episode_of_frame] = token
         self.tokens[last + order + 1] = rows[_NEXT_TOKEN][last]
-        counter = rows[keys.WINDOW_CURRENT].squeeze(-1)[first]
+        counter = counter[first]
         trainable = torch.zeros_like(first).index_add(0, self.episode_of_frame, rows[_TRAINABLE].long())
         self.table = TensorDict(
             lane=lane[first],

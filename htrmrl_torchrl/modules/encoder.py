@@ -259,6 +259,7 @@ class HierarchicalEncoder(TensorDictModuleBase):
         )
         token_scale = torch.ones(self.token_dim)
         token_scale[-2] = reward_scale
+        self.token_scale: Tensor
         self.register_buffer("token_scale", token_scale, persistent=False)
 
     @property

@@ -29,15 +29,18 @@ CRITIC_KINDS = ("shared", "separate", "single_step")
 
 
 class NewestToken(TensorDictModuleBase):
-    """Copies the current window's newest token ``[*batch, x]`` to where a head reads it."""
+    """Copies the newest token ``[*batch, x]``, scaled as in the encoder, to where a head reads it."""
 
-    def __init__(self, out_key: NestedKey) -> None:
+    token_scale: Tensor
+
+    def __init__(self, out_key: NestedKey, *, token_scale: Tensor) -> None:
         super().__init__()
+        self.register_buffer("token_scale", token_scale.clone(), persistent=False)
         self.in_keys: list[NestedKey] = [keys.CONTEXT]
         self.out_keys: list[NestedKey] = [out_key]
 
     def forward(self, tensordict: TensorDictBase) -> TensorDictBase:
-        return tensordict.set(self.out_keys[0], tensordict.get(keys.CURRENT)[..., -1, :])
+        return tensordict.set(self.out_keys[0], tensordict.get(keys.CURRENT)[..., -1, :] * self.token_scale)
 
 
 class ValueHead(nn.Module):
@@ -131,7 +134,7 @@ def make_actor_critic(
     modules: list[TensorDictModuleBase] = [encoder]
     head_keys: list[NestedKey] = [keys.HIDDEN]
     if observe_token:
-        modules.append(NewestToken("_actor_token"))
+        modules.append(NewestToken("_actor_token", token_scale=encoder.token_scale))
         head_keys.append("_actor_token")
     inputs = encoder.d_model + (encoder.token_dim if observe_token else 0)
     head = _gaussian_head(inputs, action_dim, hidden, std=std, init_std=init_std)
@@ -176,7 +179,9 @@ def _make_critic(
     head = ValueHead(in_features=in_features, hidden=hidden, normalize=value_norm)
     if kind == "shared":
         return ValueOperator(head, in_keys=[keys.HIDDEN])
-    reads: TensorDictModuleBase = NewestToken("_critic_token") if critic_encoder is None else critic_encoder
+    reads: TensorDictModuleBase | None = critic_encoder
+    if reads is None:
+        reads = NewestToken("_critic_token", token_scale=encoder.token_scale)
     return TensorDictSequential(reads, ValueOperator(head, in_keys=reads.out_keys))
 
 

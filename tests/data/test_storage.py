@@ -207,6 +207,18 @@ def test_a_skipped_batch_is_noticed_although_another_lane_has_an_episode_of_that
         buffer.storage.contexts(frames[1, :1])
 
 
+@pytest.mark.parametrize(("begin", "end", "later"), [(2, 9, None), (0, 3, 7)])
+def test_missing_frames_are_refused(begin, end, later):
+    """A lane that begins inside an episode, or goes on in another one than it left."""
+    recording = record([[[6, 3]]], window=4, episodes=1)
+    buffer = make_buffer(recording)
+    if later is not None:
+        buffer.extend(as_batch(recording, begin, end))
+        begin, end = later, 9
+    with pytest.raises(ValueError, match="Frames are missing"):
+        buffer.extend(as_batch(recording, begin, end))
+
+
 @pytest.mark.parametrize("sizes", [{"window": 0, "episodes": 2}, {"window": 2, "episodes": 0}])
 def test_sizes_below_one_are_refused(sizes):
     with pytest.raises(ValueError, match=r"window=\d and episodes=\d must be at least 1"):

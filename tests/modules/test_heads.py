@@ -82,6 +82,23 @@ def test_a_single_step_critic_is_a_function_of_the_newest_token():
     assert differ(critic(changed)[keys.STATE_VALUE], before)
 
 
+def test_heads_read_the_reward_as_the_encoder_scales_it():
+    """Tenfold rewards at a tenth of the scale are the same token."""
+    td, tenfold = some_contexts(), some_contexts()
+    tenfold[keys.CURRENT][..., -2] *= 10
+    tenfold[keys.PAST][..., -2] *= 10
+    values, means = [], []
+    for scale, contexts in ((1.0, td), (0.1, tenfold), (0.1, td)):
+        torch.manual_seed(0)
+        encoder = make_encoder(dtype=torch.float32, reward_scale=scale)
+        _, actor, critic = build(encoder, critic_kind="single_step", observe_token=True)
+        values.append(critic(contexts.clone())[keys.STATE_VALUE])
+        means.append(actor(contexts.clone())[keys.LOC])
+    assert_same(values[1], values[0])
+    assert_same(means[1], means[0])
+    assert differ(values[2], values[0])
+
+
 def test_a_separate_critic_leaves_the_actor_alone():
     encoder = make_encoder(dtype=torch.float32)
     own = make_encoder(seed=1, dtype=torch.float32, hidden_key="_critic", cache_key=("context", "critic_cache"))

@@ -375,6 +375,16 @@ def test_an_own_strategy_may_leave_slots_empty_and_draw_twice():
         assert_context(memory(step)["context"][0], recording.context(0, frame))
 
 
+def test_an_own_strategy_may_not_draw_more_than_there_is_room_for():
+    def greedy(lengths, *, slots, window, rng):
+        return [(0, 0)] * (slots + 1) if lengths else []
+
+    memory = EpisodicMemory(window=2, episodes=3, strategy=greedy)
+    with pytest.raises(ValueError, match="returned 3 windows for 2 slots"):
+        for step in steps(as_batch(record([[[2, 2]]], window=2, episodes=3))):
+            memory(step)
+
+
 def test_the_memory_adds_only_the_context_and_the_window_keys():
     step = steps(as_batch(record([[[2]]], window=2, episodes=2)))[0]
     out = EpisodicMemory(window=2, episodes=2)(step.clone())
