@@ -228,7 +228,7 @@ def _check_folders(run_dir: Path, resume: str) -> None:
 
 def _check_environment(config: DictConfig) -> None:
     # late: these imports take seconds, the checks above none
-    from htrmrl_torchrl.envs import check_name, num_goals
+    from htrmrl_torchrl.envs import check_name, num_goals, task_names
     from htrmrl_torchrl.envs.benchmarks import check_benchmark_seed
     from htrmrl_torchrl.envs.factory import is_dotted_path
     from htrmrl_torchrl.envs.metaworld import MAX_HORIZON
@@ -243,6 +243,10 @@ def _check_environment(config: DictConfig) -> None:
         if env.num_workers:
             raise UserError(f"env.num_workers is {env.num_workers} but must be 0 with a factory, which is {env.name}")
         return
+    try:
+        task_names(env.name, "test")  # evaluated during training
+    except ValueError as error:
+        raise UserError(f"env.name is {env.name}: {error}") from error
     if env.name != "toy" and env.horizon > MAX_HORIZON:
         raise UserError(f"env.horizon is {env.horizon} but must be at most {MAX_HORIZON} in Meta-World")
     if goals_per_task > num_goals(env.name):

@@ -70,6 +70,7 @@ WRONG: dict[str, tuple[list[str], list[str]]] = {
     "too many goals": (["eval.goals_per_task=51"], ["eval.goals_per_task is 51", "at most 50"]),
     "benchmark seed": (["env.benchmark_seed=9999999999999"], ["benchmark_seed", "9999999999999"]),
     "task": (["env.name=ML1:reech-v3"], ["reech-v3", "reach-v3"]),
+    "no test task": (["env.name='custom:[reach-v3]/[]'"], ["no test tasks"]),
 }
 
 
