@@ -3,6 +3,7 @@
     python recipes/plot.py runs/toy_ppo_seed* --metric train/success --out curve.png
     python recipes/plot.py runs/ml10_ppo_seed1 --metric eval/val_success eval/test_success --out curve.png
     python recipes/plot.py runs/toy_ppo_seed* --by-episode train --out adaptation.png
+    python recipes/plot.py runs/with_memory --control runs/masked --control-label masked --out comparison.png
 
 Each run is a thin line, the mean over runs a thick one with a band from the lowest to the highest run. Runs are
 compared where all of them have points: their mean ends where the shortest run ends.
@@ -63,16 +64,19 @@ def mean_and_range(curves: Sequence[Curve]) -> tuple[np.ndarray, np.ndarray, np.
     return grid, values.mean(0), values.min(0), values.max(0)
 
 
-def draw(axes: Axes, curves: Sequence[Curve], *, label: str, color: str, marker: str = "") -> None:
+def draw(
+    axes: Axes, curves: Sequence[Curve], *, label: str, color: str, marker: str = "", linestyle: str = "-"
+) -> None:
     """Draw the runs of one metric: each thin, their mean thick, the range as a band."""
     if len(curves) == 1:
-        axes.plot(*curves[0], color=color, marker=marker, label=label)
+        axes.plot(*curves[0], color=color, marker=marker, linestyle=linestyle, label=label)
         return
     for curve in curves:
-        axes.plot(*curve, color=color, linewidth=0.8, alpha=0.4)
+        axes.plot(*curve, color=color, linewidth=0.8, alpha=0.4, linestyle=linestyle)
     grid, mean, low, high = mean_and_range(curves)
     axes.fill_between(grid, low, high, color=color, alpha=0.15, linewidth=0)
-    axes.plot(grid, mean, color=color, linewidth=2, marker=marker, label=f"{label}, mean of {len(curves)} runs")
+    label = f"{label}, mean of {len(curves)} runs"
+    axes.plot(grid, mean, color=color, linewidth=2, marker=marker, linestyle=linestyle, label=label)
 
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
@@ -83,6 +87,10 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--by-episode", nargs="+", metavar="SOURCE", help="success by episode instead: train, eval/val, eval/test"
     )
+    parser.add_argument(
+        "--control", nargs="+", type=Path, default=[], metavar="RUN_DIR", help="runs to compare with, drawn dashed"
+    )
+    parser.add_argument("--control-label", default="control", help="what the compared runs are")
     parser.add_argument("--out", type=Path, required=True, help="PNG (or PDF, SVG) to write")
     parser.add_argument("--title", default="")
     return parser.parse_args(argv)
@@ -93,14 +101,19 @@ def main(argv: Sequence[str] | None = None) -> None:
     args = parse(argv)
     names, read = (args.by_episode, adaptation_curve) if args.by_episode else (args.metric, learning_curve)
     try:
-        runs = [read_metrics(run_dir) for run_dir in args.run_dirs]
-        curves = {name: [read(metrics, name) for metrics in runs] for name in names}
+        curves, control = (
+            {name: [read(read_metrics(run_dir), name) for run_dir in run_dirs] for name in names}
+            for run_dirs in (args.run_dirs, args.control)
+        )
     except ValueError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
     figure, axes = plt.subplots(figsize=(6.4, 4.0), layout="constrained")
     for index, name in enumerate(names):
-        draw(axes, curves[name], label=name, color=f"C{index}", marker="o" if args.by_episode else "")
+        style = {"color": f"C{index}", "marker": "o" if args.by_episode else ""}
+        draw(axes, curves[name], label=name, **style)
+        if control[name]:
+            draw(axes, control[name], label=f"{name}, {args.control_label}", linestyle="--", **style)
     if args.by_episode:
         axes.set(xlabel="episode of the trial", ylabel="success rate", ylim=(-0.02, 1.02))
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))

@@ -40,11 +40,17 @@ def test_mean_ends_with_the_shortest_run_and_interpolates() -> None:
 
 @pytest.mark.parametrize(
     "arguments",
-    [["--metric", "train/success"], ["--metric", "train/success", "eval/val_success"], ["--by-episode", "train"]],
-    ids=["one", "two", "by-episode"],
+    [
+        ["--metric", "train/success"],
+        ["--metric", "train/success", "eval/val_success"],
+        ["--by-episode", "train"],
+        ["--by-episode", "train", "--control", "RUN", "--control-label", "masked"],
+    ],
+    ids=["one", "two", "by-episode", "control"],
 )
 def test_a_figure_is_written(run_dirs: list[Path], tmp_path: Path, arguments: list[str]) -> None:
     out = tmp_path / "figures" / "curve.png"
+    arguments = [str(run_dirs[0]) if argument == "RUN" else argument for argument in arguments]
     plot.main([*map(str, run_dirs), *arguments, "--out", str(out)])
     pixels = image.imread(out)
     assert pixels.shape[:2] == (600, 960)
