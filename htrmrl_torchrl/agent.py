@@ -17,8 +17,9 @@ from torchrl.modules import ProbabilisticActor
 from htrmrl_torchrl import keys
 from htrmrl_torchrl.checkpoint import read_component
 from htrmrl_torchrl.data.strategies import WindowStrategy
-from htrmrl_torchrl.modules.encoder import AttentionMode, HierarchicalEncoder
+from htrmrl_torchrl.modules.encoder import HierarchicalEncoder
 from htrmrl_torchrl.modules.heads import CriticKind, Std, make_actor_critic
+from htrmrl_torchrl.modules.inter import AttentionMode
 from htrmrl_torchrl.modules.memory import EpisodicMemory
 from htrmrl_torchrl.modules.transformer import Norm
 

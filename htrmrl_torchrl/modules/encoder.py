@@ -10,149 +10,16 @@ the newest position is computed. With causal attention the past's keys and value
 are computed once for all decisions of an episode.
 """
 
-from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any, Literal
-
 import torch
 from tensordict import TensorDictBase
 from tensordict.nn import TensorDictModuleBase
 from tensordict.utils import NestedKey
-from torch import Tensor, nn
+from torch import Tensor
 
 from htrmrl_torchrl import keys
-from htrmrl_torchrl.modules.transformer import Norm, TransformerLayer
-
-AttentionMode = Literal["causal", "full"]
-ATTENTION_MODES = ("causal", "full")
-
-
-def causal_mask(mask: Tensor) -> Tensor:
-    """Where position i of a right-aligned sequence may look: at real positions j <= i, and at itself.
-
-    For ``mask`` = [0, 1, 1] (one row of padding)::
-
-              j = 0  1  2
-        i = 0     1  0  0     padding looks at itself only
-        i = 1     0  1  0
-        i = 2     0  1  1
-
-    Args:
-        mask: ``[W, L]`` bool, True where a sequence holds something.
-
-    Returns:
-        ``[W, L, L]`` bool.
-    """
-    length = mask.shape[-1]
-    ones = torch.ones(length, length, dtype=torch.bool, device=mask.device)
-    return (ones.tril() & mask.unsqueeze(-2)) | torch.eye(length, dtype=torch.bool, device=mask.device)
-
-
-class IntraEpisodeEncoder(nn.Module):
-    """Encodes windows of tokens: linear embedding, positions, causal transformer layers, newest position's output.
-
-    Shapes: tokens ``[W, T, X]``, mask ``[W, T]`` -> embeddings ``[W, D]``.
-    """
-
-    def __init__(
-        self,
-        *,
-        token_dim: int,
-        window: int,
-        d_model: int,
-        num_heads: int,
-        num_layers: int,
-        d_feedforward: int,
-        norm: Norm,
-    ) -> None:
-        super().__init__()
-        self.embed = nn.Linear(token_dim, d_model, bias=norm == "pre_ln")
-        self.position = nn.Parameter(torch.empty(window, d_model))
-        self.layers = _layers(num_layers, d_model, num_heads, d_feedforward, norm)
-        self.norm = nn.LayerNorm(d_model) if norm == "pre_ln" else nn.Identity()
-        nn.init.normal_(self.position, std=0.02)
-        if norm == "tfixup":  # embeddings ~ N(0, d^-1/2) scaled by (9 N)^-1/4
-            nn.init.normal_(self.embed.weight, std=d_model**-0.5 * (9 * num_layers) ** -0.25)
-
-    def forward(self, tokens: Tensor, mask: Tensor) -> Tensor:
-        x = self._before_last_layer(tokens, mask)
-        return self.norm(self.layers[-1].newest(x, _with_newest(mask)))[:, 0]  # [W, D]
-
-    def _before_last_layer(self, tokens: Tensor, mask: Tensor) -> Tensor:
-        x = self.embed(tokens) + self.position  # [W, T, D]
-        where = causal_mask(mask)
-        for layer in self.layers[:-1]:
-            x = layer(x, where)
-        return x
-
-    def attention(self, tokens: Tensor, mask: Tensor) -> Tensor:
-        """How the newest token attends over its window in the last layer: ``[W, T, H]``."""
-        return self.layers[-1].newest_weights(self._before_last_layer(tokens, mask), _with_newest(mask))
-
-
-class InterEpisodeEncoder(nn.Module):
-    """Relates the current window's embedding to those of past windows.
-
-    The last of its E positions is the present. With ``num_layers=0`` the present passes unchanged.
-    """
-
-    def __init__(
-        self, *, episodes: int, d_model: int, num_heads: int, num_layers: int, d_feedforward: int, norm: Norm
-    ) -> None:
-        super().__init__()
-        self.position = nn.Parameter(torch.empty(episodes, d_model))
-        self.layers = _layers(num_layers, d_model, num_heads, d_feedforward, norm)
-        self.norm = nn.LayerNorm(d_model) if norm == "pre_ln" and num_layers else nn.Identity()
-        nn.init.normal_(self.position, std=0.02)
-
-    def encode_past(self, past: Tensor, slot_mask: Tensor) -> Tensor:
-        """Keys and values of the past in every layer, causal mode.
-
-        Args:
-            past: ``[G, E-1, D]`` embeddings, anything where masked.
-            slot_mask: ``[G, E-1]``.
-
-        Returns:
-            ``[G, L2, 2, E-1, D]``.
-        """
-        x = past + self.position[:-1]
-        where = causal_mask(slot_mask)
-        cache = []
-        for index, layer in enumerate(self.layers):
-            cache.append(torch.stack(layer.keys_values(x), 1))  # [G, 2, E-1, D]
-            if index + 1 < len(self.layers):
-                x = layer(x, where)
-        return torch.stack(cache, 1)
-
-    def decode(self, current: Tensor, cache: Tensor, slot_mask: Tensor) -> Tensor:
-        """Context vectors ``[G, S, D]`` of ``current`` ``[G, S, D]`` after a cached past, causal mode."""
-        x = current + self.position[-1]
-        for index, layer in enumerate(self.layers):
-            x = layer.extend(x, cache[:, index, 0], cache[:, index, 1], slot_mask)
-        return self.norm(x)
-
-    def forward(self, current: Tensor, past: Tensor, slot_mask: Tensor, *, mode: AttentionMode) -> Tensor:
-        """Context vectors ``[F, D]`` of ``current`` ``[F, D]`` with ``past`` ``[F, E-1, D]``, every slot recomputed."""
-        x, where, newest = self._sequence(current, past, slot_mask, mode)
-        for layer in self.layers[:-1]:
-            x = layer(x, where)
-        return self.norm(self.layers[-1].newest(x, newest))[:, 0]
-
-    def attention(self, current: Tensor, past: Tensor, slot_mask: Tensor, *, mode: AttentionMode) -> Tensor:
-        """How the present attends over past slots and itself in the last layer: ``[F, E, H]``."""
-        x, where, newest = self._sequence(current, past, slot_mask, mode)
-        for layer in self.layers[:-1]:
-            x = layer(x, where)
-        return self.layers[-1].newest_weights(x, newest)
-
-    def _sequence(
-        self, current: Tensor, past: Tensor, slot_mask: Tensor, mode: AttentionMode
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        x = torch.cat([past, current.unsqueeze(-2)], -2) + self.position  # [F, E, D]
-        held = torch.cat([slot_mask, torch.ones_like(slot_mask[:, :1])], -1) if past.shape[1] else _ones(x)
-        where = causal_mask(held)
-        if mode == "full":
-            where = where | held.unsqueeze(-2)
-        return x, where, held
+from htrmrl_torchrl.modules.inter import ATTENTION_MODES, AttentionMode, InterEpisodeEncoder
+from htrmrl_torchrl.modules.intra import IntraEpisodeEncoder
+from htrmrl_torchrl.modules.transformer import Norm
 
 
 class HierarchicalEncoder(TensorDictModuleBase):
@@ -239,22 +106,22 @@ class HierarchicalEncoder(TensorDictModuleBase):
         self.window, self.episodes, self.d_model = window, episodes, d_model
         self.attention: AttentionMode = attention
         self.cache_key = cache_key
-        feedforward = 4 * d_model if d_feedforward is None else d_feedforward
+        d_feedforward = 4 * d_model if d_feedforward is None else d_feedforward
         self.intra = IntraEpisodeEncoder(
             token_dim=self.token_dim,
             window=window,
+            num_layers=intra_layers,
             d_model=d_model,
             num_heads=num_heads,
-            num_layers=intra_layers,
-            d_feedforward=feedforward,
+            d_feedforward=d_feedforward,
             norm=norm,
         )
         self.inter = InterEpisodeEncoder(
             episodes=episodes,
+            num_layers=inter_layers,
             d_model=d_model,
             num_heads=num_heads,
-            num_layers=inter_layers,
-            d_feedforward=feedforward,
+            d_feedforward=d_feedforward,
             norm=norm,
         )
         token_scale = torch.ones(self.token_dim)
@@ -356,31 +223,3 @@ class HierarchicalEncoder(TensorDictModuleBase):
         spread = embedded.index_select(0, inverse)
         out = spread.new_zeros(past.shape[0] * past.shape[1], self.d_model).index_copy(0, slots, spread)
         return out.view(*past.shape[:2], self.d_model)
-
-
-class _Layers(nn.ModuleList):
-    """A list of layers that a type checker knows to be layers."""
-
-    if TYPE_CHECKING:
-
-        def __getitem__(self, index: Any) -> Any: ...
-
-        def __iter__(self) -> Iterator[TransformerLayer]: ...
-
-
-def _layers(num_layers: int, d_model: int, num_heads: int, d_feedforward: int, norm: Norm) -> _Layers:
-    return _Layers(
-        TransformerLayer(
-            d_model=d_model, num_heads=num_heads, d_feedforward=d_feedforward, norm=norm, num_layers=num_layers
-        )
-        for _ in range(num_layers)
-    )
-
-
-def _with_newest(mask: Tensor) -> Tensor:
-    """The newest position may always look at itself."""
-    return torch.cat([mask[:, :-1], torch.ones_like(mask[:, :1])], -1)
-
-
-def _ones(x: Tensor) -> Tensor:
-    return torch.ones(x.shape[:2], dtype=torch.bool, device=x.device)

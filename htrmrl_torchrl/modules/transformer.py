@@ -7,7 +7,8 @@ Masks are True where a query may look. Every position may always look at itself,
 finite numbers (which nobody reads) and a softmax never meets an empty row.
 """
 
-from typing import Literal
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any, Literal, Self
 
 import torch
 from torch import Tensor, nn
@@ -137,3 +138,44 @@ class TransformerLayer(nn.Module):
         """Attention of the last position over all: ``[W, L, D]``, ``[W, L]`` -> ``[W, L, H]``."""
         x = self.norm_attention(x)
         return self.attention.weights(x[:, -1:], self.attention.key(x), mask)
+
+
+class TransformerStack(nn.ModuleList):
+    """The layers of one level: a `ModuleList` that a type checker knows to hold `TransformerLayer`."""
+
+    @classmethod
+    def build(cls, *, num_layers: int, d_model: int, num_heads: int, d_feedforward: int, norm: Norm) -> Self:
+        """Fresh layers; arguments as for `TransformerLayer`."""
+        return cls(
+            TransformerLayer(
+                d_model=d_model, num_heads=num_heads, d_feedforward=d_feedforward, norm=norm, num_layers=num_layers
+            )
+            for _ in range(num_layers)
+        )
+
+    if TYPE_CHECKING:
+
+        def __getitem__(self, index: Any) -> Any: ...
+
+        def __iter__(self) -> Iterator[TransformerLayer]: ...
+
+
+def causal_mask(mask: Tensor) -> Tensor:
+    """Where position i of a right-aligned sequence may look: at real positions j <= i, and at itself.
+
+    For ``mask`` = [0, 1, 1] (one row of padding)::
+
+              j = 0  1  2
+        i = 0     1  0  0     padding looks at itself only
+        i = 1     0  1  0
+        i = 2     0  1  1
+
+    Args:
+        mask: ``[W, L]`` bool, True where a sequence holds something.
+
+    Returns:
+        ``[W, L, L]`` bool.
+    """
+    length = mask.shape[-1]
+    ones = torch.ones(length, length, dtype=torch.bool, device=mask.device)
+    return (ones.tril() & mask.unsqueeze(-2)) | torch.eye(length, dtype=torch.bool, device=mask.device)

@@ -1,0 +1,62 @@
+"""What a run folder says about its run: where it stopped, with which settings, and how it ended."""
+
+import json
+import shutil
+import subprocess
+import sys
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf
+
+from htrmrl_torchrl.checkpoint import latest_checkpoint, read_component
+from recipes._validate import UserError, flatten
+
+
+def checkpoint_to_resume(config: DictConfig, run_dir: Path) -> Path | None:
+    """Where the run goes on from; refuses to continue a run with other settings."""
+    if config.resume == "never":
+        return None
+    path = latest_checkpoint(run_dir / "checkpoints") if config.resume == "auto" else Path(config.resume)
+    if path is None:
+        return None
+    free = ("total_frames", "resume", "run_dir", "env.num_workers", "checkpoint.", "eval.")
+    try:
+        before = flatten(OmegaConf.create(read_component(path, "config")))
+    except (FileNotFoundError, ValueError) as error:
+        raise UserError(str(error)) from error
+    for key, value in flatten(config).items():
+        if before.get(key) != value and not key.startswith(free):
+            raise UserError(
+                f"{path} is of a run with {key}={before.get(key)} and this one has {key}={value}: a run goes on with "
+                "its own settings, so choose another run_dir"
+            )
+    return path
+
+
+def plain(config: Any) -> dict[str, Any]:
+    """A configuration or a part of it as a plain dictionary."""
+    container: Any = OmegaConf.to_container(config, resolve=True)
+    return container
+
+
+def commit_of_code() -> str:
+    """The state of the code, for the record."""
+    if shutil.which("git") is None:
+        return "unknown"
+    command = ["git", "describe", "--always", "--dirty"]
+    answer = subprocess.run(command, cwd=Path(__file__).parent, capture_output=True, text=True)
+    return answer.stdout.strip() or "unknown"
+
+
+def write_summary(run_dir: Path, config: DictConfig, progress: dict[str, Any], metrics: dict[str, float]) -> None:
+    """Leaves command, versions, settings and last metrics in ``summary.json``."""
+    summary = {
+        "command": " ".join(["python", *sys.argv]),
+        "versions": {name: version(name) for name in ("torch", "torchrl", "tensordict", "metaworld", "mujoco")},
+        "config": plain(config),
+        "progress": progress,
+        "metrics": metrics,
+    }
+    (run_dir / "summary.json").write_text(json.dumps(summary, indent=2))
