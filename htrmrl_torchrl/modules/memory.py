@@ -120,7 +120,7 @@ class EpisodicMemory(TensorDictModuleBase):
         if self._encoders and self._weights_version() != state.version:
             self.refresh()
         current, mask = state.history.current(self.window)
-        context = state.past.copy().update({keys.CURRENT[1]: current, keys.CURRENT_MASK[1]: mask})
+        context = state.past.copy().set(keys.CURRENT[1], current).set(keys.CURRENT_MASK[1], mask)
         tensordict.set(keys.CONTEXT, context.reshape(batch))
         tensordict.set(keys.WINDOW_EPISODE, state.window_episode.reshape(*batch, -1))
         tensordict.set(keys.WINDOW_START, state.window_start.reshape(*batch, -1))
