@@ -8,6 +8,7 @@ built, a fault is one sentence instead of a pruned traceback, and no working dir
 is set up behind the recipe's back. Sweeps are a loop in the shell.
 """
 
+import signal
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -50,6 +51,7 @@ def run_recipe(main: Callable[[DictConfig], object], *, config_name: str) -> Non
         if "--cfg" in options:
             print(OmegaConf.to_yaml(config).rstrip())
             return
+        signal.signal(signal.SIGTERM, signal.default_int_handler)  # a polite kill ends like Ctrl-C
         main(config)
     except UserError as error:
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr)

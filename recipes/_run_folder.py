@@ -60,3 +60,20 @@ def write_summary(run_dir: Path, config: DictConfig, progress: dict[str, Any], m
         "metrics": metrics,
     }
     (run_dir / "summary.json").write_text(json.dumps(summary, indent=2))
+
+
+def print_results(run_dir: Path, metrics: dict[str, float]) -> None:
+    """The last metrics in a few lines on the terminal."""
+    print(f"\nfinished, everything is in {run_dir}")
+    for source, meaning in (
+        ("train/", "training, last batch"),
+        ("eval/val_", "held-out goals"),
+        ("eval/test_", "test"),
+    ):
+        if f"{source}success" not in metrics:
+            continue
+        prefix = f"{source}success_by_episode/"
+        curve = {int(name.removeprefix(prefix)): x for name, x in metrics.items() if name.startswith(prefix)}
+        by_episode = " ".join(f"{curve[k]:.2f}" for k in sorted(curve))
+        print(f"success {metrics[f'{source}success']:.2f} on {meaning + ',':21} by episode {by_episode}")
+    print(f"curves: tensorboard --logdir {run_dir.parent}")

@@ -33,7 +33,7 @@ from htrmrl_torchrl.loggers import RunLogger
 from htrmrl_torchrl.metrics import attention_entropy, explained_variance, training_metrics
 from htrmrl_torchrl.modules.heads import value_head
 from recipes._environment import Evaluator, environment, names_of_tasks
-from recipes._run_folder import checkpoint_to_resume, commit_of_code, plain, write_summary
+from recipes._run_folder import checkpoint_to_resume, commit_of_code, plain, print_results, write_summary
 from recipes._validate import frames_per_batch
 
 
@@ -99,7 +99,7 @@ def train(config: DictConfig) -> None:
     if resume_from is not None:
         checkpoints.restore(resume_from)
         collector.reset()  # it has reset the environment already, before the task deck was restored
-        print(f"continuing {run_dir} at {progress['frames']:,} frames")
+        print(f"continuing {run_dir} at {progress['frames']:,} of {config.total_frames:,} frames")
     progress["commits"] = sorted({*progress["commits"], commit_of_code()})
     run_dir.mkdir(parents=True, exist_ok=True)
     OmegaConf.save(config, run_dir / "config.yaml", resolve=True)
@@ -183,6 +183,8 @@ def train(config: DictConfig) -> None:
             bar.update(batch.numel())
             if finished:
                 write_summary(run_dir, config, progress, metrics)
+                bar.close()
+                print_results(run_dir, metrics)
                 break
     except KeyboardInterrupt:
         saved = latest_checkpoint(run_dir / "checkpoints")

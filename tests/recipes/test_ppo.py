@@ -3,6 +3,7 @@
 import csv
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -72,7 +73,12 @@ def test_evaluations_count_every_goal_once(toy_run):
     reports = [json.loads(path.read_text()) for path in sorted((toy_run / "evaluations").glob("val_*.json"))]
     assert [report["frames"] for report in reports] == [384, 768]
     for report in reports:
-        assert sorted(zip(report["task"], report["goal"], strict=True)) == [(0, 0), (0, 1), (0, 2), (0, 3)]  # all of the toy
+        assert sorted(zip(report["task"], report["goal"], strict=True)) == [
+            (0, 0),
+            (0, 1),
+            (0, 2),
+            (0, 3),
+        ]  # all of the toy
         assert [len(episodes) for episodes in report["success"]] == [5] * 4  # four to adapt, one that counts
 
 
@@ -106,7 +112,8 @@ def test_another_file_is_no_checkpoint(toy_run, tmp_path):
         assert not (tmp_path / "run").exists()
 
 
-def test_interrupt_keeps_the_checkpoint_and_exits_cleanly(tmp_path):
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_interrupt_keeps_the_checkpoint_and_exits_cleanly(tmp_path, number):
     process = subprocess.Popen(
         command("toy_ppo", tmp_path / "run", "total_frames=1_000_000", "env.num_workers=1", *TINY),
         stderr=subprocess.PIPE,
@@ -116,7 +123,7 @@ def test_interrupt_keeps_the_checkpoint_and_exits_cleanly(tmp_path):
     seen = ""
     while "success" not in seen:  # the progress bar after the first iteration
         seen += process.stderr.read(64)
-    process.send_signal(signal.SIGINT)
+    process.send_signal(number)
     _, errors = process.communicate(timeout=60)
     assert process.returncode == 0, errors
     assert "the same command continues" in errors
@@ -142,7 +149,8 @@ def test_every_switch_trains_with_ratio_one(tmp_path, overrides):
 def test_the_real_simulator_trains_and_evaluates_on_ml1(tmp_path):
     small = ["env.num_envs=4", "env.episodes_per_trial=2", "env.horizon=20", "loss.minibatch_frames=80"]
     small += ["loss.segment_frames=20", "eval.goals_per_task=2", "total_frames=160"]
-    run("ml1_ppo", tmp_path / "run", *small)
+    done = run("ml1_ppo", tmp_path / "run", *small)
     logged = metrics(tmp_path / "run")
     assert float(logged[160, "train/return"]) > 0
+    assert re.search(r"success \d\.\d\d on held-out goals, +by episode \d\.\d\d \d\.\d\d \d\.\d\d\n", done.stdout)
     assert {"eval/val_success/reach-v3", "eval/test_success/reach-v3"} <= {name for _, name in logged}
