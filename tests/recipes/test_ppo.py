@@ -146,6 +146,20 @@ def test_every_switch_trains_with_ratio_one(tmp_path, overrides):
     assert all(abs(ratio - 1) <= 1e-5 for ratio in ratios)
 
 
+def test_a_foreign_environment_trains_through_a_dotted_path(tmp_path, monkeypatch):
+    (tmp_path / "my_envs.py").write_text(
+        "from torchrl.envs import GymEnv, SerialEnv\n"
+        "def pendulums(*, split, num_envs, seed):\n"
+        "    return SerialEnv(num_envs, lambda: GymEnv('Pendulum-v1'))\n"
+    )
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    small = ["env.name=my_envs:pendulums", "env.num_envs=2", "env.horizon=200", "env.episodes_per_trial=1"]
+    run("toy_ppo", tmp_path / "run", *small, "total_frames=400", "loss.minibatch_frames=200", "loss.segment_frames=20")
+    logged = metrics(tmp_path / "run")
+    assert -2000 < float(logged[400, "train/return"]) < -300
+    assert abs(float(logged[400, "ppo/first_minibatch_ratio"]) - 1) <= 1e-5
+
+
 def test_the_real_simulator_trains_and_evaluates_on_ml1(tmp_path):
     small = ["env.num_envs=4", "env.episodes_per_trial=2", "env.horizon=20", "loss.minibatch_frames=80"]
     small += ["loss.segment_frames=20", "eval.goals_per_task=2", "total_frames=160"]
