@@ -1,7 +1,7 @@
 """Success on a fixed grid of (task, goal) pairs: every pair is played once, by one lane, and counted once.
 
-The protocol is the first half of a trial-based evaluation: K adaptation episodes with sampled actions, then M episodes
-with the mean action, all in one trial whose memory persists. Success never ends an episode.
+The protocol is ``strict``: K adaptation episodes with sampled actions, then M episodes with the mean action, all in one
+trial whose memory persists. Success never ends an episode.
 """
 
 from collections.abc import Sequence
@@ -14,8 +14,6 @@ from torchrl.envs.utils import ExplorationType, set_exploration_type
 
 from htrmrl_torchrl import keys
 from htrmrl_torchrl.modules.memory import EpisodicMemory
-
-PROTOCOL = "strict"
 
 
 def goal_grid(*, num_tasks: int, goals_per_task: int) -> list[tuple[int, int]]:
