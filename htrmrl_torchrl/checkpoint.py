@@ -40,7 +40,7 @@ class RunCheckpoints:
     Args:
         folder: where they go.
         keep: how many of the latest stay.
-        agent: JSON-compatible arguments of `htrmrl_torchrl.agent.build_networks`, which make a checkpoint
+        agent: JSON-compatible arguments of `htrmrl_torchrl.networks.build_networks`, which make a checkpoint
             self-contained.
         config: the resolved configuration.
         progress: mutable JSON-compatible mapping with at least ``frames``; restored in place.

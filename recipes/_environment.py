@@ -9,10 +9,10 @@ from tensordict import TensorDictBase
 from torchrl.envs import EnvBase
 
 from htrmrl_torchrl import make_env
-from htrmrl_torchrl.agent import Networks, acting_policy
 from htrmrl_torchrl.envs import task_names
 from htrmrl_torchrl.envs.factory import is_dotted_path
 from htrmrl_torchrl.evaluation import goal_grid, play_trials, success_metrics
+from htrmrl_torchrl.networks import Networks, acting_policy
 
 
 def environment(config: DictConfig, *, split: str, num_envs: int, **changes: Any) -> EnvBase:

@@ -26,12 +26,12 @@ from htrmrl_torchrl import (
     final_values,
     keys,
 )
-from htrmrl_torchrl.agent import Networks, build_networks
 from htrmrl_torchrl.checkpoint import RunCheckpoints, latest_checkpoint
 from htrmrl_torchrl.envs import TrialEnv
 from htrmrl_torchrl.loggers import RunLogger
 from htrmrl_torchrl.metrics import attention_entropy, explained_variance, training_metrics
 from htrmrl_torchrl.modules.heads import value_head
+from htrmrl_torchrl.networks import Networks, build_networks
 from recipes._environment import Evaluator, environment, names_of_tasks
 from recipes._run_folder import checkpoint_to_resume, commit_of_code, plain, print_results, write_summary
 from recipes._validate import frames_per_batch

@@ -5,10 +5,10 @@ import torch
 from torchrl.collectors import Collector
 
 from htrmrl_torchrl import EpisodicReplayBuffer, EpisodicStorage, NormalizedClipPPOLoss, TrialGAE, keys, make_env
-from htrmrl_torchrl.agent import acting_policy, build_networks, load_networks
 from htrmrl_torchrl.checkpoint import RunCheckpoints, latest_checkpoint
 from htrmrl_torchrl.evaluation import play_trials
 from htrmrl_torchrl.modules.heads import value_head
+from htrmrl_torchrl.networks import acting_policy, build_networks, load_networks
 
 LANES, K, H = 3, 3, 6
 

@@ -5,8 +5,8 @@ import torch
 from torchrl.collectors import Collector
 
 from htrmrl_torchrl import EpisodicReplayBuffer, EpisodicStorage, NormalizedClipPPOLoss, TrialGAE, keys, make_env
-from htrmrl_torchrl.agent import build_networks
 from htrmrl_torchrl.modules.heads import value_head
+from htrmrl_torchrl.networks import build_networks
 
 LANES, K, H = 128, 4, 3
 

@@ -16,8 +16,8 @@ from htrmrl_torchrl import (
     keys,
     make_env,
 )  # fmt: skip
-from htrmrl_torchrl.agent import build_networks
 from htrmrl_torchrl.modules.heads import value_head
+from htrmrl_torchrl.networks import build_networks
 from tests.helpers import assert_same, walking_trials
 
 SMALL = {"window": 3, "episodes": 3, "d_model": 8, "num_heads": 2, "intra_layers": 1, "inter_layers": 2}

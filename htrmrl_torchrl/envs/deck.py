@@ -91,28 +91,39 @@ class TaskDeck:
 
 
 class FixedGrid:
-    """Lane ``i`` plays ``pairs[i]`` in every trial: each (task, goal) is counted exactly as often as it is listed.
+    """Plays a list of (task, goal) pairs in order: lane ``i`` of N plays ``pairs[i]``, ``pairs[i + N]``, ... in its trials.
+
+    After the last pair it begins again. With as many pairs as lanes each lane keeps its pair.
 
     Example:
-        >>> FixedGrid([(0, 7), (3, 1)]).deal([1])
-        [(3, 1)]
+        >>> grid = FixedGrid([(0, 7), (3, 1), (3, 2)], num_lanes=2)
+        >>> grid.deal([0, 1]), grid.deal([0])
+        ([(0, 7), (3, 1)], [(3, 2)])
     """
 
-    def __init__(self, pairs: Sequence[tuple[int, int]]) -> None:
+    def __init__(self, pairs: Sequence[tuple[int, int]], *, num_lanes: int | None = None) -> None:
         self.pairs = [(int(task), int(goal)) for task, goal in pairs]
+        self._trials = [0] * (len(self.pairs) if num_lanes is None else num_lanes)  # dealt so far, by lane
 
     def deal(self, lanes: Sequence[int]) -> list[tuple[int, int]]:
-        """The fixed pairs of these lanes."""
-        return [self.pairs[lane] for lane in lanes]
+        """The next pairs of these lanes."""
+        dealt = [self.pairs[(lane + self._trials[lane] * len(self._trials)) % len(self.pairs)] for lane in lanes]
+        for lane in lanes:
+            self._trials[lane] += 1
+        return dealt
 
     def reseed(self, seed: int) -> None:
         """Nothing here is random."""
 
     def state(self) -> dict[str, object]:
-        """The grid itself, to notice a checkpoint of another one."""
-        return {"pairs": [list(pair) for pair in self.pairs]}
+        """How far the lanes are, and the grid itself, to notice a checkpoint of another one."""
+        return {"pairs": [list(pair) for pair in self.pairs], "trials": list(self._trials)}
 
     def load_state(self, state: dict[str, Any]) -> None:
-        """Raise ValueError unless the saved grid is this one."""
-        if [tuple(pair) for pair in state["pairs"]] != self.pairs:
-            raise ValueError(f"The saved grid is {state['pairs']}, this one is {self.pairs}; pass the same pairs.")
+        """Put back what :meth:`state` returned; raises ValueError unless the saved grid is this one."""
+        if [tuple(pair) for pair in state["pairs"]] != self.pairs or len(state["trials"]) != len(self._trials):
+            raise ValueError(
+                f"The saved grid is {state['pairs']} on {len(state['trials'])} lanes, this one is {self.pairs} on "
+                f"{len(self._trials)}; pass the same pairs."
+            )
+        self._trials[:] = state["trials"]

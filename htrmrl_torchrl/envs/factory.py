@@ -51,7 +51,8 @@ def make_env(
         seed: seeds the deck; the same seed gives the same trajectories whatever ``num_workers`` is.
         benchmark_seed: decides the 50 goals per task, as in ``metaworld.ML10(seed=...)``.
         num_workers: worker processes the simulators are spread over; 0 keeps them in this process.
-        pairs: one (task index, goal index) per lane, the same in every trial, instead of the deck. For evaluation.
+        pairs: (task index, goal index) pairs that the lanes play in this order instead of the deck, at least one for
+            each lane: lane ``i`` plays ``pairs[i]``, ``pairs[i + num_envs]``, ... For evaluation.
 
     Raises:
         ValueError: for an unknown name, split or task, or a number out of range, before any simulator is built.
@@ -79,7 +80,7 @@ def make_env(
             num_tasks=len(tasks), num_goals=benchmarks.num_goals(name), num_lanes=num_envs, seed=_check_seed(seed)
         )
     else:
-        deck = FixedGrid(_check_pairs(pairs, num_envs, len(tasks), benchmarks.num_goals(name)))
+        deck = FixedGrid(_check_pairs(pairs, num_envs, len(tasks), benchmarks.num_goals(name)), num_lanes=num_envs)
     lanes = _make_lanes(name, split, tasks, num_envs, horizon, benchmark_seed, num_workers)
     return TrialEnv(lanes, deck, episodes_per_trial=episodes_per_trial, horizon=horizon)
 
@@ -192,8 +193,8 @@ def _check_seed(seed: int) -> int:
 
 
 def _check_pairs(pairs: Sequence[tuple[int, int]], num_envs: int, tasks: int, goals: int) -> list[tuple[int, int]]:
-    if len(pairs) != num_envs:
-        raise ValueError(f"pairs needs one (task, goal) per lane: received {len(pairs)} for num_envs={num_envs}.")
+    if len(pairs) < num_envs:
+        raise ValueError(f"pairs needs a (task, goal) for each lane: received {len(pairs)} for num_envs={num_envs}.")
     wrong = [pair for pair in pairs if not (0 <= pair[0] < tasks and 0 <= pair[1] < goals)]
     if wrong:
         raise ValueError(f"Pairs {wrong} are out of range: tasks are 0 to {tasks - 1}, goals 0 to {goals - 1}.")

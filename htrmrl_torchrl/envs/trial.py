@@ -66,21 +66,23 @@ class TrialCounter:
         self.action = torch.zeros((*batch_size, *action_shape), device=device)
         self.reward = torch.zeros(shape, device=device)
 
-    def reset(self, mask: Tensor | None) -> Tensor:
+    def reset(self, mask: Tensor | None, *, new_trial: bool = False) -> Tensor:
         """Start the next episode where ``mask`` [*batch, 1] is True, a new trial everywhere if there is no mask.
+
+        Args:
+            mask: the lanes concerned; ``None`` for all, on which a new trial starts.
+            new_trial: whether a new trial starts on all lanes of the mask, whatever their episode.
 
         Returns:
             Tensor: bool [*batch, 1], the lanes on which a new trial starts.
         """
         if mask is None:
-            mask = torch.ones_like(self.is_init)
-            new_trial = mask
-        else:
-            new_trial = mask & ((self.episode < 0) | (self.episode + 1 >= self.episodes_per_trial))
-        self.episode = torch.where(mask, self.episode + 1, self.episode).masked_fill(new_trial, 0)
+            mask, new_trial = torch.ones_like(self.is_init), True
+        started = mask & ((self.episode < 0) | (self.episode + 1 >= self.episodes_per_trial) | new_trial)
+        self.episode = torch.where(mask, self.episode + 1, self.episode).masked_fill(started, 0)
         self.is_init = self.is_init | mask
-        self.trial_init = torch.where(mask, new_trial, self.trial_init)
-        return new_trial
+        self.trial_init = torch.where(mask, started, self.trial_init)
+        return started
 
     def step(self, observation: Tensor, action: Tensor, reward: Tensor) -> None:
         """Note the token that a step of all lanes led to; ``action`` is the one executed."""

@@ -8,7 +8,7 @@ from tensordict import TensorDict
 from torch import nn
 
 from htrmrl_torchrl import EpisodicMemory, HierarchicalEncoder, keys, make_actor_critic, make_env
-from htrmrl_torchrl.agent import acting_policy, build_networks, load_networks
+from htrmrl_torchrl.networks import acting_policy, build_networks, load_networks
 from tests.helpers import as_batch, differ, record
 from tests.modules.test_memory import steps
 

@@ -38,7 +38,7 @@ def play_trials(
 
     Args:
         policy: begins with a memory of its own and writes ``action`` and the mean action ``"_loc"``, see
-            `htrmrl_torchrl.agent.acting_policy`. The memory is restarted: equal calls draw equal windows.
+            `htrmrl_torchrl.networks.acting_policy`. The memory is restarted: equal calls draw equal windows.
         env: a trial environment ``[N]`` of at least K + M episodes a trial; reset here.
         adaptation_episodes: K, with sampled actions.
         evaluation_episodes: M, with the mean action.

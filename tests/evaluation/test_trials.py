@@ -10,9 +10,9 @@ from tensordict.nn import TensorDictModule
 from torchrl.envs.utils import ExplorationType, set_exploration_type
 
 from htrmrl_torchrl import keys, make_env
-from htrmrl_torchrl.agent import acting_policy, build_networks
 from htrmrl_torchrl.envs.toy import GOALS, STEP_SIZE
 from htrmrl_torchrl.evaluation import goal_grid, play_trials, success_metrics
+from htrmrl_torchrl.networks import acting_policy, build_networks
 
 K = 3
 
