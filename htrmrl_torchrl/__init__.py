@@ -1,8 +1,11 @@
 """In-context meta-reinforcement learning with hierarchical transformers (HTrMRL, arXiv 2402.06402), TorchRL-native."""
 
+from htrmrl_torchrl.agent import HTrMRLAgent
 from htrmrl_torchrl.data.replay import EpisodicReplayBuffer
 from htrmrl_torchrl.data.storage import EpisodicStorage
 from htrmrl_torchrl.envs import TrialTransform, make_env
+from htrmrl_torchrl.evaluation import EvaluationReport, evaluate
+from htrmrl_torchrl.metaworld_agent import MetaWorldAgent
 from htrmrl_torchrl.modules.encoder import HierarchicalEncoder
 from htrmrl_torchrl.modules.heads import make_actor_critic
 from htrmrl_torchrl.modules.memory import EpisodicMemory
@@ -12,10 +15,14 @@ __all__ = [
     "EpisodicMemory",
     "EpisodicReplayBuffer",
     "EpisodicStorage",
+    "EvaluationReport",
+    "HTrMRLAgent",
     "HierarchicalEncoder",
+    "MetaWorldAgent",
     "NormalizedClipPPOLoss",
     "TrialGAE",
     "TrialTransform",
+    "evaluate",
     "final_values",
     "make_actor_critic",
     "make_env",

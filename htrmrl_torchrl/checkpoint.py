@@ -12,6 +12,8 @@ from tensordict.nn import TensorDictModuleBase
 from torch.optim import Optimizer
 from torchrl.checkpoint import Checkpoint, CheckpointRotation, GlobalRNGState
 
+from htrmrl_torchrl.versions import versions
+
 
 class Resumable(Protocol):
     """An environment or a memory whose state at a trial boundary can be saved."""
@@ -71,6 +73,7 @@ class RunCheckpoints:
             format="archive",
             agent=agent,
             config=config,
+            versions=versions(),
             progress=progress,
             actor=actor,
             critic=critic,
@@ -93,7 +96,7 @@ class RunCheckpoints:
 
     def restore(self, path: Path) -> None:
         """Puts everything back to where it was at `path`; the global random state last, after what might draw."""
-        names = set(self._checkpoint.components) - {"agent", "config", "rng"}
+        names = set(self._checkpoint.components) - {"agent", "config", "versions", "rng"}
         self._checkpoint.load(path, components=names)
         self._checkpoint.load(path, components=["rng"])
 
@@ -104,7 +107,12 @@ def latest_checkpoint(folder: Path) -> Path | None:
 
 
 def read_component(path: str | Path, name: str) -> dict[str, Any]:
-    """A JSON component of a checkpoint: ``"config"`` (of the run) or ``"agent"`` (arguments of `build_networks`).
+    """A JSON component of a checkpoint.
+
+    Args:
+        path: of the checkpoint.
+        name: ``"config"`` (of the run), ``"agent"`` (arguments of `build_networks`), ``"versions"`` (of packages) or
+            ``"progress"`` (``frames`` trained, commits of the code, ...).
 
     Raises:
         FileNotFoundError: if there is nothing at `path`.

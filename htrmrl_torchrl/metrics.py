@@ -1,10 +1,13 @@
 """What a collected batch says about learning: success and return by task and by episode, and what memory held."""
 
+import statistics
+
 import torch
 from tensordict import TensorDict, TensorDictBase
 from torch import Tensor
 
 from htrmrl_torchrl import keys
+from htrmrl_torchrl.evaluation import EvaluationReport
 
 
 def episode_outcomes(batch: TensorDictBase) -> TensorDict:
@@ -49,6 +52,15 @@ def training_metrics(batch: TensorDictBase, task_names: list[str]) -> dict[str, 
         for order in outcomes["episode"].unique().tolist():
             metrics[f"train/success_by_episode/{order}"] = success[outcomes["episode"] == order].mean().item()
     return metrics | memory_metrics(batch)
+
+
+def evaluation_metrics(report: EvaluationReport) -> dict[str, float]:
+    """``eval/<split>_*`` of a report: its headline, by task and by episode, and the return of what counts."""
+    prefix = f"eval/{report.split}"
+    metrics = {f"{prefix}_success": report.success_rate}
+    metrics |= {f"{prefix}_success/{name}": success for name, success in report.task_success().items()}
+    metrics[f"{prefix}_return"] = statistics.fmean(report.task_returns().values())
+    return metrics | {f"{prefix}_success_by_episode/{k}": x for k, x in enumerate(report.success_by_episode())}
 
 
 def memory_metrics(batch: TensorDictBase) -> dict[str, float]:

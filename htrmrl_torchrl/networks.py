@@ -32,6 +32,7 @@ class Networks(NamedTuple):
     critic: TensorDictModuleBase
     encoder: HierarchicalEncoder
     memory: EpisodicMemory
+    action_spec: Bounded
 
 
 def build_networks(
@@ -97,10 +98,11 @@ def build_networks(
     memory = EpisodicMemory(
         [encoder] if critic_encoder is None else [encoder, critic_encoder], strategy=strategy, seed=seed
     )
+    action_spec = Bounded(torch.tensor(action_low), torch.tensor(action_high))
     policy, actor, critic = make_actor_critic(
         encoder=encoder,
         memory=memory,
-        action_spec=Bounded(torch.tensor(action_low), torch.tensor(action_high)),
+        action_spec=action_spec,
         std=std,
         init_std=init_std,
         observe_token=observe_token,
@@ -108,7 +110,7 @@ def build_networks(
         critic_encoder=critic_encoder,
         value_norm=value_norm,
     )
-    return Networks(policy, actor, critic, encoder, memory)
+    return Networks(policy, actor, critic, encoder, memory, action_spec)
 
 
 def acting_policy(
@@ -116,7 +118,7 @@ def acting_policy(
 ) -> TensorDictSequential:
     """A policy with a memory of its own and the weights of `networks`, for evaluation beside training.
 
-    It writes ``action`` and the mean action ``"_loc"``, and touches neither the training memory nor its random streams.
+    It writes ``action``, and touches neither the training memory nor its random streams.
 
     Args:
         networks: whose weights to use, not to copy.
@@ -124,7 +126,7 @@ def acting_policy(
         seed: of the new memory's random streams.
     """
     memory = EpisodicMemory(networks.encoder, strategy=strategy or networks.memory.strategy, seed=seed)
-    return TensorDictSequential(memory, networks.actor, selected_out_keys=[keys.ACTION, keys.LOC])
+    return TensorDictSequential(memory, networks.actor, selected_out_keys=[keys.ACTION])
 
 
 def load_networks(path: str | Path) -> Networks:

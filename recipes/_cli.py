@@ -21,12 +21,13 @@ from omegaconf.errors import OmegaConfBaseException
 
 from recipes._validate import UserError, check_keys, validate
 
+Check = Callable[[DictConfig, DictConfig], None]
 CONFIG_DIR = Path(__file__).resolve().parents[1] / "configs"
 
 __all__ = ["CONFIG_DIR", "UserError", "load_config", "run_recipe"]
 
 
-def run_recipe(main: Callable[[DictConfig], object], *, config_name: str) -> None:
+def run_recipe(main: Callable[[DictConfig], object], *, config_name: str, check: Check = validate) -> None:
     """Run ``main`` with ``configs/<config_name>.yaml`` and the overrides on the command line.
 
     ``main`` receives a read-only, resolved configuration that has been checked. A :class:`UserError`, from the checks
@@ -36,6 +37,8 @@ def run_recipe(main: Callable[[DictConfig], object], *, config_name: str) -> Non
     Args:
         main: the recipe.
         config_name: name of its file in ``configs``, without the ending.
+        check: raises :class:`UserError` for the first fault of a configuration, given the shipped one; by default that
+            of a training recipe.
     """
     options = {argument for argument in sys.argv[1:] if argument.startswith("-")}
     overrides = [argument for argument in sys.argv[1:] if not argument.startswith("-")]
@@ -47,7 +50,7 @@ def run_recipe(main: Callable[[DictConfig], object], *, config_name: str) -> Non
             raise UserError(
                 f"unknown option {sorted(unknown)[0]}: known are --help, --cfg and overrides written key=value"
             )
-        config = load_config(config_name, overrides)
+        config = load_config(config_name, overrides, check)
         if "--cfg" in options:
             print(OmegaConf.to_yaml(config).rstrip())
             return
@@ -58,12 +61,13 @@ def run_recipe(main: Callable[[DictConfig], object], *, config_name: str) -> Non
         sys.exit(2)
 
 
-def load_config(config_name: str, overrides: Sequence[str] = ()) -> DictConfig:
+def load_config(config_name: str, overrides: Sequence[str] = (), check: Check = validate) -> DictConfig:
     """Compose, check, resolve and freeze a configuration.
 
     Args:
         config_name: name of a file in ``configs``, without the ending.
         overrides: ``key=value`` in Hydra's grammar; keys can be changed, not added or removed.
+        check: see `run_recipe`.
 
     Raises:
         UserError: for the first fault: what was received, what is allowed.
@@ -76,7 +80,7 @@ def load_config(config_name: str, overrides: Sequence[str] = ()) -> DictConfig:
             OmegaConf.resolve(config)
         except (HydraException, OmegaConfBaseException) as error:
             raise UserError(str(error).splitlines()[0]) from error
-    validate(config, defaults)
+    check(config, defaults)
     OmegaConf.set_readonly(config, True)
     return config
 

@@ -1,18 +1,16 @@
 """From a recipe's configuration to environments and to success on held-out goals."""
 
-import json
 from pathlib import Path
 from typing import Any
 
 from omegaconf import DictConfig
-from tensordict import TensorDictBase
 from torchrl.envs import EnvBase
 
-from htrmrl_torchrl import make_env
+from htrmrl_torchrl import evaluate, make_env
 from htrmrl_torchrl.envs import task_names
 from htrmrl_torchrl.envs.factory import is_dotted_path
-from htrmrl_torchrl.evaluation import goal_grid, play_trials, success_metrics
-from htrmrl_torchrl.networks import Networks, acting_policy
+from htrmrl_torchrl.metrics import evaluation_metrics
+from htrmrl_torchrl.networks import Networks
 
 
 def environment(config: DictConfig, *, split: str, num_envs: int, **changes: Any) -> EnvBase:
@@ -34,65 +32,30 @@ def names_of_tasks(config: DictConfig, split: str) -> list[str]:
     return [config.env.name] if is_dotted_path(config.env.name) else task_names(config.env.name, split)
 
 
-class Evaluator:
-    """Success on fixed grids of held-out goals (``val``) and held-out tasks (``test``), beside training.
+def evaluate_on_held_out(config: DictConfig, networks: Networks, folder: Path, *, frames: int) -> dict[str, float]:
+    """Success on fixed grids of held-out goals (``val``) and tasks (``test``), beside training: ``eval/*``.
 
-    It has environments and a memory of its own; only the weights are shared.
+    Environments and memory are its own; only the weights are shared. A report of each goes into ``folder``.
     """
-
-    def __init__(self, config: DictConfig, networks: Networks) -> None:
-        self._config = config
-        self._policy = acting_policy(networks, seed=config.seed)
-        self._envs: dict[str, EnvBase] = {}
-        self.adaptation_episodes = config.eval.adaptation_episodes
-        if self.adaptation_episodes is None:
-            self.adaptation_episodes = config.env.episodes_per_trial
-
-    def __call__(self, folder: Path, *, frames: int) -> dict[str, float]:
-        """Plays both grids, writes a report of each into ``folder`` and returns ``eval/*``."""
-        metrics: dict[str, float] = {}
-        if is_dotted_path(self._config.env.name):  # a foreign environment has no goals to make a grid of
-            return metrics
-        for split in ("val", "test"):
-            names = names_of_tasks(self._config, split)
-            outcomes = play_trials(
-                self._policy,
-                self._env(split, len(names)),
-                adaptation_episodes=self.adaptation_episodes,
-                seed=self._config.seed,
-            )
-            metrics |= success_metrics(outcomes, names, split=split)
-            self._write(folder, split, frames, names, outcomes)
+    metrics: dict[str, float] = {}
+    if is_dotted_path(config.env.name):  # a foreign environment has no goals to make a grid of
         return metrics
-
-    def _env(self, split: str, tasks: int) -> EnvBase:
-        if split not in self._envs:
-            grid = goal_grid(num_tasks=tasks, goals_per_task=self._config.eval.goals_per_task)
-            self._envs[split] = environment(
-                self._config,
-                split=split,
-                num_envs=len(grid),
-                pairs=grid,
-                episodes_per_trial=self.adaptation_episodes + 1,
-            )
-        return self._envs[split]
-
-    def _write(self, folder: Path, split: str, frames: int, names: list[str], outcomes: TensorDictBase) -> None:
-        folder.mkdir(parents=True, exist_ok=True)
-        report = {
-            "protocol": self._config.eval.protocol,
-            "benchmark": self._config.env.name,
-            "split": split,
-            "frames": frames,
-            "adaptation_episodes": self.adaptation_episodes,
-            "evaluation_episodes": 1,
-            "horizon": self._config.env.horizon,
-            "tasks": names,
-            **{key: outcomes[key].tolist() for key in ("task", "goal", "success", "return")},
-        }
-        (folder / f"{split}_{frames:012d}.json").write_text(json.dumps(report))
-
-    def close(self) -> None:
-        """Close the environments."""
-        for env in self._envs.values():
-            env.close()
+    adaptation = config.eval.adaptation_episodes
+    for split in ("val", "test"):
+        report = evaluate(
+            networks,
+            config.env.name,
+            split=split,
+            protocol=config.eval.protocol,
+            goals_per_task=config.eval.goals_per_task,
+            adaptation_episodes=config.env.episodes_per_trial if adaptation is None else adaptation,
+            horizon=config.env.horizon,
+            benchmark_seed=config.env.benchmark_seed,
+            seed=config.seed,
+            num_envs=config.env.num_envs,
+            num_workers=config.env.num_workers,
+        )
+        report.runs[0]["frames"] = frames
+        report.save(folder / f"{split}_{frames:012d}.json")
+        metrics |= evaluation_metrics(report)
+    return metrics

@@ -4,13 +4,13 @@ import json
 import shutil
 import subprocess
 import sys
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
 from htrmrl_torchrl.checkpoint import latest_checkpoint, read_component
+from htrmrl_torchrl.versions import versions
 from recipes._validate import UserError, flatten
 
 
@@ -54,7 +54,7 @@ def write_summary(run_dir: Path, config: DictConfig, progress: dict[str, Any], m
     """Leaves command, versions, settings and last metrics in ``summary.json``."""
     summary = {
         "command": " ".join(["python", *sys.argv]),
-        "versions": {name: version(name) for name in ("torch", "torchrl", "tensordict", "metaworld", "mujoco")},
+        "versions": versions(),
         "config": plain(config),
         "progress": progress,
         "metrics": metrics,

@@ -7,7 +7,7 @@ keep its own rule (``RULES``) and fit the others (``_relations``). The library c
 import difflib
 import math
 import os
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -29,61 +29,63 @@ class Rule:
     kind: type | None = None
 
 
-def _at_least(least: int, *, kind: type | None = None) -> Rule:
+def at_least(least: int, *, kind: type | None = None) -> Rule:
+    """A number of at least ``least``."""
     return Rule(f"at least {least}", lambda value: value >= least, kind)
 
 
-def _one_of(*choices: str) -> Rule:
-    return Rule(" or ".join(choices), lambda value: value in choices)
+def one_of(*choices: str, kind: type | None = None) -> Rule:
+    """One of these words."""
+    return Rule(" or ".join(choices), lambda value: value in choices, kind)
 
 
 POSITIVE = Rule("greater than 0", lambda value: value > 0)
 NOT_EMPTY = Rule("not empty", lambda value: bool(value.strip()))
 
 RULES: dict[str, Rule] = {
-    "seed": _at_least(0),
+    "seed": at_least(0),
     "device": NOT_EMPTY,
-    "total_frames": _at_least(1),
+    "total_frames": at_least(1),
     "run_dir": NOT_EMPTY,
     "resume": NOT_EMPTY,
     "env.name": NOT_EMPTY,
-    "env.num_envs": _at_least(1),
-    "env.num_workers": _at_least(0),
-    "env.episodes_per_trial": _at_least(1),
-    "env.horizon": _at_least(1),
+    "env.num_envs": at_least(1),
+    "env.num_workers": at_least(0),
+    "env.episodes_per_trial": at_least(1),
+    "env.horizon": at_least(1),
     "env.reward_scale": POSITIVE,
-    "env.benchmark_seed": _at_least(0),
-    "encoder.window": _at_least(1),
-    "encoder.episodes": _at_least(1),
-    "encoder.d_model": _at_least(1),
-    "encoder.num_heads": _at_least(1),
-    "encoder.intra_layers": _at_least(1),
-    "encoder.inter_layers": _at_least(0),
-    "encoder.attention": _one_of("causal", "full"),
-    "encoder.norm": _one_of("pre_ln", "tfixup"),
-    "memory.strategy": _one_of("recent", "uniform"),
-    "policy.std": _one_of("independent", "dependent"),
+    "env.benchmark_seed": at_least(0),
+    "encoder.window": at_least(1),
+    "encoder.episodes": at_least(1),
+    "encoder.d_model": at_least(1),
+    "encoder.num_heads": at_least(1),
+    "encoder.intra_layers": at_least(1),
+    "encoder.inter_layers": at_least(0),
+    "encoder.attention": one_of("causal", "full"),
+    "encoder.norm": one_of("pre_ln", "tfixup"),
+    "memory.strategy": one_of("recent", "uniform"),
+    "policy.std": one_of("independent", "dependent"),
     "policy.init_std": POSITIVE,
-    "critic.kind": _one_of("shared", "separate", "single_step"),
-    "loss.epochs": _at_least(1),
-    "loss.minibatch_frames": _at_least(1),
-    "loss.segment_frames": _at_least(1),
+    "critic.kind": one_of("shared", "separate", "single_step"),
+    "loss.epochs": at_least(1),
+    "loss.minibatch_frames": at_least(1),
+    "loss.segment_frames": at_least(1),
     "loss.clip_epsilon": POSITIVE,
     "loss.gamma": Rule("greater than 0 and at most 1", lambda value: 0 < value <= 1),
     "loss.gae_lambda": Rule("between 0 and 1", lambda value: 0 <= value <= 1),
-    "loss.entropy_coeff": _at_least(0),
-    "loss.critic_coeff": _at_least(0),
+    "loss.entropy_coeff": at_least(0),
+    "loss.critic_coeff": at_least(0),
     "loss.max_grad_norm": POSITIVE,
-    "loss.credit": _one_of("episode", "trial"),
-    "loss.advantage_norm": _one_of("batch", "task", "none"),
+    "loss.credit": one_of("episode", "trial"),
+    "loss.advantage_norm": one_of("batch", "task", "none"),
     "optim.lr": POSITIVE,
-    "collector.frames_per_batch": _at_least(1, kind=int),
-    "eval.every_frames": _at_least(1),
-    "eval.goals_per_task": _at_least(1),
-    "eval.protocol": _one_of("strict"),
-    "eval.adaptation_episodes": _at_least(0, kind=int),
-    "checkpoint.every_frames": _at_least(1),
-    "checkpoint.keep": _at_least(1),
+    "collector.frames_per_batch": at_least(1, kind=int),
+    "eval.every_frames": at_least(1),
+    "eval.goals_per_task": at_least(1),
+    "eval.protocol": one_of("strict", "garage"),
+    "eval.adaptation_episodes": at_least(0, kind=int),
+    "checkpoint.every_frames": at_least(1),
+    "checkpoint.keep": at_least(1),
 }
 
 KINDS = {bool: "true or false", int: "an integer", float: "a number", str: "a string"}
@@ -120,21 +122,26 @@ def check_keys(asked: Iterable[str], defaults: DictConfig) -> None:
 
 
 def validate(config: DictConfig, defaults: DictConfig) -> None:
-    """Check a composed configuration against the shipped one.
+    """Check the composed configuration of a training recipe against the shipped one.
 
     Raises:
         UserError: for the first fault: what was received, what is allowed.
     """
-    values, shipped = flatten(config), flatten(defaults)
-    check_keys(values, defaults)
-    for key, value in values.items():
-        _check_value(key, value, shipped[key])
+    check_values(config, defaults, RULES)
     for holds, fault in _relations(config):
         if not holds:
             raise UserError(fault)
-    _check_device(config.device)
+    check_device(config.device)
     _check_folders(Path(config.run_dir), config.resume)
     _check_environment(config)
+
+
+def check_values(config: DictConfig, defaults: DictConfig, rules: Mapping[str, Rule]) -> None:
+    """Check each value by itself: known key, type of the shipped default, its rule. Raises :class:`UserError`."""
+    values, shipped = flatten(config), flatten(defaults)
+    check_keys(values, defaults)
+    for key, value in values.items():
+        _check_value(key, value, shipped[key], rules.get(key))
 
 
 def frames_per_trial_batch(config: DictConfig) -> int:
@@ -147,8 +154,7 @@ def frames_per_batch(config: DictConfig) -> int:
     return int(config.collector.frames_per_batch or frames_per_trial_batch(config))
 
 
-def _check_value(key: str, value: Any, default: Any) -> None:
-    rule = RULES.get(key)
+def _check_value(key: str, value: Any, default: Any, rule: Rule | None) -> None:
     kind = type(default) if default is not None else rule.kind if rule else None
     if kind is None or (value is None and default is None):
         return
@@ -205,7 +211,8 @@ def _relations(config: DictConfig) -> Iterator[tuple[bool, str]]:
     )
 
 
-def _check_device(name: str) -> None:
+def check_device(name: str) -> None:
+    """Raise :class:`UserError` unless torch has this device."""
     try:
         device = torch.device(name)
     except RuntimeError:

@@ -32,7 +32,7 @@ from htrmrl_torchrl.loggers import RunLogger
 from htrmrl_torchrl.metrics import attention_entropy, explained_variance, training_metrics
 from htrmrl_torchrl.modules.heads import value_head
 from htrmrl_torchrl.networks import Networks, build_networks
-from recipes._environment import Evaluator, environment, names_of_tasks
+from recipes._environment import environment, evaluate_on_held_out, names_of_tasks
 from recipes._run_folder import checkpoint_to_resume, commit_of_code, plain, print_results, write_summary
 from recipes._validate import frames_per_batch
 
@@ -105,7 +105,6 @@ def train(config: DictConfig) -> None:
     OmegaConf.save(config, run_dir / "config.yaml", resolve=True)
     logger = RunLogger(run_dir, resume_from_frames=progress["frames"] if (run_dir / "metrics.csv").exists() else None)
     logger.log_text("config", f"```yaml\n{OmegaConf.to_yaml(config, resolve=True)}```")
-    evaluator = Evaluator(config, networks)
     bar = tqdm(total=config.total_frames, initial=progress["frames"], unit=" frames", unit_scale=True, smoothing=0.1)
 
     # While acting, more than one thread only gets in the way of the environment workers.
@@ -161,7 +160,8 @@ def train(config: DictConfig) -> None:
             metrics |= _inspect(networks, minibatch)
             finished = progress["frames"] >= config.total_frames
             if finished or progress["frames"] - progress["evaluated"] >= config.eval.every_frames:
-                metrics |= evaluator(run_dir / "evaluations", frames=progress["frames"])
+                folder = run_dir / "evaluations"
+                metrics |= evaluate_on_held_out(config, networks, folder, frames=progress["frames"])
                 progress["evaluated"] = progress["frames"]
             now = time.perf_counter()
             metrics |= {
@@ -192,7 +192,6 @@ def train(config: DictConfig) -> None:
     finally:
         bar.close()
         logger.close()
-        evaluator.close()
         collector.shutdown()
 
 

@@ -206,6 +206,20 @@ def official_goals(names: Sequence[str], seed: int) -> GoalList:
     return [np.stack(goals[name]) for name in names]
 
 
+def official_arguments(name: str, split: str, benchmark_seed: int) -> dict[str, Any]:
+    """What ``metaworld.make_ml_envs`` calls a split: ``name``, ``seed`` and ``split``.
+
+    Raises:
+        ValueError: for the toy and custom benchmarks, which it does not know.
+    """
+    benchmark = parse_name(name)
+    if benchmark is None or name.startswith("custom:"):
+        raise ValueError(f"{name!r} is none of Meta-World's own benchmarks; they are ML1:<task>, ML10, ML25 and ML45.")
+    half = "test" if split == "test" else "train"
+    seed = benchmark_seed + (VAL_SEED_OFFSET if split == "val" else 0)
+    return {"name": benchmark.name.removeprefix("ML1:"), "seed": seed, "split": half}
+
+
 def cache_path(names: Sequence[str], seed: int) -> Path:
     """Where the goals of these tasks (in this order) and this seed are kept between processes."""
     root = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")

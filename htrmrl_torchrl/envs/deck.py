@@ -91,7 +91,7 @@ class TaskDeck:
 
 
 class FixedGrid:
-    """Plays a list of (task, goal) pairs in order: lane ``i`` of N plays ``pairs[i]``, ``pairs[i + N]``, ... in its trials.
+    """Plays (task, goal) pairs in order: lane ``i`` of N plays ``pairs[i]``, ``pairs[i + N]``, ... in its trials.
 
     After the last pair it begins again. With as many pairs as lanes each lane keeps its pair.
 

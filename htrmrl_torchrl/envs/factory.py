@@ -71,7 +71,7 @@ def make_env(
         return wrap_foreign(foreign, name=name, num_envs=num_envs, episodes_per_trial=episodes_per_trial)
     _refuse(name, sorted(factory_kwargs))
     tasks = benchmarks.task_names(name, split)
-    horizon = _check_horizon(name, horizon)
+    horizon = resolve_horizon(name, horizon)
     _check_workers(num_workers, num_envs)
     benchmarks.check_benchmark_seed(benchmark_seed)
     deck: Deck
@@ -172,7 +172,8 @@ def _refuse(name: str, arguments: list[str]) -> None:
         raise ValueError(f"make_env({name!r}) takes no {', '.join(arguments)}; leave it out.")
 
 
-def _check_horizon(name: str, horizon: int | None) -> int:
+def resolve_horizon(name: str, horizon: int | None) -> int:
+    """Steps per episode of a built-in environment: the default, or the number itself if it is allowed (ValueError)."""
     if horizon is None:
         return TOY_HORIZON if name == "toy" else metaworld.MAX_HORIZON
     check_positive(horizon=horizon)

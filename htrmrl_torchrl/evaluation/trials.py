@@ -1,23 +1,24 @@
-"""Success on a fixed grid of (task, goal) pairs: every pair is played once, by one lane, and counted once.
+"""Playing a fixed grid of (task, goal) pairs: every pair is played in one trial, by one lane, and counted once.
 
-The protocol is ``strict``: K adaptation episodes with sampled actions, then M episodes with the mean action, all in one
-trial whose memory persists. Success never ends an episode.
+A trial has K adaptation episodes and then M that count, in one memory. Success at any step makes an episode a success;
+it never ends one. So all lanes are at the same step of the same episode, and no lane plays more than another.
 """
 
-from collections.abc import Sequence
+import math
 
 import torch
-from tensordict import TensorDict, TensorDictBase
+from tensordict import TensorDict
 from tensordict.nn import TensorDictModuleBase
-from torchrl.envs import EnvBase
 from torchrl.envs.utils import ExplorationType, set_exploration_type
+from tqdm import tqdm
 
 from htrmrl_torchrl import keys
+from htrmrl_torchrl.envs.trial import TrialEnv
 from htrmrl_torchrl.modules.memory import EpisodicMemory
 
 
 def goal_grid(*, num_tasks: int, goals_per_task: int) -> list[tuple[int, int]]:
-    """The first goals of each task: ``[(task, goal), ...]``, one lane each.
+    """The first goals of each task: ``[(task, goal), ...]``.
 
     Example:
         >>> goal_grid(num_tasks=2, goals_per_task=2)
@@ -28,69 +29,76 @@ def goal_grid(*, num_tasks: int, goals_per_task: int) -> list[tuple[int, int]]:
 
 def play_trials(
     policy: TensorDictModuleBase,
-    env: EnvBase,
+    env: TrialEnv,
     *,
     adaptation_episodes: int,
     evaluation_episodes: int = 1,
+    trials: int | None = None,
+    mean_action: bool = True,
     seed: int = 0,
+    progress: bool = False,
 ) -> TensorDict:
-    """Plays one trial on every lane and reports each of its episodes.
+    """Plays a number of trials and reports each of their episodes.
 
     Args:
-        policy: begins with a memory of its own and writes ``action`` and the mean action ``"_loc"``, see
-            `htrmrl_torchrl.networks.acting_policy`. The memory is restarted: equal calls draw equal windows.
-        env: a trial environment ``[N]`` of at least K + M episodes a trial; reset here.
+        policy: writes ``action``, sampled or (under TorchRL's ``ExplorationType.DETERMINISTIC``) the mean. A memory in
+            it should be its own, see `htrmrl_torchrl.networks.acting_policy`: it is restarted, so that equal calls
+            draw equal windows.
+        env: N lanes whose trials have K + M episodes; reset here.
         adaptation_episodes: K, with sampled actions.
-        evaluation_episodes: M, with the mean action.
+        evaluation_episodes: M, which follow in the same trial.
+        trials: how many trials count, in the order in which `env` deals them; default N. Where N does not divide it,
+            the last lanes of the last round are not counted.
+        mean_action: whether the M episodes play the mean action; else it is sampled.
         seed: of the action noise; torch's own random state is left as it was.
+        progress: whether a bar is shown.
 
     Returns:
-        ``success`` (bool) and ``return`` ``[N, K + M]``, ``task`` and ``goal`` ``[N]``.
+        ``[trials]``: ``task`` and ``goal``; and ``[trials, K + M]``: ``success`` (bool), ``return`` (undiscounted) and
+        ``steps_to_success`` (counted from 1; 0 where there was none).
 
     Raises:
-        ValueError: if the environment's trials are shorter than K + M episodes.
+        ValueError: if the environment's trials do not have K + M episodes.
     """
-    lanes, total = env.batch_size[0], adaptation_episodes + evaluation_episodes
-    per_trial = getattr(env, "episodes_per_trial", total)
-    if per_trial < total:
+    total = adaptation_episodes + evaluation_episodes
+    if env.episodes_per_trial != total:
         raise ValueError(
-            f"The environment's trials have {per_trial} episodes; {adaptation_episodes} + {evaluation_episodes} = "
-            f"{total} are to be played. Build it with episodes_per_trial={total}."
+            f"The environment's trials have {env.episodes_per_trial} episodes; {adaptation_episodes} + "
+            f"{evaluation_episodes} = {total} are to be played. Build it with episodes_per_trial={total}."
         )
+    trials = env.batch_size[0] if trials is None else trials
     for module in policy.modules():
         if isinstance(module, EpisodicMemory):
             module.restart()
-    success = torch.zeros(lanes, total, dtype=torch.bool)
-    returns = torch.zeros(lanes, total)
-    ended = torch.zeros(lanes, total, dtype=torch.bool)
-    with torch.random.fork_rng(), torch.no_grad(), set_exploration_type(ExplorationType.RANDOM):
+    rounds = math.ceil(trials / env.batch_size[0])
+    frames = rounds * total * env.horizon * env.batch_size[0]
+    with torch.random.fork_rng(), torch.no_grad(), tqdm(total=frames, unit=" frames", disable=not progress) as bar:
         torch.manual_seed(seed)
-        now = env.reset()
-        start = TensorDict(task=now[keys.TASK].squeeze(-1), goal=now[keys.GOAL].squeeze(-1), batch_size=[lanes])
-        while not ended.all():
-            order = now[keys.EPISODE].clamp(max=total - 1)  # [N, 1]
-            counts = ~ended.gather(1, order)
-            now = policy(now)
-            now[keys.ACTION] = torch.where(order >= adaptation_episodes, now[keys.LOC], now[keys.ACTION])
-            stepped, now = env.step_and_maybe_reset(now)
-            after = stepped["next"]
-            success.scatter_(1, order, success.gather(1, order) | (after[keys.SUCCESS] & counts))
-            returns.scatter_add_(1, order, after[keys.REWARD] * counts)
-            ended.scatter_(1, order, ended.gather(1, order) | after[keys.DONE])
-    return start.update({"success": success, "return": returns}).auto_batch_size_(1)
+        outcomes = [_play_round(policy, env, adaptation_episodes, mean_action, bar) for _ in range(rounds)]
+    return torch.cat(outcomes)[:trials]
 
 
-def success_metrics(
-    outcomes: TensorDictBase, task_names: Sequence[str], *, split: str, evaluation_episodes: int = 1
-) -> dict[str, float]:
-    """``eval/<split>_*`` of `play_trials`: mean over evaluation episodes, then goals, then tasks with equal weight."""
-    success = outcomes["success"].float()  # [N, K + M]
-    by_task = {name: outcomes["task"] == index for index, name in enumerate(task_names)}
-    by_task = {name: lanes for name, lanes in by_task.items() if lanes.any()}
-    final = success[:, -evaluation_episodes:]
-    metrics = {f"eval/{split}_success/{name}": final[lanes].mean().item() for name, lanes in by_task.items()}
-    metrics[f"eval/{split}_success"] = sum(metrics.values()) / len(metrics)
-    curve = torch.stack([success[lanes].mean(0) for lanes in by_task.values()]).mean(0)
-    returns = torch.stack([outcomes["return"][lanes].mean(0) for lanes in by_task.values()]).mean(0)
-    metrics[f"eval/{split}_return"] = returns[-evaluation_episodes:].mean().item()
-    return metrics | {f"eval/{split}_success_by_episode/{k}": value for k, value in enumerate(curve.tolist())}
+def _play_round(
+    policy: TensorDictModuleBase, env: TrialEnv, adaptation_episodes: int, mean_action: bool, bar: tqdm
+) -> TensorDict:
+    """One trial on every lane, ``[N]``."""
+    lanes, total = env.batch_size[0], env.episodes_per_trial
+    device = next((parameter.device for parameter in policy.parameters()), env.device)
+    steps = torch.zeros(lanes, total, dtype=torch.long)
+    returns = torch.zeros(lanes, total)
+    now = env.reset()
+    outcome = TensorDict(task=now[keys.TASK].squeeze(-1), goal=now[keys.GOAL].squeeze(-1), batch_size=[lanes])
+    for episode in range(total):
+        counts = mean_action and episode >= adaptation_episodes
+        with set_exploration_type(ExplorationType.DETERMINISTIC if counts else ExplorationType.RANDOM):
+            for step in range(1, env.horizon + 1):
+                now[keys.ACTION] = policy(now.to(device))[keys.ACTION].to(env.device)
+                after = env.step(now)["next"]
+                returns[:, episode] += after[keys.REWARD].squeeze(-1)
+                first = after[keys.SUCCESS].squeeze(-1) & (steps[:, episode] == 0)
+                steps[:, episode].masked_fill_(first, step)
+                bar.update(lanes)
+                # Past the last step of a trial the environment would deal the next pairs.
+                if step < env.horizon or episode < total - 1:
+                    now = env.maybe_reset(after.exclude(keys.REWARD, keys.SUCCESS))
+    return outcome.update({"success": steps > 0, "return": returns, "steps_to_success": steps}).auto_batch_size_(1)

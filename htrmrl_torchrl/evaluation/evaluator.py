@@ -1,0 +1,198 @@
+"""`evaluate`: an agent, a benchmark and a protocol to a report."""
+
+import copy
+import hashlib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, TypeAlias
+
+import torch
+from tensordict.nn import TensorDictModuleBase
+from torchrl.envs import EnvBase
+
+from htrmrl_torchrl import keys
+from htrmrl_torchrl.agent import HTrMRLAgent
+from htrmrl_torchrl.checkpoint import read_component
+from htrmrl_torchrl.envs import check_name, make_env, num_goals, task_names
+from htrmrl_torchrl.envs.factory import is_dotted_path, resolve_horizon
+from htrmrl_torchrl.evaluation.official import MetaLearner, run_official
+from htrmrl_torchrl.evaluation.protocols import Actions, Protocol, named_protocol
+from htrmrl_torchrl.evaluation.report import EvaluationReport
+from htrmrl_torchrl.evaluation.trials import goal_grid, play_trials
+from htrmrl_torchrl.modules.encoder import HierarchicalEncoder
+from htrmrl_torchrl.networks import Networks, acting_policy, load_networks
+from htrmrl_torchrl.versions import versions
+
+Evaluable: TypeAlias = str | Path | HTrMRLAgent | Networks | TensorDictModuleBase | MetaLearner
+
+
+def evaluate(
+    agent: Evaluable | Sequence[str | Path],
+    benchmark: str,
+    *,
+    split: str = "test",
+    protocol: str = "strict",
+    goals_per_task: int | None = None,
+    adaptation_episodes: int | None = None,
+    evaluation_episodes: int | None = None,
+    evaluation_actions: Actions | None = None,
+    horizon: int | None = None,
+    benchmark_seed: int = 0,
+    seed: int = 0,
+    device: str | torch.device | None = None,
+    num_envs: int = 20,
+    num_workers: int = 0,
+    progress: bool = False,
+    command: str = "",
+) -> EvaluationReport:
+    """How often an agent succeeds on held-out goals (``split="val"``) or tasks (``"test"``).
+
+    Every (task, goal) pair is played in one trial and counted once; success never ends an episode. The agent's
+    weights, memory and random streams stay as they are, and so does torch's random state; the same call gives the same
+    report. (`protocol="metaworld"` hands over to the simulator's own evaluator, which counts otherwise.)
+
+    Args:
+        agent: path of a checkpoint, or of several (training seeds; one report of all); a `HTrMRLAgent`; what
+            `build_networks` returned; or any TensorDict policy that reads the keys of `htrmrl_torchrl.keys` and writes
+            ``action`` (played in a copy). With ``protocol="metaworld"`` a ``MetaLearningAgent`` too.
+        benchmark: a name that `make_env` knows, but no factory.
+        split: ``"train"``, ``"val"`` or ``"test"``.
+        protocol: ``"strict"``, ``"garage"`` or ``"metaworld"``, see `htrmrl_torchrl.evaluation.protocols`.
+        goals_per_task, adaptation_episodes, evaluation_episodes, evaluation_actions: in place of the protocol's; all
+            are in the report.
+        horizon: steps per episode; default the benchmark's (500 in Meta-World).
+        benchmark_seed: decides the goals.
+        seed: of action noise and of the memory's draws.
+        device: where the networks run; default where they are. Simulators stay on the CPU.
+        num_envs: lanes at a time; more are faster. A network's actions are sampled per batch, so that its outcomes
+            (not those of a policy without noise) depend on it.
+        num_workers: processes for the simulators; 0 steps them in this one.
+        progress: whether a bar is shown.
+        command: noted in the report.
+
+    Raises:
+        ValueError: for an unknown benchmark, split or protocol, more goals than there are, a foreign checkpoint, or an
+            agent for other observations or actions.
+        FileNotFoundError: if there is no checkpoint at a path.
+
+    Example:
+        >>> from tensordict.nn import TensorDictModule
+        >>> import torch
+        >>> idle = TensorDictModule(lambda o: torch.zeros(len(o), 2), in_keys=["observation"], out_keys=["action"])
+        >>> evaluate(idle, "toy", adaptation_episodes=1).success_rate
+        0.0
+    """
+    check_name(benchmark)
+    if is_dotted_path(benchmark):
+        raise ValueError(f"{benchmark!r} is a factory, whose goals nobody knows; evaluate on a built-in benchmark.")
+    rules = named_protocol(protocol).changed(
+        adaptation_episodes=adaptation_episodes,
+        evaluation_episodes=evaluation_episodes,
+        evaluation_actions=evaluation_actions,
+        goals_per_task=goals_per_task,
+    )
+    if rules.goals_per_task > num_goals(benchmark):
+        raise ValueError(
+            f"goals_per_task is {rules.goals_per_task} but must be at most {num_goals(benchmark)}, the goals that "
+            f"{benchmark} has for each task."
+        )
+    about: dict[str, Any] = {
+        "benchmark": benchmark,
+        "split": split,
+        "benchmark_seed": benchmark_seed,
+        "protocol": rules,
+        "horizon": resolve_horizon(benchmark, horizon),
+        "tasks": task_names(benchmark, split),
+        "versions": versions(),
+        "command": command,
+    }
+    reports = []
+    for one in _several(agent):
+        run = {"seed": seed} | (_identity(one) if isinstance(one, str | Path) else {})
+        loaded = load_networks(one) if isinstance(one, str | Path) else one
+        if rules.name == "metaworld":
+            results = run_official(loaded, about, seed=seed, device=device)
+        else:
+            policy = _policy(loaded, seed).to(device)
+            results = _play(policy, about, seed=seed, num_envs=num_envs, num_workers=num_workers, progress=progress)
+        reports.append(EvaluationReport(**about, **results, runs=[run]))
+    return EvaluationReport.merge(reports)
+
+
+def _play(
+    policy: TensorDictModuleBase, about: dict[str, Any], *, seed: int, num_envs: int, num_workers: int, progress: bool
+) -> dict[str, Any]:
+    """The grid's outcomes as fields of a report."""
+    rules: Protocol = about["protocol"]
+    pairs = goal_grid(num_tasks=len(about["tasks"]), goals_per_task=rules.goals_per_task)
+    lanes = min(num_envs, len(pairs))
+    env = make_env(
+        about["benchmark"],
+        split=about["split"],
+        num_envs=lanes,
+        num_workers=min(num_workers, lanes),
+        episodes_per_trial=rules.episodes,
+        horizon=about["horizon"],
+        benchmark_seed=about["benchmark_seed"],
+        pairs=pairs,
+    )
+    try:
+        _check_sizes(policy, env)
+        outcomes = play_trials(
+            policy,
+            env,
+            adaptation_episodes=rules.adaptation_episodes,
+            evaluation_episodes=rules.evaluation_episodes,
+            mean_action=rules.evaluation_actions == "mean",
+            trials=len(pairs),
+            seed=seed,
+            progress=progress,
+        )
+    finally:
+        env.close()
+    steps = outcomes["steps_to_success"].double()
+    return {
+        "task": outcomes["task"].numpy(),
+        "goal": outcomes["goal"].numpy(),
+        "success": outcomes["success"].double().numpy()[None],
+        "returns": outcomes["return"].double().numpy()[None],
+        "steps_to_success": steps.masked_fill(steps == 0, float("nan")).numpy()[None],
+    }
+
+
+def _several(agent: Any) -> list[Any]:
+    return list(agent) if isinstance(agent, list | tuple) and not isinstance(agent, Networks) else [agent]
+
+
+def _policy(agent: Any, seed: int) -> TensorDictModuleBase:
+    """What `play_trials` may use up: never the agent's own memory."""
+    if isinstance(agent, HTrMRLAgent):
+        agent = agent.networks
+    if isinstance(agent, Networks):
+        return acting_policy(agent, seed=seed)
+    if isinstance(agent, TensorDictModuleBase):
+        return copy.deepcopy(agent)
+    raise ValueError(
+        f"Received {type(agent).__name__} to evaluate; give a checkpoint's path, a HTrMRLAgent, what build_networks "
+        "returned, or a TensorDict policy."
+    )
+
+
+def _check_sizes(policy: TensorDictModuleBase, env: EnvBase) -> None:
+    encoder = next((module for module in policy.modules() if isinstance(module, HierarchicalEncoder)), None)
+    if encoder is None:
+        return
+    expected = (encoder.observation_dim, encoder.action_dim)
+    offered = (env.observation_spec[keys.OBSERVATION].shape[-1], env.action_spec.shape[-1])
+    if expected != offered:
+        raise ValueError(
+            f"The agent is for observations and actions of sizes {expected}; this benchmark has {offered}. Evaluate it "
+            "on what it was trained on."
+        )
+
+
+def _identity(path: str | Path) -> dict[str, Any]:
+    """What tells a checkpoint from all others."""
+    frames = read_component(path, "progress")["frames"]
+    digest = hashlib.sha256(Path(path).read_bytes()).hexdigest()
+    return {"checkpoint": str(path), "sha256": digest, "frames": frames}

@@ -1,0 +1,214 @@
+"""`EvaluationReport`: what an evaluation saw, episode by episode, and under which protocol."""
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, field, fields, replace
+from pathlib import Path
+from typing import Any, Self
+
+import numpy as np
+import numpy.typing as npt
+
+from htrmrl_torchrl.evaluation.intervals import Interval, bootstrap_goals, bootstrap_runs
+from htrmrl_torchrl.evaluation.protocols import Protocol
+
+Array = npt.NDArray[np.float64]
+
+# What two reports must agree in before their numbers may stand side by side.
+_COMPARED = ("protocol", "benchmark", "split", "benchmark_seed", "horizon", "tasks")
+
+
+class ProtocolMismatchError(ValueError):
+    """Two reports were made in different ways; the difference of their numbers would mean nothing."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluationReport:
+    """Success, return and steps to success of R runs on P (task, goal) pairs, in each of E episodes.
+
+    The headline weighs evaluation episodes, goals and then tasks equally. Under the protocol ``metaworld`` a row is a
+    task (its goal is -1), and there is one column, since the official evaluator says no more.
+
+    Args:
+        benchmark, split, benchmark_seed: which tasks and goals.
+        protocol: how it was played and counted.
+        horizon: steps of an episode.
+        tasks: names that `task` counts in.
+        task, goal: ``[P]``.
+        success: ``[R, P, E]``, 1 where an episode succeeded at any step (a share under ``metaworld``).
+        returns: ``[R, P, E]`` undiscounted.
+        steps_to_success: ``[R, P, E]`` counted from 1, NaN where there was no success.
+        runs: one dictionary per run: seed of the evaluation, checkpoint with its SHA-256, frames it was trained for.
+        versions: of the packages that produced the numbers.
+        command: that reproduces it, where there is one.
+
+    Example:
+        >>> from htrmrl_torchrl import evaluate
+        >>> from htrmrl_torchrl.networks import build_networks
+        >>> networks = build_networks(observation_dim=3, action_low=[-1.0] * 2, action_high=[1.0] * 2)
+        >>> report = evaluate(networks, "toy", adaptation_episodes=2)
+        >>> report.success.shape, 0 <= report.success_rate <= 1
+        ((1, 4, 3), True)
+    """
+
+    benchmark: str
+    split: str
+    benchmark_seed: int
+    protocol: Protocol
+    horizon: int
+    tasks: list[str]
+    task: npt.NDArray[np.int64]
+    goal: npt.NDArray[np.int64]
+    success: Array
+    returns: Array
+    steps_to_success: Array
+    runs: list[dict[str, Any]]
+    versions: dict[str, str] = field(default_factory=dict)
+    command: str = ""
+
+    # ------------------------------------------------------------------------------------------------ numbers
+
+    @property
+    def success_rate(self) -> float:
+        """The headline: mean over evaluation episodes, runs and goals, then over tasks with equal weight."""
+        return float(np.mean(list(self.task_success().values())))
+
+    def task_success(self) -> dict[str, float]:
+        """Success of the episodes that count, by task."""
+        return self._by_task(self._counting(self.success))
+
+    def task_returns(self) -> dict[str, float]:
+        """Return of the episodes that count, by task."""
+        return self._by_task(self._counting(self.returns))
+
+    def task_steps_to_success(self) -> dict[str, float]:
+        """Median steps to success of the episodes that count and succeeded, by task; NaN where none did."""
+        medians = {}
+        for name, rows in self._rows():
+            steps = self._counting(self.steps_to_success)[:, rows]
+            steps = steps[np.isfinite(steps)]
+            medians[name] = float(np.median(steps)) if len(steps) else float("nan")
+        return medians
+
+    def success_by_episode(self) -> list[float]:
+        """The adaptation curve: success in each of the K + M episodes, tasks weighing equally."""
+        return np.mean([self.success[:, rows].mean((0, 1)) for _, rows in self._rows()], axis=0).tolist()
+
+    def interval(self, *, over: str = "goals") -> Interval | None:
+        """95% bootstrap interval of the headline; ``None`` where there are fewer than two goals per task, or runs.
+
+        Args:
+            over: ``"goals"``: other goals of the same tasks might have been drawn (stratified by task; a goal's
+                success is its mean over runs). ``"runs"``: other training seeds might have been.
+        """
+        if over == "runs":
+            scores = [np.mean([self._goal_success(rows)[run].mean() for _, rows in self._rows()]) for run in self._runs]
+            return bootstrap_runs(scores)
+        if over != "goals":
+            raise ValueError(f"over={over!r} is unknown; choose goals or runs.")
+        return bootstrap_goals([self._goal_success(rows).mean(0) for _, rows in self._rows()])
+
+    def task_interval(self, name: str) -> Interval | None:
+        """95% bootstrap interval over goals of one task's success."""
+        return bootstrap_goals([self._goal_success(dict(self._rows())[name]).mean(0)])
+
+    def difference(self, other: Self) -> tuple[float, Interval | None]:
+        """How much higher the headline of `other` is, with a bootstrap interval over (paired) goals.
+
+        Raises:
+            ProtocolMismatchError: unless both were made in the same way, on the same goals.
+        """
+        self.check_comparable(other)
+        pairs = [(other._goal_success(rows).mean(0) - self._goal_success(rows).mean(0)) for _, rows in self._rows()]
+        return other.success_rate - self.success_rate, bootstrap_goals(pairs)
+
+    @classmethod
+    def merge(cls, reports: Sequence[Self]) -> Self:
+        """One report of all runs, for instance of several training seeds.
+
+        Raises:
+            ProtocolMismatchError: unless all were made in the same way, on the same goals.
+        """
+        first = reports[0]
+        for other in reports[1:]:
+            first.check_comparable(other)
+        arrays: dict[str, Any] = {name: np.concatenate([getattr(r, name) for r in reports]) for name in _PER_RUN}
+        return replace(first, runs=[run for report in reports for run in report.runs], **arrays)
+
+    def check_comparable(self, other: Self) -> None:
+        """Raises `ProtocolMismatchError` unless `other` was made in the same way, on the same goals."""
+        for name in _COMPARED:
+            mine, theirs = getattr(self, name), getattr(other, name)
+            if mine != theirs:
+                raise ProtocolMismatchError(
+                    f"The reports differ in {name}: {mine} and {theirs}. Evaluate both in the same way first."
+                )
+        if not (np.array_equal(self.task, other.task) and np.array_equal(self.goal, other.goal)):
+            raise ProtocolMismatchError("The reports played different (task, goal) pairs; evaluate both on the same.")
+
+    @property
+    def _runs(self) -> range:
+        return range(len(self.success))
+
+    def _rows(self) -> list[tuple[str, npt.NDArray[np.int64]]]:
+        """Each played task's rows."""
+        played = [(name, np.flatnonzero(self.task == index)) for index, name in enumerate(self.tasks)]
+        return [(name, rows) for name, rows in played if len(rows)]
+
+    def _counting(self, values: Array) -> Array:
+        return values[..., -min(self.protocol.evaluation_episodes, values.shape[-1]) :]
+
+    def _by_task(self, values: Array) -> dict[str, float]:
+        return {name: float(values[:, rows].mean()) for name, rows in self._rows()}
+
+    def _goal_success(self, rows: npt.NDArray[np.int64]) -> Array:
+        """``[R, goals]`` of one task."""
+        return self._counting(self.success)[:, rows].mean(-1)
+
+    # ------------------------------------------------------------------------------------------------ in and out
+
+    def save(self, path: str | Path) -> None:
+        """Writes the report as JSON."""
+        content = {f.name: getattr(self, f.name) for f in fields(self)}
+        content["protocol"] = vars(self.protocol)
+        for name in ("task", "goal", "success"):
+            content[name] = content[name].tolist()
+        for name in ("returns", "steps_to_success"):
+            content[name] = _nan_to_none(content[name].tolist())
+        # For whoever reads the file and not the class.
+        content["summary"] = {"success_rate": self.success_rate, "interval_over_goals": self.interval()}
+        path = Path(path)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps(content, allow_nan=False))
+
+    @classmethod
+    def load(cls, path: str | Path) -> Self:
+        """Reads what `save` wrote.
+
+        Raises:
+            FileNotFoundError: if there is nothing at `path`.
+            ValueError: if it is not a report.
+        """
+        try:
+            content = json.loads(Path(path).read_text())
+            del content["summary"]
+            content["protocol"] = Protocol(**content["protocol"])
+            for name, kind in {"task": int, "goal": int, **dict.fromkeys(_PER_RUN, float)}.items():
+                content[name] = np.array(content[name], dtype=kind)  # null becomes NaN
+            return cls(**content)
+        except (json.JSONDecodeError, KeyError, TypeError) as error:
+            raise ValueError(
+                f"{path} is not an evaluation report ({error!r}); `EvaluationReport.save` writes one."
+            ) from error
+
+    def __str__(self) -> str:
+        from htrmrl_torchrl.evaluation.table import as_table
+
+        return as_table(self)
+
+
+_PER_RUN = ("success", "returns", "steps_to_success")
+
+
+def _nan_to_none(values: Any) -> Any:
+    return [_nan_to_none(v) for v in values] if isinstance(values, list) else None if np.isnan(values) else values

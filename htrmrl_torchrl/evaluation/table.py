@@ -1,0 +1,62 @@
+"""An `EvaluationReport` as text."""
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from htrmrl_torchrl.evaluation.intervals import Interval
+
+if TYPE_CHECKING:
+    from htrmrl_torchrl.evaluation.report import EvaluationReport
+
+
+def as_table(report: "EvaluationReport") -> str:
+    """Headline, protocol, tasks and the adaptation curve."""
+    success, returns, steps = report.task_success(), report.task_returns(), report.task_steps_to_success()
+    width = max(len(name) for name in (*success, "all tasks"))
+    lines = [
+        *_header(report),
+        "",
+        f"{'task':<{width}}  success  95% over goals  return  steps to success",
+        *(
+            f"{name:<{width}}  {success[name]:7.2f}  {_shown(report.task_interval(name)):>14}  "
+            f"{_whole(returns[name]):>6}  {_whole(steps[name]):>16}"
+            for name in success
+        ),
+        f"{'all tasks':<{width}}  {report.success_rate:7.2f}  {_shown(report.interval()):>14}  "
+        f"{_whole(np.mean(list(returns.values()))):>6}",
+    ]
+    if len(report.runs) > 1:
+        lines.append(f"{len(report.runs)} runs, 95% over runs: {_shown(report.interval(over='runs'))}")
+    if report.success.shape[-1] > 1:
+        lines += ["", "success by episode: " + " ".join(f"{value:.2f}" for value in report.success_by_episode())]
+    return "\n".join(lines)
+
+
+def _header(report: "EvaluationReport") -> list[str]:
+    protocol = report.protocol
+    goals = f"{protocol.goals_per_task} goals per task (benchmark seed {report.benchmark_seed})"
+    lines = [
+        f"{report.benchmark} {report.split}, protocol {protocol.name}: {protocol.adaptation_episodes} adaptation + "
+        f"{protocol.evaluation_episodes} evaluation episodes of {report.horizon} steps, "
+        f"{protocol.evaluation_actions} actions in the latter, {goals}",
+    ]
+    if protocol.biased:
+        lines.append(
+            "BIASED: the official evaluator counts the first episodes to finish, and successes finish first; "
+            "do not compare with other protocols."
+        )
+    lines += [
+        f"checkpoint {run['checkpoint']} ({run['frames']:,} frames, sha256 {run['sha256'][:12]})"
+        for run in report.runs
+        if run.get("checkpoint")
+    ]
+    return lines
+
+
+def _shown(interval: Interval | None) -> str:
+    return "-" if interval is None else f"{interval[0]:.2f} to {interval[1]:.2f}"
+
+
+def _whole(value: float | np.floating) -> str:
+    return "-" if np.isnan(value) else f"{value:.0f}"

@@ -1,0 +1,107 @@
+"""Evaluate trained agents: ``python recipes/evaluate.py checkpoint=RUN_OR_CHECKPOINT benchmark=ML10 split=test``.
+
+Prints a table and leaves a report (JSON) and two figures. A quoted pattern evaluates several runs as one report, with
+an interval over runs: ``checkpoint='runs/ml10_ppo_seed*'``.
+"""
+
+import glob
+import shlex
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+
+from omegaconf import DictConfig
+
+from recipes._cli import run_recipe
+from recipes._validate import NOT_EMPTY, UserError, at_least, check_device, check_values, one_of
+
+RULES = {
+    "checkpoint": replace(NOT_EMPTY, kind=str),
+    "benchmark": replace(NOT_EMPTY, kind=str),
+    "split": one_of("train", "val", "test"),
+    "protocol": one_of("strict", "garage", "metaworld"),
+    "goals_per_task": at_least(1, kind=int),
+    "adaptation_episodes": at_least(0, kind=int),
+    "evaluation_episodes": at_least(1, kind=int),
+    "evaluation_actions": one_of("mean", "sampled", kind=str),
+    "horizon": at_least(1, kind=int),
+    "benchmark_seed": at_least(0),
+    "seed": at_least(0),
+    "device": NOT_EMPTY,
+    "num_envs": at_least(1),
+    "num_workers": at_least(0),
+    "out": replace(NOT_EMPTY, kind=str),
+}
+
+
+def check(config: DictConfig, defaults: DictConfig) -> None:
+    """Raise UserError for the first fault that shows before a checkpoint is read."""
+    check_values(config, defaults, RULES)
+    check_device(config.device)
+
+
+def run(config: DictConfig) -> None:
+    """Evaluate checkpoints on a benchmark's held-out goals or tasks."""
+    from htrmrl_torchrl.checkpoint import read_component
+    from htrmrl_torchrl.evaluation import evaluate, plot_adaptation, plot_tasks
+
+    paths = _checkpoints(config.checkpoint)
+    started = time.perf_counter()
+    try:
+        benchmark = config.benchmark or read_component(paths[0], "config")["env"]["name"]
+        report = evaluate(
+            paths,
+            benchmark,
+            split=config.split,
+            protocol=config.protocol,
+            goals_per_task=config.goals_per_task,
+            adaptation_episodes=config.adaptation_episodes,
+            evaluation_episodes=config.evaluation_episodes,
+            evaluation_actions=config.evaluation_actions,
+            horizon=config.horizon,
+            benchmark_seed=config.benchmark_seed,
+            seed=config.seed,
+            device=config.device,
+            num_envs=config.num_envs,
+            num_workers=config.num_workers,
+            progress=True,
+            command=shlex.join(["python", *sys.argv]),
+        )
+    except (ValueError, FileNotFoundError) as error:
+        raise UserError(str(error)) from error
+    folder = Path(config.out) if config.out else _run_folder(paths[0]) / "evaluations"
+    which = f"{report.runs[0]['frames']:012d}" if len(paths) == 1 else f"{len(paths)}runs"
+    label = str(paths[0].name) if len(paths) == 1 else f"{len(paths)} runs"
+    stem = folder / f"{benchmark.replace(':', '_')}_{config.split}_{config.protocol}_{which}"
+    report.save(stem.with_name(f"{stem.name}.json"))
+    plot_tasks({label: report}).savefig(stem.with_name(f"{stem.name}_by_task.png"), dpi=150)
+    if report.success.shape[-1] > 1:
+        plot_adaptation({label: report}).savefig(stem.with_name(f"{stem.name}_by_episode.png"), dpi=150)
+    print(f"\n{report}\n\n{time.perf_counter() - started:.0f} s; report and figures: {stem}*")
+
+
+def _checkpoints(pattern: str | None) -> list[Path]:
+    """The checkpoint files that the user means."""
+    if pattern is None:
+        raise UserError("checkpoint is missing: give a run folder or a checkpoint file, checkpoint=runs/ml10_ppo_seed1")
+    found = sorted(Path(path) for path in glob.glob(pattern))
+    if not found:
+        raise UserError(f"checkpoint is '{pattern}' but nothing is there")
+    return [_of_run(path) if path.is_dir() else path for path in found]
+
+
+def _of_run(run_dir: Path) -> Path:
+    folder = run_dir / "checkpoints"
+    for kind in ("best", "step"):
+        if files := sorted(folder.glob(f"{kind}-*")):
+            return files[-1]
+    raise UserError(f"checkpoint is '{run_dir}', a folder without checkpoints/: give a run folder or a checkpoint file")
+
+
+def _run_folder(checkpoint: Path) -> Path:
+    return checkpoint.parents[1] if checkpoint.parent.name == "checkpoints" else checkpoint.parent
+
+
+if __name__ == "__main__":
+    run_recipe(run, config_name="evaluate", check=check)
