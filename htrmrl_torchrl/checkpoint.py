@@ -5,6 +5,10 @@ state is needed. It holds weights, optimizer, the task deck, all random streams,
 configuration.
 """
 
+import zipfile
+import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -96,6 +100,7 @@ class RunCheckpoints:
 
     def restore(self, path: Path) -> None:
         """Puts everything back to where it was at `path`; the global random state last, after what might draw."""
+        check_archive(path)
         names = set(self._checkpoint.components) - {"agent", "config", "versions", "rng"}
         self._checkpoint.load(path, components=names)
         self._checkpoint.load(path, components=["rng"])
@@ -118,11 +123,48 @@ def read_component(path: str | Path, name: str) -> dict[str, Any]:
         FileNotFoundError: if there is nothing at `path`.
         ValueError: if it is not a checkpoint of a training run.
     """
+    if name not in check_archive(path):
+        raise ValueError(_not_ours(path))
+    component: dict[str, Any] = {}
+    with refused_by_name(path):
+        Checkpoint(**{name: component}).load(path, components=[name])
+    return component
+
+
+def check_archive(path: str | Path) -> list[str]:
+    """The names of a checkpoint's components, after refusing what could run code when it is loaded.
+
+    Tensordict 0.14 unpickles ``other.pickle`` or ``pickle.pkl`` wherever a saved tensordict has them. What we save is
+    tensors and JSON only, so nothing else is let through; a folder is not either, of which torchrl reads all that is
+    there.
+
+    Raises:
+        FileNotFoundError: if there is nothing at `path`.
+        ValueError: if it is not a checkpoint of a training run.
+    """
     path = Path(path)
     if not path.exists():
         raise FileNotFoundError(f"There is no checkpoint at {path}.")
-    if not (Checkpoint.is_checkpoint(path) and name in Checkpoint.manifest(path)["components"]):
-        raise ValueError(f"{path} is not a checkpoint of this package; give one of a run's checkpoints/ folder.")
-    component: dict[str, Any] = {}
-    Checkpoint(**{name: component}).load(path, components=[name])
-    return component
+    if not path.is_file():
+        raise ValueError(_not_ours(path))
+    with refused_by_name(path):
+        components = Checkpoint.manifest(path)["components"]
+    files = [file for record in components.values() for file in record["files"]]
+    if unsafe := [file for file in files if not file.endswith((".json", ".memmap"))]:
+        raise ValueError(f"{path} holds {unsafe[0]}, but tensors and JSON are all that is read from a checkpoint.")
+    return list(components)
+
+
+@contextmanager
+def refused_by_name(path: str | Path) -> Iterator[None]:
+    """Turns what torchrl and zipfile raise for foreign and damaged files into a ValueError that names the file."""
+    try:
+        yield
+    except (
+        RuntimeError, ValueError, LookupError, TypeError, AttributeError, EOFError, zipfile.BadZipFile, zlib.error,
+    ) as error:  # fmt: skip
+        raise ValueError(_not_ours(path)) from error
+
+
+def _not_ours(path: str | Path) -> str:
+    return f"{path} is not a checkpoint of this package, or damaged; give one of a run's checkpoints/ folder."

@@ -15,7 +15,7 @@ from torchrl.data import Bounded
 from torchrl.modules import ProbabilisticActor
 
 from htrmrl_torchrl import keys
-from htrmrl_torchrl.checkpoint import read_component
+from htrmrl_torchrl.checkpoint import read_component, refused_by_name
 from htrmrl_torchrl.data.strategies import WindowStrategy
 from htrmrl_torchrl.modules.encoder import HierarchicalEncoder
 from htrmrl_torchrl.modules.heads import CriticKind, Std, make_actor_critic
@@ -139,6 +139,8 @@ def load_networks(path: str | Path) -> Networks:
         FileNotFoundError: if there is none at `path`.
         ValueError: if it is not a checkpoint of this package.
     """
-    networks = build_networks(**read_component(path, "agent"))
-    Checkpoint(actor=networks.actor, critic=networks.critic).load(path, components=["actor", "critic"])
+    agent = read_component(path, "agent")
+    with refused_by_name(path):
+        networks = build_networks(**agent)
+        Checkpoint(actor=networks.actor, critic=networks.critic).load(path, components=["actor", "critic"])
     return networks

@@ -106,16 +106,15 @@ def evaluate(
         "versions": versions(),
         "command": command,
     }
+    loaded = [(_own(one), _identity(one)) for one in _several(agent)]  # a foreign one shows before the first is played
     reports = []
-    for one in _several(agent):
-        run = {"seed": seed} | (_identity(one) if isinstance(one, str | Path) else {})
-        loaded = load_networks(one) if isinstance(one, str | Path) else one
+    for own, identity in loaded:
         if rules.name == "metaworld":
-            results = run_official(loaded, about, seed=seed, device=device)
+            results = run_official(own, about, seed=seed, device=device)
         else:
-            policy = _policy(loaded, seed).to(device)
+            policy = _policy(own, seed).to(device)
             results = _play(policy, about, seed=seed, num_envs=num_envs, num_workers=num_workers, progress=progress)
-        reports.append(EvaluationReport(**about, **results, runs=[run]))
+        reports.append(EvaluationReport(**about, **results, runs=[{"seed": seed} | identity]))
     return EvaluationReport.merge(reports)
 
 
@@ -161,19 +160,28 @@ def _play(
 
 
 def _several(agent: Any) -> list[Any]:
-    return list(agent) if isinstance(agent, list | tuple) and not isinstance(agent, Networks) else [agent]
+    agents = list(agent) if isinstance(agent, list | tuple) and not isinstance(agent, Networks) else [agent]
+    if not agents:
+        raise ValueError(f"Received {agent!r} to evaluate; give at least one checkpoint.")
+    return agents
 
 
-def _policy(agent: Any, seed: int) -> TensorDictModuleBase:
-    """What `play_trials` may use up: never the agent's own memory."""
+def _own(agent: Any) -> Any:
+    """A copy that may be moved to a device and used up; a ``MetaLearningAgent`` as it is."""
+    if isinstance(agent, str | Path):
+        return load_networks(agent)
     if isinstance(agent, HTrMRLAgent):
         agent = agent.networks
-    if isinstance(agent, Networks):
-        return acting_policy(agent, seed=seed)
-    if isinstance(agent, TensorDictModuleBase):
-        return copy.deepcopy(agent)
+    return copy.deepcopy(agent) if isinstance(agent, Networks | TensorDictModuleBase) else agent
+
+
+def _policy(own: Any, seed: int) -> TensorDictModuleBase:
+    if isinstance(own, Networks):
+        return acting_policy(own, seed=seed)
+    if isinstance(own, TensorDictModuleBase):
+        return own
     raise ValueError(
-        f"Received {type(agent).__name__} to evaluate; give a checkpoint's path, a HTrMRLAgent, what build_networks "
+        f"Received {type(own).__name__} to evaluate; give a checkpoint's path, a HTrMRLAgent, what build_networks "
         "returned, or a TensorDict policy."
     )
 
@@ -191,8 +199,10 @@ def _check_sizes(policy: TensorDictModuleBase, env: EnvBase) -> None:
         )
 
 
-def _identity(path: str | Path) -> dict[str, Any]:
-    """What tells a checkpoint from all others."""
-    frames = read_component(path, "progress")["frames"]
-    digest = hashlib.sha256(Path(path).read_bytes()).hexdigest()
-    return {"checkpoint": str(path), "sha256": digest, "frames": frames}
+def _identity(agent: Any) -> dict[str, Any]:
+    """What tells a checkpoint from all others; nothing of other agents."""
+    if not isinstance(agent, str | Path):
+        return {}
+    frames = read_component(agent, "progress")["frames"]
+    digest = hashlib.sha256(Path(agent).read_bytes()).hexdigest()
+    return {"checkpoint": str(agent), "sha256": digest, "frames": frames}

@@ -1,0 +1,71 @@
+"""Meta-World's scripted experts as policies that solve a chosen set of (task, goal) pairs and idle on all others."""
+
+import pickle
+from collections.abc import Callable
+
+import metaworld.policies
+import numpy as np
+import torch
+from metaworld.env_dict import ALL_V3_ENVIRONMENTS
+from metaworld.types import Task
+from tensordict.nn import TensorDictModule
+
+from htrmrl_torchrl import keys
+from htrmrl_torchrl.envs.benchmarks import draw_goals, task_names
+
+_IRREGULAR = {"peg-insert-side-v3": "PegInsertionSide"}
+Solves = Callable[[int, int, int], bool]  # task, goal, episode
+
+
+def expert(task):
+    """``SawyerDrawerOpenV3Policy`` for ``drawer-open-v3``."""
+    words = "".join(word.capitalize() for word in task.removesuffix("-v3").split("-"))
+    return getattr(metaworld.policies, f"Sawyer{_IRREGULAR.get(task, words)}V3Policy")()
+
+
+def official_simulator(task, rand_vec, *, partially_observable=True):
+    """Meta-World's own class with this goal set."""
+    simulator = ALL_V3_ENVIRONMENTS[task]()
+    data = {"rand_vec": rand_vec, "env_cls": type(simulator), "partially_observable": partially_observable}
+    simulator.set_task(Task(env_name=task, data=pickle.dumps(data)))
+    return simulator
+
+
+class Experts:
+    """Actions of scripted experts, who are told the goal that the environment hides.
+
+    Args:
+        benchmark, split: whose tasks and goals.
+        goals_per_task: how many of each task's goals are known.
+    """
+
+    def __init__(self, benchmark, split, *, goals_per_task):
+        self.names = task_names(benchmark, split)
+        self.targets = {}
+        for task, goals in enumerate(draw_goals(benchmark, split, 0)):
+            for goal in range(goals_per_task):
+                simulator = official_simulator(self.names[task], goals[goal])
+                simulator.reset()
+                self.targets[task, goal] = simulator._target_pos.copy()
+                simulator.close()
+
+    def action(self, task, goal, observation):
+        """``[4]`` for ``[39]``."""
+        seeing = np.concatenate([observation[:36], self.targets[task, goal]]).astype(np.float64)
+        return np.clip(expert(self.names[task]).get_action(seeing), -1, 1)
+
+    def policy(self, solves: Solves, *, delay=0):
+        """A TensorDict policy: the expert, ``delay * goal`` steps late, where ``solves(task, goal, episode)``."""
+        steps = {}
+
+        def act(observation, task, goal, episode, is_init):
+            actions = torch.zeros(len(observation), 4)
+            lanes = torch.cat([task, goal, episode, is_init], -1).tolist()
+            for lane, (t, g, k, begins) in enumerate(lanes):
+                steps[lane] = 0 if begins else steps[lane] + 1
+                if solves(t, g, k) and steps[lane] >= delay * g:
+                    actions[lane] = torch.from_numpy(self.action(t, g, observation[lane].numpy()))
+            return actions
+
+        names = [keys.OBSERVATION, keys.TASK, keys.GOAL, keys.EPISODE, keys.IS_INIT]
+        return TensorDictModule(act, in_keys=names, out_keys=[keys.ACTION])
