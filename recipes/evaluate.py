@@ -5,6 +5,7 @@ an interval over runs: ``checkpoint='runs/ml10_ppo_seed*'``.
 """
 
 import glob
+import re
 import shlex
 import sys
 import time
@@ -73,7 +74,7 @@ def run(config: DictConfig) -> None:
     folder = Path(config.out) if config.out else _run_folder(paths[0]) / "evaluations"
     which = f"{report.runs[0]['frames']:012d}" if len(paths) == 1 else f"{len(paths)}runs"
     label = str(paths[0].name) if len(paths) == 1 else f"{len(paths)} runs"
-    stem = folder / f"{benchmark.replace(':', '_')}_{config.split}_{config.protocol}_{which}"
+    stem = folder / f"{re.sub(r'[^A-Za-z0-9.-]+', '_', benchmark)}_{config.split}_{config.protocol}_{which}"
     report.save(stem.with_name(f"{stem.name}.json"))
     plot_tasks({label: report}).savefig(stem.with_name(f"{stem.name}_by_task.png"), dpi=150)
     if report.success.shape[-1] > 1:

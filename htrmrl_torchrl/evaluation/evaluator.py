@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, TypeAlias
 
+import numpy as np
 import torch
 from tensordict.nn import TensorDictModuleBase
 from torchrl.envs import EnvBase
@@ -91,6 +92,8 @@ def evaluate(
         evaluation_actions=evaluation_actions,
         goals_per_task=goals_per_task,
     )
+    if isinstance(seed, bool) or not isinstance(seed, int | np.integer) or seed < 0:
+        raise ValueError(f"seed must be a whole number of at least 0, received {seed!r}.")
     if rules.goals_per_task > num_goals(benchmark):
         raise ValueError(
             f"goals_per_task is {rules.goals_per_task} but must be at most {num_goals(benchmark)}, the goals that "

@@ -35,7 +35,7 @@ def plot_adaptation(reports: Mapping[str, EvaluationReport]) -> "Figure":
         axes.axvline(first.protocol.adaptation_episodes + 0.5, color="0.5", linestyle=":", linewidth=1)
     axes.set(xlabel="episode of the trial", ylabel="success rate", ylim=(-0.02, 1.02), title=_title(first))
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-    axes.legend(frameon=False)
+    _legend(figure)
     return figure
 
 
@@ -60,9 +60,11 @@ def plot_tasks(reports: Mapping[str, EvaluationReport]) -> "Figure":
         for x, interval in zip(where, intervals, strict=True):
             if interval is not None:
                 axes.vlines(x, *interval, color="0.2", linewidth=1)
-    axes.set_xticks(range(len(names)), names, rotation=35, ha="right")
-    axes.set(ylabel="success rate", ylim=(0, 1.02), title=_title(first))
-    axes.legend(frameon=False)
+    axes.axvline(len(names) - 1.5, color="0.5", linestyle=":", linewidth=1)
+    axes.set_xticks(range(len(names)), names, rotation=35, ha="right", rotation_mode="anchor")
+    axes.set(xlim=(-0.6, len(names) - 0.4), ylim=(0, 1.02), title=_title(first))
+    axes.set_ylabel("success rate, 95% over goals")
+    _legend(figure)
     return figure
 
 
@@ -82,6 +84,11 @@ def _axes(width: float = 6.4) -> tuple["Figure", "Axes"]:
     axes.set_axisbelow(True)
     axes.spines[["top", "right"]].set_visible(False)
     return figure, axes
+
+
+def _legend(figure: "Figure") -> None:
+    """Above the title, where it covers no bar and no line."""
+    figure.legend(loc="outside upper right", ncols=3, frameon=False)
 
 
 def _title(report: EvaluationReport) -> str:

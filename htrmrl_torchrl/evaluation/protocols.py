@@ -3,6 +3,8 @@
 from dataclasses import dataclass, replace
 from typing import Literal, Self, get_args
 
+import numpy as np
+
 from htrmrl_torchrl.envs.trial import check_positive
 
 Actions = Literal["mean", "sampled"]
@@ -37,8 +39,10 @@ class Protocol:
 
     def __post_init__(self) -> None:
         check_positive(evaluation_episodes=self.evaluation_episodes, goals_per_task=self.goals_per_task)
-        if self.adaptation_episodes:
-            check_positive(adaptation_episodes=self.adaptation_episodes)
+        if not isinstance(self.adaptation_episodes, int | np.integer) or self.adaptation_episodes < 0:
+            raise ValueError(
+                f"adaptation_episodes must be a whole number of at least 0, received {self.adaptation_episodes!r}."
+            )
         if self.evaluation_actions not in get_args(Actions):
             raise ValueError(
                 f"evaluation_actions={self.evaluation_actions!r} is unknown; choose one of "

@@ -42,6 +42,9 @@ class EvaluationReport:
         versions: of the packages that produced the numbers.
         command: that reproduces it, where there is one.
 
+    Raises:
+        ValueError: if the arrays do not fit each other, the runs or the tasks.
+
     Example:
         >>> from htrmrl_torchrl import evaluate
         >>> from htrmrl_torchrl.networks import build_networks
@@ -65,6 +68,16 @@ class EvaluationReport:
     runs: list[dict[str, Any]]
     versions: dict[str, str] = field(default_factory=dict)
     command: str = ""
+
+    def __post_init__(self) -> None:
+        expected = (len(self.runs), len(self.task))
+        shapes = {name: getattr(self, name).shape for name in _PER_RUN}
+        if len({*shapes.values()}) > 1 or self.success.ndim != 3 or self.success.shape[:2] != expected:
+            raise ValueError(f"{len(self.runs)} runs of {len(self.task)} pairs cannot have arrays of shapes {shapes}.")
+        if not self.success.size or len(self.goal) != len(self.task):
+            raise ValueError(f"{len(self.task)} tasks and {len(self.goal)} goals do not make pairs to report of.")
+        if not (self.task.min() >= 0 and self.task.max() < len(self.tasks)):
+            raise ValueError(f"task holds {sorted({*self.task.tolist()})}, but there are {len(self.tasks)} tasks.")
 
     # ------------------------------------------------------------------------------------------------ numbers
 
@@ -179,7 +192,7 @@ class EvaluationReport:
         content["summary"] = {"success_rate": self.success_rate, "interval_over_goals": self.interval()}
         path = Path(path)
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(json.dumps(content, allow_nan=False))
+        path.write_text(json.dumps(content, allow_nan=False, default=int))  # numpy's integers too
 
     @classmethod
     def load(cls, path: str | Path) -> Self:
@@ -190,13 +203,13 @@ class EvaluationReport:
             ValueError: if it is not a report.
         """
         try:
-            content = json.loads(Path(path).read_text())
+            content = json.loads(Path(path).read_bytes())
             del content["summary"]
             content["protocol"] = Protocol(**content["protocol"])
             for name, kind in {"task": int, "goal": int, **dict.fromkeys(_PER_RUN, float)}.items():
                 content[name] = np.array(content[name], dtype=kind)  # null becomes NaN
             return cls(**content)
-        except (json.JSONDecodeError, KeyError, TypeError) as error:
+        except (ValueError, KeyError, TypeError, OverflowError) as error:
             raise ValueError(
                 f"{path} is not an evaluation report ({error!r}); `EvaluationReport.save` writes one."
             ) from error

@@ -5,21 +5,23 @@ import copy
 import numpy as np
 import pytest
 import torch
-from tensordict import TensorDict
 from tensordict.nn import TensorDictModule
-from torchrl.envs.utils import ExplorationType, set_exploration_type
+from torchrl.envs.utils import ExplorationType, exploration_type, set_exploration_type
 
 from htrmrl_torchrl import keys, make_env
+from htrmrl_torchrl.envs.deck import FixedGrid
 from htrmrl_torchrl.envs.toy import GOALS, STEP_SIZE
-from htrmrl_torchrl.evaluation import goal_grid, play_trials, success_metrics
+from htrmrl_torchrl.envs.trial import TrialEnv
+from htrmrl_torchrl.evaluation import goal_grid, play_trials
 from htrmrl_torchrl.networks import acting_policy, build_networks
+from tests.helpers import assert_same
 
 K = 3
 
 
-def toy_grid(episodes_per_trial=K + 1, repeats=1):
-    grid = goal_grid(num_tasks=1, goals_per_task=4) * repeats
-    return make_env("toy", num_envs=len(grid), pairs=grid, episodes_per_trial=episodes_per_trial)
+def toy_grid(episodes_per_trial=K + 1, lanes=4):
+    grid = goal_grid(num_tasks=1, goals_per_task=4)
+    return make_env("toy", num_envs=lanes, pairs=grid, episodes_per_trial=episodes_per_trial)
 
 
 def towards(goal, position):
@@ -29,19 +31,20 @@ def towards(goal, position):
 def scripted(by_action, by_mean):
     """Goes to the goal in the episodes where it knows it, elsewhere to the opposite side, where nothing succeeds.
 
-    ``by_action[episode]`` are the goals that the sampled action knows, ``by_mean`` those that the mean action knows.
+    ``by_action[episode]`` are the goals that the sampled action knows, ``by_mean`` those that the mean action knows:
+    which of the two is asked for is what TorchRL's exploration type says.
     """
 
     def act(observation, goal, episode):
         where = torch.from_numpy(GOALS)[goal.squeeze(-1)]
-        position = observation[:, :2]
-        known = torch.tensor([[int(g) in by_action.get(int(k), ())] for g, k in zip(goal, episode, strict=True)])
-        mean_knows = torch.tensor([[int(g) in by_mean] for g in goal])
-        action = torch.where(known, towards(where, position), towards(-where, position))
-        mean = torch.where(mean_knows, towards(where, position), towards(-where, position))
-        return action, mean
+        if exploration_type() == ExplorationType.DETERMINISTIC:
+            knows = [[int(g) in by_mean] for g in goal]
+        else:
+            assert exploration_type() == ExplorationType.RANDOM
+            knows = [[int(g) in by_action.get(int(k), ())] for g, k in zip(goal, episode, strict=True)]
+        return towards(torch.where(torch.tensor(knows), where, -where), observation[:, :2])
 
-    return TensorDictModule(act, in_keys=[keys.OBSERVATION, keys.GOAL, keys.EPISODE], out_keys=[keys.ACTION, keys.LOC])
+    return TensorDictModule(act, in_keys=[keys.OBSERVATION, keys.GOAL, keys.EPISODE], out_keys=[keys.ACTION])
 
 
 def test_a_scripted_agent_gets_exactly_its_share_in_each_episode():
@@ -51,49 +54,70 @@ def test_a_scripted_agent_gets_exactly_its_share_in_each_episode():
     assert outcomes["success"].int().tolist() == expected
     assert outcomes["goal"].tolist() == [0, 1, 2, 3] and outcomes["task"].tolist() == [0] * 4
     # The only reward of an episode is <goal, position> at its end: 1 at the goal, -1 on the opposite side.
-    assert torch.allclose(outcomes["return"], 2 * outcomes["success"].float() - 1, atol=1e-5)
-    metrics = success_metrics(outcomes, ["hidden-goal"], split="val")
-    assert metrics["eval/val_success"] == metrics["eval/val_success/hidden-goal"] == 0.75
-    assert [metrics[f"eval/val_success_by_episode/{k}"] for k in range(4)] == [0, 0.25, 0.5, 0.75]
+    assert_same(outcomes["return"], 2 * outcomes["success"].float() - 1)
+    # Only the last of the six steps can succeed.
+    assert outcomes["steps_to_success"].tolist() == [[6 * success for success in row] for row in expected]
+
+
+def test_steps_to_success_are_those_of_the_first_success():
+    """Each lane stands where success begins ever earlier, and then stays."""
+
+    class Lanes:
+        obs_dim, num_lanes = 1, 3
+        action_low, action_high = -np.ones(1, dtype=np.float32), np.ones(1, dtype=np.float32)
+
+        def __init__(self):
+            self.steps = np.zeros(3, dtype=int)
+
+        def reset(self, lanes, tasks, goals):
+            self.steps[lanes] = 0
+            return np.zeros((len(lanes), 1), dtype=np.float32)
+
+        def step(self, actions):
+            self.steps += 1
+            success = np.array([self.steps[0] == 2, self.steps[1] >= 3, False])
+            return np.zeros((3, 1), dtype=np.float32), np.array([1, 0.5, 0], dtype=np.float32), success
+
+    env = TrialEnv(Lanes(), FixedGrid([(0, 7), (1, 8), (2, 9)]), episodes_per_trial=2, horizon=5)
+    idle = TensorDictModule(torch.zeros_like, in_keys=[keys.OBSERVATION], out_keys=[keys.ACTION])
+    outcomes = play_trials(idle, env, adaptation_episodes=1)
+    assert outcomes["steps_to_success"].tolist() == [[2, 2], [3, 3], [0, 0]]
+    assert outcomes["success"].tolist() == [[True, True], [True, True], [False, False]]
+    assert outcomes["return"].tolist() == [[5.0, 5.0], [2.5, 2.5], [0.0, 0.0]]  # success ends nothing
+    assert outcomes["task"].tolist() == [0, 1, 2] and outcomes["goal"].tolist() == [7, 8, 9]
 
 
 def test_several_evaluation_episodes_play_the_mean_action():
     policy = scripted({0: {0}, 1: {0, 1}, 2: {0, 1, 2}}, by_mean={3})
     outcomes = play_trials(policy, toy_grid(), adaptation_episodes=2, evaluation_episodes=2)
     assert outcomes["success"].int().sum(0).tolist() == [1, 2, 1, 1]
-    assert success_metrics(outcomes, ["x"], split="test", evaluation_episodes=2)["eval/test_success"] == 0.25
 
 
-def test_longer_trials_than_needed_are_counted_alike():
+def test_sampled_actions_in_the_evaluation_episodes_too():
+    policy = scripted({0: {0}, 1: {0, 1}, 2: {0, 1, 2}}, by_mean={3})
+    outcomes = play_trials(policy, toy_grid(), adaptation_episodes=2, evaluation_episodes=2, mean_action=False)
+    assert outcomes["success"].int().sum(0).tolist() == [1, 2, 3, 0]
+
+
+@pytest.mark.parametrize("lanes", [1, 2, 3])
+def test_more_trials_than_lanes_are_played_in_rounds(lanes):
+    """Also where the lanes do not divide them: the surplus of the last round is not counted."""
     policy = scripted({1: {2}, 2: {0, 2}}, by_mean={0, 1, 3})
-    short, long = (play_trials(policy, toy_grid(n), adaptation_episodes=K) for n in (K + 1, K + 5))
-    assert (short == long).all()
+    at_once = play_trials(policy, toy_grid(), adaptation_episodes=K)
+    rounds = play_trials(policy, toy_grid(lanes=lanes), adaptation_episodes=K, trials=4)
+    assert rounds.batch_size == at_once.batch_size == torch.Size([4])
+    assert (rounds == at_once).all()
 
 
-def test_trials_that_are_too_short_are_refused():
-    with pytest.raises(ValueError, match=r"trials have 3 episodes; 3 \+ 1 = 4 are to be played"):
-        play_trials(scripted({}, by_mean=()), toy_grid(K), adaptation_episodes=K)
+def test_without_a_number_of_trials_every_lane_plays_one():
+    outcomes = play_trials(scripted({}, by_mean={0}), toy_grid(lanes=3), adaptation_episodes=K)
+    assert outcomes["goal"].tolist() == [0, 1, 2]
 
 
-def test_tasks_weigh_equally_whatever_their_number_of_goals():
-    outcomes = TensorDict(
-        {
-            "task": torch.tensor([0, 0, 0, 1]),
-            "goal": torch.tensor([0, 1, 2, 0]),
-            "success": torch.tensor([[True, True], [False, True], [False, True], [True, False]]),
-            "return": torch.tensor([[1.0, 4.0], [2.0, 5.0], [3.0, 6.0], [0.0, 1.0]]),
-        },
-        batch_size=[4],
-    )
-    metrics = success_metrics(outcomes, ["a", "b", "never played"], split="test")
-    assert metrics == {
-        "eval/test_success/a": 1.0,
-        "eval/test_success/b": 0.0,
-        "eval/test_success": 0.5,
-        "eval/test_return": 3.0,
-        "eval/test_success_by_episode/0": pytest.approx((1 / 3 + 1) / 2),
-        "eval/test_success_by_episode/1": 0.5,
-    }
+@pytest.mark.parametrize("episodes", [K, K + 5])
+def test_trials_of_another_length_are_refused(episodes):
+    with pytest.raises(ValueError, match=rf"trials have {episodes} episodes; 3 \+ 1 = 4 are to be played"):
+        play_trials(scripted({}, by_mean=()), toy_grid(episodes), adaptation_episodes=K)
 
 
 def test_the_grid_holds_every_pair_once():
@@ -104,10 +128,10 @@ def test_the_grid_holds_every_pair_once():
 # --------------------------------------------------------------------------------------------------- changes nothing
 
 
-def networks_for_toy(**choices):
+def networks_for_toy(*, observation_dim=3, **choices):
     torch.manual_seed(0)
     return build_networks(
-        observation_dim=3, action_low=[-1.0] * 2, action_high=[1.0] * 2, window=2, episodes=3, d_model=8, num_heads=2,
+        observation_dim=observation_dim, action_low=[-1.0] * 2, action_high=[1.0] * 2, window=2, episodes=3, d_model=8, num_heads=2,
         intra_layers=1, inter_layers=1, **choices,
     )  # fmt: skip
 
@@ -120,7 +144,7 @@ def test_the_same_call_gives_the_same_result(strategy):
         parameter.data += 0.3 * torch.randn_like(parameter)
     policy, env = acting_policy(networks, seed=1), toy_grid()
     first = play_trials(policy, env, adaptation_episodes=K, seed=2)
-    play_trials(policy, toy_grid(K + 2), adaptation_episodes=K + 1)
+    play_trials(policy, toy_grid(K + 2, lanes=3), adaptation_episodes=K + 1, trials=4)
     assert (play_trials(policy, env, adaptation_episodes=K, seed=2) == first).all()
     assert (play_trials(acting_policy(networks, seed=1), toy_grid(), adaptation_episodes=K, seed=2) == first).all()
     assert not (play_trials(policy, env, adaptation_episodes=K, seed=3)["return"] == first["return"]).all()
@@ -152,7 +176,7 @@ def test_training_goes_on_as_if_there_had_been_no_evaluation():
         now, seen = env.reset(), []
         for t in range(30):
             if evaluates and t in (0, 3, 9):
-                play_trials(acting_policy(networks), toy_grid(), adaptation_episodes=1)
+                play_trials(acting_policy(networks), toy_grid(2), adaptation_episodes=1)
             with torch.no_grad(), set_exploration_type(ExplorationType.RANDOM):
                 stepped, now = env.step_and_maybe_reset(networks.policy(now))
             seen.append(stepped.select(keys.ACTION, "window", keys.STATE_VALUE, keys.GOAL, keys.OBSERVATION).clone())
