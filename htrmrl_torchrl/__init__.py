@@ -1,5 +1,10 @@
 """In-context meta-reinforcement learning with hierarchical transformers (HTrMRL, arXiv 2402.06402), TorchRL-native."""
 
+# First: an unusable MUJOCO_GL makes the import of TorchRL below fail without saying why.
+from htrmrl_torchrl.opengl import check_import
+
+check_import()
+
 from htrmrl_torchrl.agent import HTrMRLAgent
 from htrmrl_torchrl.data.replay import EpisodicReplayBuffer
 from htrmrl_torchrl.data.storage import EpisodicStorage

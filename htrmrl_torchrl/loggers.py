@@ -1,4 +1,4 @@
-"""Scalars, text and figures of one run: TensorBoard for the eye, ``metrics.csv`` for everything that computes.
+"""Scalars, text, figures and videos of one run: TensorBoard for the eye, ``metrics.csv`` for everything that computes.
 
 TorchRL's ``TensorboardLogger`` opens its ``SummaryWriter`` without ``purge_step`` and has no argument for it, so a run
 that continues from a checkpoint would show two overlapping curves. The same ``SummaryWriter`` is used here directly.
@@ -11,7 +11,10 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Self
 
+from tensorboard.compat.proto.summary_pb2 import Summary
 from torch.utils.tensorboard import SummaryWriter
+
+from htrmrl_torchrl.media import Frames, encode_gif
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -81,6 +84,27 @@ class RunLogger:
     def log_figure(self, name: str, figure: "Figure", frames: int) -> None:
         """Show a Matplotlib figure in TensorBoard at ``frames``; the figure is closed."""
         self._writer.add_figure(name, figure, global_step=frames)
+        self._writer.flush()
+
+    def log_video(self, name: str, pictures: Frames, *, frames: int, fps: float) -> None:
+        """Show a moving picture in TensorBoard's images, as a GIF.
+
+        ``SummaryWriter.add_video`` writes the same event, but wants moviepy to make the GIF.
+
+        Args:
+            name: the tag.
+            pictures: uint8 ``[n, H, W, 3]``, RGB.
+            frames: environment frames at which it is shown.
+            fps: pictures a second.
+
+        Raises:
+            ValueError: for pictures of another shape or type.
+        """
+        gif = encode_gif(pictures, fps=fps)
+        height, width, channels = pictures.shape[1:]
+        image = Summary.Image(height=height, width=width, colorspace=channels, encoded_image_string=gif)
+        summary = Summary(value=[Summary.Value(tag=name, image=image)])
+        self._writer._get_file_writer().add_summary(summary, global_step=frames)
         self._writer.flush()
 
     def close(self) -> None:

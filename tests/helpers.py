@@ -4,6 +4,7 @@ import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+import pytest
 import torch
 from tensordict import TensorDict, TensorDictBase
 from torch import Tensor
@@ -11,6 +12,7 @@ from torchrl.data import Bounded, Categorical, Composite, Unbounded
 from torchrl.envs import EnvBase, SerialEnv, TransformedEnv
 
 from htrmrl_torchrl import TrialTransform, keys
+from htrmrl_torchrl.opengl import RenderingError, choose_backend
 from tests.reference import Context, Episode, make_context
 
 OBSERVATION, ACTION = 2, 1  # sizes
@@ -28,6 +30,14 @@ def assert_same(received: Tensor, expected: Tensor, tolerance: float = 1e-5) -> 
 
 def differ(received: Tensor, expected: Tensor) -> bool:
     return (received - expected).abs().max().item() > 1e-4
+
+
+def skip_without_opengl() -> None:
+    """For tests that draw with MuJoCo: which OpenGL backend there is depends on the machine."""
+    try:
+        choose_backend()
+    except RenderingError as error:
+        pytest.skip(str(error))
 
 
 # ---------------------------------------------------------------------------------------------- recorded lanes

@@ -1,11 +1,14 @@
 """RunLogger: what is logged can be read back, and a continued run leaves one curve without overlap."""
 
 import csv
+import io
 import math
 from pathlib import Path
 
 import matplotlib
+import numpy as np
 import pytest
+from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from htrmrl_torchrl.loggers import RunLogger
@@ -85,6 +88,30 @@ def test_text_and_figures(tmp_path: Path) -> None:
     read = events(tmp_path)
     assert read.Tensors("config/text_summary")[0].tensor_proto.string_val[0] == b"seed: 1"
     assert [image.step for image in read.Images("adaptation")] == [30]
+
+
+def test_a_video_can_be_read_back(tmp_path: Path) -> None:
+    shades = (0, 120, 240)
+    pictures = np.stack([np.full((6, 8, 3), shade, np.uint8) for shade in shades])
+    with RunLogger(tmp_path) as logger:
+        logger.log_video("video/reach", pictures, frames=40, fps=10)
+        read = events(tmp_path)  # it is on the disk before the file is closed
+    (event,) = read.Images("video/reach")
+    assert (event.step, event.width, event.height) == (40, 8, 6)
+    gif = Image.open(io.BytesIO(event.encoded_image_string))
+    assert gif.format == "GIF" and gif.n_frames == 3
+    for number, shade in enumerate(shades):
+        gif.seek(number)
+        assert gif.info["duration"] == 100  # milliseconds
+        decoded = np.asarray(gif.convert("RGB"), np.int16)
+        assert decoded.shape == (6, 8, 3) and np.abs(decoded - shade).max() <= 2  # one palette of 256 colours for all
+
+
+@pytest.mark.parametrize("wrong", [np.zeros((2, 6, 8), np.uint8), np.zeros((2, 6, 8, 3)), np.zeros((0, 6, 8, 3), "u1")])
+def test_what_is_no_video_writes_nothing(tmp_path: Path, wrong: np.ndarray) -> None:
+    with RunLogger(tmp_path) as logger, pytest.raises(ValueError, match=r"A video is uint8 \[n, H, W, 3\]"):
+        logger.log_video("video/reach", wrong, frames=40, fps=10)
+    assert events(tmp_path).Tags()["images"] == []
 
 
 def test_a_new_run_refuses_a_used_folder(tmp_path: Path) -> None:

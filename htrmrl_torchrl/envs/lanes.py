@@ -13,6 +13,7 @@ import numpy.typing as npt
 FloatArray = npt.NDArray[np.float32]
 IntArray = npt.NDArray[np.int64]
 BoolArray = npt.NDArray[np.bool_]
+Picture = npt.NDArray[np.uint8]
 
 
 class Lanes(Protocol):
@@ -29,6 +30,10 @@ class Lanes(Protocol):
 
     def step(self, actions: FloatArray) -> tuple[FloatArray, FloatArray, BoolArray]:
         """Step every lane: ``actions`` [N, a] -> observation [N, obs_dim], reward [N], success [N]."""
+        ...
+
+    def render(self, lane: int, *, size: int) -> Picture:
+        """A picture [size, size, 3] (RGB) of what ``lane`` plays now. The lanes go on as if nobody had looked."""
         ...
 
     def close(self) -> None:

@@ -12,8 +12,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from htrmrl_torchrl.envs.lanes import BoolArray, FloatArray, IntArray
+from htrmrl_torchrl.envs.lanes import BoolArray, FloatArray, IntArray, Picture
 from htrmrl_torchrl.envs.lighten import lighten
+from htrmrl_torchrl.envs.render import SimulatorRenderers
 
 MAX_HORIZON = 500  # metaworld raises in step() past SawyerXYZEnv.max_path_length
 OBS_DIM = 39
@@ -46,6 +47,7 @@ class MetaWorldLanes:
         self._simulators: list[Any] = [None] * num_lanes
         self._tasks = [-1] * num_lanes
         self._pool: dict[int, list[Any]] = {task: [] for task in range(len(self.task_names))}
+        self._renderers = SimulatorRenderers()
 
     def reset(self, lanes: IntArray, tasks: IntArray, goals: IntArray) -> FloatArray:
         """Start an episode of ``(tasks[i], goals[i])`` on lane ``lanes[i]``; returns ``[len(lanes), 39]``."""
@@ -73,8 +75,21 @@ class MetaWorldLanes:
             success[lane] = info["success"] > 0
         return observation, reward, success
 
+    def render(self, lane: int, *, size: int) -> Picture:
+        """A picture [size, size, 3] of what ``lane`` plays; disturbs nothing. Needs OpenGL, see ``opengl.py``.
+
+        Raises:
+            RenderingError: if no OpenGL backend works.
+            RuntimeError: if the lane has not been reset yet.
+        """
+        simulator = self._simulators[lane]
+        if simulator is None:
+            raise RuntimeError(f"Lane {lane} has no simulator yet; reset it before it is drawn.")
+        return self._renderers.draw(simulator, size=size)
+
     def close(self) -> None:
         """Close all simulators, the idle ones too."""
+        self._renderers.close()
         for simulator in [*self._simulators, *(s for idle in self._pool.values() for s in idle)]:
             if simulator is not None:
                 simulator.close()

@@ -17,8 +17,9 @@ A player without memory gets the first entry in all episodes.
 """
 
 import numpy as np
+from PIL import Image, ImageDraw
 
-from htrmrl_torchrl.envs.lanes import BoolArray, FloatArray, IntArray
+from htrmrl_torchrl.envs.lanes import BoolArray, FloatArray, IntArray, Picture
 from htrmrl_torchrl.envs.trial import check_positive
 
 TASK_NAME = "hidden-goal"
@@ -78,6 +79,24 @@ class ToyLanes:
     def _observation(self) -> FloatArray:
         left = 1.0 - self._steps[:, None] / self.horizon
         return np.concatenate([self._position, left], axis=-1, dtype=np.float32)
+
+    def render(self, lane: int, *, size: int) -> Picture:
+        """The disc with all goals, the hidden one in orange, and the point, [size, size, 3]."""
+        large = 4 * size  # drawn large and scaled down: smooth edges
+        image = Image.new("RGB", (large, large), "#f4f1ea")
+        draw = ImageDraw.Draw(image)
+
+        def circle(center: FloatArray, radius: float, fill: str | None, line: str) -> None:
+            x, y = (0.5 + 0.24 * np.array([1.0, -1.0]) * center) * large  # y grows upwards
+            reach = 0.24 * radius * large
+            draw.ellipse((x - reach, y - reach, x + reach, y + reach), fill=fill, outline=line, width=large // 150)
+
+        circle(np.zeros(2, np.float32), 1.0, "#ffffff", "#b9b2a5")
+        for goal in GOALS:
+            hidden = bool((goal == self._goal[lane]).all())
+            circle(goal, SUCCESS_RADIUS, "#fbd9a5" if hidden else None, "#e07b00" if hidden else "#c9c3b8")
+        circle(self._position[lane], 0.09, "#1f5fbf", "#ffffff")
+        return np.array(image.resize((size, size), Image.Resampling.LANCZOS))
 
     def close(self) -> None:
         """Nothing to free."""

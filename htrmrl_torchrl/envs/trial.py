@@ -23,7 +23,7 @@ from torchrl.data import Bounded, Categorical, Composite, Unbounded
 from torchrl.envs import EnvBase
 
 from htrmrl_torchrl import keys
-from htrmrl_torchrl.envs.lanes import Deck, Lanes
+from htrmrl_torchrl.envs.lanes import Deck, Lanes, Picture
 
 
 class TrialCounter:
@@ -290,6 +290,18 @@ class TrialEnv(EnvBase):
         self._counter.observation = final["observation"].clone()
         self._counter.action = final["action"].clone()
         self._counter.reward = final["reward"].clone()
+
+    def render_lane(self, lane: int, *, size: int = 256) -> Picture:
+        """A picture of one lane, uint8 [size, size, 3]; nothing that is played changes by looking.
+
+        Raises:
+            ValueError: if ``size`` is below 1, there is no such lane, or it lives in a worker process.
+            RenderingError: if it takes OpenGL (Meta-World) and no backend works.
+        """
+        check_positive(size=size)
+        if not 0 <= lane < len(self._steps):
+            raise ValueError(f"lane must be from 0 to {len(self._steps) - 1}, received {lane}.")
+        return self._lanes.render(lane, size=size)
 
     def close(self, **kwargs: Any) -> None:
         """Close the simulators (and worker processes, if there are any)."""

@@ -21,7 +21,7 @@ from typing import Any, NoReturn
 import numpy as np
 import numpy.typing as npt
 
-from htrmrl_torchrl.envs.lanes import BoolArray, FloatArray, IntArray, Lanes
+from htrmrl_torchrl.envs.lanes import BoolArray, FloatArray, IntArray, Lanes, Picture
 
 LaneBuilder = Callable[[int], Lanes]  # number of lanes -> lanes; pickled into the worker
 _THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
@@ -101,6 +101,14 @@ class WorkerLanes:
         self._receive(range(len(self._blocks)))
         arrays = self._arrays
         return arrays["observation"].copy(), arrays["reward"].copy(), arrays["success"].astype(np.bool_)
+
+    def render(self, lane: int, *, size: int) -> Picture:
+        """Not supported: pictures stay in the process that draws them.
+
+        Raises:
+            ValueError: always.
+        """
+        raise ValueError(f"Lane {lane} lives in a worker process and cannot be drawn; build it with num_workers=0.")
 
     def close(self) -> None:
         """End the workers and wait for them; calling it twice is harmless."""

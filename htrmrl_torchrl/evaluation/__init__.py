@@ -5,15 +5,19 @@ from htrmrl_torchrl.evaluation.plots import plot_adaptation, plot_tasks
 from htrmrl_torchrl.evaluation.protocols import PROTOCOLS, Protocol
 from htrmrl_torchrl.evaluation.report import EvaluationReport, ProtocolMismatchError
 from htrmrl_torchrl.evaluation.trials import goal_grid, play_trials
+from htrmrl_torchrl.evaluation.video import Video, record_trial, write_video
 
 __all__ = [
     "PROTOCOLS",
     "EvaluationReport",
     "Protocol",
     "ProtocolMismatchError",
+    "Video",
     "evaluate",
     "goal_grid",
     "play_trials",
     "plot_adaptation",
     "plot_tasks",
+    "record_trial",
+    "write_video",
 ]

@@ -94,3 +94,23 @@ def test_position_stays_on_the_disc_and_time_runs_out():
 
 def test_specs_are_exact():
     check_env_specs(make_env("toy", num_envs=5, episodes_per_trial=2))
+
+
+def test_the_picture_shows_the_point_and_the_hidden_goal():
+    size = 200
+    env = every_goal()
+    row = env.reset()
+
+    def colour(lane, place):  # positions [-1, 1] are drawn on 48 % of the picture, y upwards
+        x, y = 0.5 + 0.24 * place[0], 0.5 - 0.24 * place[1]
+        return env.render_lane(lane, size=size)[int(y * size), int(x * size)]
+
+    blue, orange, outside = (31, 95, 191), (251, 217, 165), (244, 241, 234)
+    for lane, hidden in enumerate(GOALS):
+        assert (colour(lane, (0.0, 0.0)) == blue).all()  # where the point starts
+        for goal in GOALS:
+            assert (colour(lane, 1.2 * goal) == (orange if (goal == hidden).all() else outside)).all()
+    row["action"] = torch.tensor([[0.0, 1.0]]).expand(4, 2)
+    env.step(row)
+    assert (colour(0, (0.0, STEP_SIZE)) == blue).all()
+    assert (colour(0, (0.0, 0.0)) == 255).all()

@@ -34,6 +34,9 @@ class CountingLanes:
         self.number += 1
         return self.number.copy(), 10 * self.number[:, 0], self.number[:, 0] % 2 == 0
 
+    def render(self, lane, *, size):
+        return np.full((size, size, 3), self.number[lane, 0], dtype=np.uint8)
+
     def close(self):
         self.closed = True
 
@@ -231,6 +234,17 @@ def test_an_action_that_is_not_finite_names_its_lane():
     row["action"] = torch.tensor([[0.0], [float("nan")]])
     with pytest.raises(ValueError, match=r"lanes \[1\]"):
         env.step(row)
+
+
+def test_one_lane_can_be_looked_at():
+    env = TrialEnv(CountingLanes(2), FixedGrid([(0, 0), (0, 1)]), episodes_per_trial=K, horizon=H)
+    env.reset()
+    assert env.render_lane(1, size=4).tolist() == np.ones((4, 4, 3)).tolist()
+    for lane in (-1, 2):
+        with pytest.raises(ValueError, match=f"lane must be from 0 to 1, received {lane}"):
+            env.render_lane(lane)
+    with pytest.raises(ValueError, match="size must be a whole number of at least 1"):
+        env.render_lane(0, size=0)
 
 
 def test_closing_the_environment_closes_the_lanes():

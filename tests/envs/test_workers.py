@@ -105,6 +105,11 @@ def test_setting_the_seed_repeats_the_trajectories():
     assert torch.equal(env.rollout(24, break_when_any_done=False)["goal"], first)
 
 
+def test_lanes_of_workers_cannot_be_drawn(pool):
+    with pytest.raises(ValueError, match=r"Lane 3 lives in a worker process.*num_workers=0"):
+        pool.render(3, size=64)
+
+
 def test_resets_reach_the_right_lanes_across_workers(pool):
     ours, theirs = pool, build_toy(5)
     everyone, zeros = np.arange(5), np.zeros(5, dtype=np.int64)

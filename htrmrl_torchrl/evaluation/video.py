@@ -1,0 +1,175 @@
+"""A trial as a video: the agent adapts to one (task, goal), episode by episode, and then shows what it learned."""
+
+import os
+from contextlib import closing
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from tensordict.nn import TensorDictModuleBase
+from torchrl.envs import EnvBase
+from torchrl.envs.utils import ExplorationType, set_exploration_type
+
+from htrmrl_torchrl import keys
+from htrmrl_torchrl.envs import check_name, make_env, task_names
+from htrmrl_torchrl.envs.lanes import Picture
+from htrmrl_torchrl.envs.trial import check_positive
+from htrmrl_torchrl.evaluation.overlay import MIN_SIZE, Caption, draw_caption
+from htrmrl_torchrl.media import Frames, write_frames
+from htrmrl_torchrl.modules.memory import EpisodicMemory
+from htrmrl_torchrl.opengl import choose_backend
+
+_STEPS_PER_SECOND = {"toy": 4.0}  # the toy has no time of its own
+_METAWORLD_STEPS_PER_SECOND = 80.0  # real time: 5 physics steps of 2.5 ms each
+
+
+@dataclass(frozen=True, eq=False)
+class Video:
+    """A played trial.
+
+    Args:
+        frames: uint8 ``[n, size, size, 3]``, RGB.
+        fps: pictures a second; Meta-World's play in real time.
+        success: for each of the K + M episodes whether it succeeded (at any step).
+    """
+
+    frames: Frames
+    fps: float
+    success: tuple[bool, ...]
+
+
+def record_trial(
+    policy: TensorDictModuleBase,
+    benchmark: str,
+    *,
+    split: str,
+    task: int,
+    goal: int,
+    adaptation_episodes: int,
+    evaluation_episodes: int = 1,
+    horizon: int | None = None,
+    seed: int = 0,
+    benchmark_seed: int = 0,
+    every: int = 5,
+    size: int = 256,
+) -> Video:
+    """Play one trial as `play_trials` does, and look on.
+
+    Each episode gives a picture of its start, of every ``every``-th step and of its last step: with horizon H that is
+    ``1 + ceil(H / every)`` pictures an episode. Torch's and NumPy's random states are left as they were.
+
+    Args:
+        policy: begins with a memory of its own and writes ``action``, see `htrmrl_torchrl.networks.acting_policy`. The
+            memory is restarted: equal calls draw equal windows.
+        benchmark: a name that `make_env` knows, no factory.
+        split: ``train``, ``val`` or ``test``.
+        task: index in the split's `task_names`.
+        goal: index in the benchmark's goals.
+        adaptation_episodes: K, with sampled actions.
+        evaluation_episodes: M, with the mean action.
+        horizon: steps an episode; default as in `make_env`.
+        seed: of the action noise.
+        benchmark_seed: decides the goals, as in `make_env`.
+        every: steps from one picture to the next.
+        size: width and height in pixels, at least 128. All pictures are kept in memory: 0.2 MB each at 256.
+
+    Raises:
+        ValueError: for unknown names and numbers out of range, before anything is played.
+        RenderingError: if the benchmark is drawn by MuJoCo and no OpenGL backend works, before anything is played.
+
+    Example:
+        >>> from htrmrl_torchrl.networks import acting_policy, build_networks
+        >>> networks = build_networks(observation_dim=3, action_low=[-1.0] * 2, action_high=[1.0] * 2)
+        >>> video = record_trial(
+        ...     acting_policy(networks), "toy", split="train", task=0, goal=2, adaptation_episodes=2, size=128)
+        >>> video.frames.shape, len(video.success)  # 3 episodes of 6 steps: pictures of steps 0, 5 and 6
+        ((9, 128, 128, 3), 3)
+    """
+    check_positive(every=every, size=size)
+    if size < MIN_SIZE:
+        raise ValueError(f"size must be at least {MIN_SIZE} for the caption to be legible, received {size}.")
+    if adaptation_episodes < 0 or evaluation_episodes < 0:
+        raise ValueError(
+            "Numbers of episodes cannot be negative, received "
+            f"adaptation_episodes={adaptation_episodes}, evaluation_episodes={evaluation_episodes}."
+        )
+    check_name(benchmark)
+    if benchmark != "toy":
+        choose_backend()  # before anything is built
+    total = adaptation_episodes + evaluation_episodes
+    env = make_env(
+        benchmark,
+        split=split,
+        num_envs=1,
+        episodes_per_trial=total,
+        horizon=horizon,
+        benchmark_seed=benchmark_seed,
+        pairs=[(task, goal)],
+    )
+    with closing(env):
+        camera = _Camera(
+            env, task_names(benchmark, split)[task], adaptation_episodes, evaluation_episodes, every=every, size=size
+        )
+        _play(policy, env, camera, total=total, seed=seed)
+    fps = _STEPS_PER_SECOND.get(benchmark, _METAWORLD_STEPS_PER_SECOND) / every
+    return Video(np.stack(camera.frames), fps, tuple(camera.success))
+
+
+def write_video(video: Video, path: str | os.PathLike[str]) -> Path:
+    """Write the video as ``.mp4`` (H.264, plays everywhere) or ``.gif``; returns the path.
+
+    Raises:
+        ValueError: for another suffix.
+    """
+    return write_frames(video.frames, path, fps=video.fps)
+
+
+class _Camera:
+    """Takes the pictures of lane 0 and keeps the score that is written on them."""
+
+    def __init__(self, env: EnvBase, task: str, adapting: int, evaluating: int, *, every: int, size: int) -> None:
+        self.frames: list[Picture] = []
+        self.success: list[bool] = []
+        self._env, self._task, self.adapting, self._evaluating = env, task, adapting, evaluating
+        self._every, self._size, self._step = every, size, 0
+
+    def start_episode(self) -> None:
+        self.success.append(False)
+        self._step = 0
+        self._look()
+
+    def after_step(self, success: bool) -> None:
+        self._step += 1
+        self.success[-1] |= success
+        if self._step % self._every == 0 or self._step == self._env.horizon:
+            self._look()
+
+    def _look(self) -> None:
+        caption = Caption(
+            task=self._task,
+            step=self._step,
+            horizon=self._env.horizon,
+            adaptation_episodes=self.adapting,
+            evaluation_episodes=self._evaluating,
+            success=tuple(self.success),
+        )
+        self.frames.append(draw_caption(self._env.render_lane(0, size=self._size), caption))
+
+
+def _play(policy: TensorDictModuleBase, env: EnvBase, camera: _Camera, *, total: int, seed: int) -> None:
+    for module in policy.modules():
+        if isinstance(module, EpisodicMemory):
+            module.restart()
+    with torch.random.fork_rng(), torch.no_grad():
+        torch.manual_seed(seed)
+        now = env.reset()
+        for episode in range(total):
+            adapting = episode < camera.adapting
+            kind = ExplorationType.RANDOM if adapting else ExplorationType.DETERMINISTIC
+            camera.start_episode()
+            with set_exploration_type(kind):
+                for _ in range(env.horizon):
+                    stepped = env.step(policy(now))
+                    camera.after_step(bool(stepped["next", keys.SUCCESS].item()))  # before the reset hides the end
+                    now = env.maybe_reset(env.step_mdp(stepped))

@@ -1,0 +1,86 @@
+"""Moving pictures as files: GIF by Pillow, MP4 (H.264) by the ffmpeg that imageio-ffmpeg brings along."""
+
+import io
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import imageio.v2 as imageio
+import numpy as np
+import numpy.typing as npt
+from PIL import Image
+
+Frames = npt.NDArray[np.uint8]  # [n, H, W, 3], RGB
+_PALETTE_SAMPLE = 16  # pictures
+
+
+def check_frames(frames: Frames) -> None:
+    """Raise ValueError unless ``frames`` is uint8 ``[n, H, W, 3]`` with at least one picture."""
+    if frames.dtype != np.uint8 or frames.ndim != 4 or frames.shape[-1] != 3 or not frames.size:
+        raise ValueError(
+            f"A video is uint8 [n, H, W, 3] with n, H and W of at least 1, received {frames.dtype} "
+            f"{list(frames.shape)}; convert it before."
+        )
+
+
+def encode_gif(frames: Frames, *, fps: float) -> bytes:
+    """An endlessly repeated GIF of ``frames`` [n, H, W, 3].
+
+    GIF counts time in hundredths of a second, and viewers slow down what is faster than 50 pictures a second. Equal
+    neighbouring pictures become one that stays longer. All pictures share one palette of 256 colours.
+
+    Example:
+        >>> encode_gif(np.zeros((2, 8, 8, 3), np.uint8), fps=10)[:6]
+        b'GIF89a'
+    """
+    check_frames(frames)
+    # One palette for all, from a sample, and no dithering: still regions stay still, which also makes the file small.
+    # An octree keeps the colours of small things (a target of 50 pixels), where a median cut gives them up.
+    sample = frames[np.unique(np.linspace(0, len(frames) - 1, _PALETTE_SAMPLE).round().astype(int))]
+    palette = Image.fromarray(sample.reshape(-1, *frames.shape[2:])).quantize(method=Image.Quantize.FASTOCTREE)
+    none = Image.Dither.NONE
+    first, *others = (Image.fromarray(frame).quantize(palette=palette, dither=none) for frame in frames)
+    buffer = io.BytesIO()
+    duration = max(20, 10 * round(100 / fps))  # milliseconds
+    first.save(buffer, format="GIF", save_all=True, append_images=others, duration=duration, loop=0)
+    return buffer.getvalue()
+
+
+def write_frames(frames: Frames, path: str | os.PathLike[str], *, fps: float) -> Path:
+    """Write ``frames`` [n, H, W, 3] as ``.mp4`` or ``.gif``; folders are created where they are missing.
+
+    An MP4 has an even number of rows and columns: an odd one is completed by repeating the last.
+
+    Raises:
+        ValueError: for another suffix, or frames of another shape or type.
+
+    Example:
+        >>> import tempfile
+        >>> write_frames(np.zeros((2, 32, 32, 3), np.uint8), tempfile.mkdtemp() + "/trial.gif", fps=10).name
+        'trial.gif'
+    """
+    target = Path(path)
+    write = _WRITERS.get(target.suffix.lower())
+    if write is None:
+        raise ValueError(f"A video's name ends in {' or '.join(_WRITERS)}, received {target.name!r}; rename it.")
+    check_frames(frames)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    write(frames, target, fps)
+    return target
+
+
+def _write_mp4(frames: Frames, path: Path, fps: float) -> None:
+    odd = [(0, side % 2) for side in frames.shape[1:3]]
+    if any(missing for _, missing in odd):
+        frames = np.pad(frames, [(0, 0), *odd, (0, 0)], mode="edge")  # yuv420p halves both sides
+    # macro_block_size: imageio would otherwise stretch pictures to multiples of 16
+    imageio.mimwrite(
+        path, list(frames), format="FFMPEG", fps=fps, codec="libx264", pixelformat="yuv420p", macro_block_size=2
+    )
+
+
+def _write_gif(frames: Frames, path: Path, fps: float) -> None:
+    path.write_bytes(encode_gif(frames, fps=fps))
+
+
+_WRITERS: dict[str, Callable[[Frames, Path, float], None]] = {".mp4": _write_mp4, ".gif": _write_gif}

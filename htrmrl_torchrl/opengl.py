@@ -1,0 +1,92 @@
+"""Which OpenGL backend MuJoCo draws with, and one clear error where none works.
+
+MuJoCo picks its backend (``MUJOCO_GL``) when it is imported and, where that one cannot draw, raises whatever its layers
+happen to raise: AttributeError, ImportError, GLError, FatalError, or a crash. So a backend is first tried in a child
+process, and only one that drew a picture there is used here. TorchRL imports MuJoCo, so this module must not import
+TorchRL.
+"""
+
+import os
+import subprocess
+import sys
+from functools import cache
+
+OFFSCREEN = ("egl", "osmesa")
+_MEND = (
+    "install libegl1 and libgl1-mesa-dri and set MUJOCO_GL=egl, or install libosmesa6 and set MUJOCO_GL=osmesa "
+    "(package names of Debian and Ubuntu), or unset MUJOCO_GL where no pictures are wanted"
+)
+_PROBE_SECONDS = 60.0
+_PROBE = """
+try:
+    import mujoco
+    model = mujoco.MjModel.from_xml_string(
+        "<mujoco><worldbody><light pos='0 0 9'/><geom size='1'/></worldbody></mujoco>"
+    )
+    data = mujoco.MjData(model)
+    mujoco.mj_forward(model, data)
+    with mujoco.Renderer(model, 16, 16) as renderer:
+        renderer.update_scene(data)
+        assert renderer.render().any(), "the picture is black"
+except BaseException as error:
+    print(f"{type(error).__name__}: {error}")
+    raise SystemExit(1)
+"""
+
+
+class RenderingError(RuntimeError):
+    """No OpenGL backend can draw; the message says which were tried, what they said, and the mend."""
+
+
+def cannot_draw(what: str) -> RenderingError:
+    """The error for ``"<backend> (<what it said>)"``, in one sentence with the mend."""
+    return RenderingError(f"MuJoCo cannot draw pictures with {' '.join(what.split())}; {_MEND}.")
+
+
+def check_import() -> None:
+    """Raise RenderingError if ``MUJOCO_GL`` keeps MuJoCo, and so TorchRL, from being imported at all."""
+    given = os.environ.get("MUJOCO_GL", "").strip()
+    if given:
+        try:
+            import mujoco  # noqa: F401
+        except Exception as error:
+            raise cannot_draw(f"MUJOCO_GL={given} ({type(error).__name__}: {error})") from error
+
+
+def choose_backend() -> str:
+    """The backend that MuJoCo can draw with: ``MUJOCO_GL`` where it is set, else the first that works.
+
+    Tried are ``glfw`` where there is a display, then ``egl``, then ``osmesa``; each takes a child process of about a
+    second, once per process.
+
+    Raises:
+        RenderingError: if none works.
+    """
+    given = os.environ.get("MUJOCO_GL", "").strip().lower()
+    display = sys.platform != "linux" or any(os.environ.get(name) for name in ("DISPLAY", "WAYLAND_DISPLAY"))
+    failures = []
+    for backend in (given,) if given else (("glfw",) if display else ()) + OFFSCREEN:
+        failure = _try(backend)
+        if failure is None:
+            return backend
+        failures.append(f"{backend} ({failure})")
+    raise cannot_draw(f"{'MUJOCO_GL=' if given else ''}{' nor '.join(failures)}")
+
+
+@cache
+def _try(backend: str) -> str | None:
+    """What goes wrong when a new process draws with this backend; None if nothing does."""
+    try:
+        child = subprocess.run(
+            [sys.executable, "-c", _PROBE],
+            env={**os.environ, "MUJOCO_GL": backend},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            text=True,
+            timeout=_PROBE_SECONDS,
+        )
+    except subprocess.TimeoutExpired:
+        return f"no picture within {_PROBE_SECONDS:.0f} s"
+    if child.returncode == 0:
+        return None
+    return child.stdout.strip() or f"the process ended with code {child.returncode}"
