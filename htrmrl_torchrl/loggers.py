@@ -87,24 +87,8 @@ class RunLogger:
         self._writer.flush()
 
     def log_video(self, name: str, pictures: Frames, *, frames: int, fps: float) -> None:
-        """Show a moving picture in TensorBoard's images, as a GIF.
-
-        ``SummaryWriter.add_video`` writes the same event, but wants moviepy to make the GIF.
-
-        Args:
-            name: the tag.
-            pictures: uint8 ``[n, H, W, 3]``, RGB.
-            frames: environment frames at which it is shown.
-            fps: pictures a second.
-
-        Raises:
-            ValueError: for pictures of another shape or type.
-        """
-        gif = encode_gif(pictures, fps=fps)
-        height, width, channels = pictures.shape[1:]
-        image = Summary.Image(height=height, width=width, colorspace=channels, encoded_image_string=gif)
-        summary = Summary(value=[Summary.Value(tag=name, image=image)])
-        self._writer._get_file_writer().add_summary(summary, global_step=frames)
+        """Show a moving picture in TensorBoard, see `add_video`."""
+        add_video(self._writer, name, pictures, frames=frames, fps=fps)
         self._writer.flush()
 
     def close(self) -> None:
@@ -119,6 +103,27 @@ class RunLogger:
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         self.close()
+
+
+def add_video(writer: SummaryWriter, name: str, pictures: Frames, *, frames: int, fps: float) -> None:
+    """Show a moving picture in TensorBoard's images, as a GIF.
+
+    ``SummaryWriter.add_video`` writes the same event, but wants moviepy to make the GIF.
+
+    Args:
+        writer: of the event file.
+        name: the tag.
+        pictures: uint8 ``[n, H, W, 3]``, RGB.
+        frames: environment frames at which it is shown.
+        fps: pictures a second.
+
+    Raises:
+        ValueError: for pictures of another shape or type.
+    """
+    gif = encode_gif(pictures, fps=fps)
+    height, width, channels = pictures.shape[1:]
+    image = Summary.Image(height=height, width=width, colorspace=channels, encoded_image_string=gif)
+    writer._get_file_writer().add_summary(Summary(value=[Summary.Value(tag=name, image=image)]), global_step=frames)
 
 
 def _drop_rows_after(path: Path, frames: int) -> None:

@@ -11,12 +11,17 @@ import sys
 import time
 from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from omegaconf import DictConfig
 
 from recipes._cli import run_recipe
 from recipes._validate import NOT_EMPTY, UserError, at_least, check_device, check_values, one_of
 
+if TYPE_CHECKING:
+    from htrmrl_torchrl.evaluation import EvaluationReport
+
+PICTURE_EVERY = 10  # steps between the pictures of a video
 RULES = {
     "checkpoint": replace(NOT_EMPTY, kind=str),
     "benchmark": replace(NOT_EMPTY, kind=str),
@@ -44,10 +49,16 @@ def check(config: DictConfig, defaults: DictConfig) -> None:
 
 def run(config: DictConfig) -> None:
     """Evaluate checkpoints on a benchmark's held-out goals or tasks."""
-    from htrmrl_torchrl.checkpoint import read_component
-    from htrmrl_torchrl.evaluation import evaluate, plot_adaptation, plot_tasks
-
     paths = _checkpoints(config.checkpoint)
+    try:
+        from htrmrl_torchrl.checkpoint import read_component
+        from htrmrl_torchrl.evaluation import evaluate, plot_adaptation, plot_tasks
+        from htrmrl_torchrl.opengl import choose_backend
+
+        if config.video:
+            choose_backend()  # before anything is played
+    except RuntimeError as error:  # no OpenGL; a wrong MUJOCO_GL shows when MuJoCo is imported
+        raise UserError(str(error)) from error
     started = time.perf_counter()
     try:
         benchmark = config.benchmark or read_component(paths[0], "config")["env"]["name"]
@@ -79,7 +90,39 @@ def run(config: DictConfig) -> None:
     plot_tasks({label: report}).savefig(stem.with_name(f"{stem.name}_by_task.png"), dpi=150)
     if report.success.shape[-1] > 1:
         plot_adaptation({label: report}).savefig(stem.with_name(f"{stem.name}_by_episode.png"), dpi=150)
-    print(f"\n{report}\n\n{time.perf_counter() - started:.0f} s; report and figures: {stem}*")
+    if config.video:
+        _record(config, paths[0], benchmark, report, stem)
+    print(f"\n{report}\n\n{time.perf_counter() - started:.0f} s; everything is in {stem}*")
+
+
+def _record(config: DictConfig, checkpoint: Path, benchmark: str, report: "EvaluationReport", stem: Path) -> None:
+    """A trial of each task's first goal, as mp4 and in TensorBoard."""
+    from torch.utils.tensorboard import SummaryWriter
+    from tqdm import tqdm
+
+    from htrmrl_torchrl.evaluation import record_trial, write_video
+    from htrmrl_torchrl.loggers import add_video
+    from htrmrl_torchrl.networks import acting_policy, load_networks
+
+    policy = acting_policy(load_networks(checkpoint), seed=config.seed)
+    with SummaryWriter(log_dir=str(stem.parent / "tensorboard")) as writer:
+        for task, name in enumerate(tqdm(report.tasks, desc="videos")):
+            video = record_trial(
+                policy,
+                benchmark,
+                split=config.split,
+                task=task,
+                goal=0,
+                adaptation_episodes=report.protocol.adaptation_episodes,
+                evaluation_episodes=report.protocol.evaluation_episodes,
+                horizon=report.horizon,
+                seed=config.seed,
+                benchmark_seed=config.benchmark_seed,
+                every=PICTURE_EVERY,
+            )
+            write_video(video, stem.with_name(f"{stem.name}_{name}.mp4"))
+            tag = f"video/{config.split}/{name}"
+            add_video(writer, tag, video.frames, frames=report.runs[0]["frames"], fps=video.fps)
 
 
 def _checkpoints(pattern: str | None) -> list[Path]:

@@ -1,14 +1,32 @@
 """What is saved is what is restored, bit for bit; a resumed run equals one that was never interrupted."""
 
+import json
+import os
+import pickle
+import subprocess
+import sys
+import zipfile
+
+import numpy as np
 import pytest
 import torch
+from torchrl.checkpoint import Checkpoint
 from torchrl.collectors import Collector
 
-from htrmrl_torchrl import EpisodicReplayBuffer, EpisodicStorage, NormalizedClipPPOLoss, TrialGAE, keys, make_env
-from htrmrl_torchrl.checkpoint import RunCheckpoints, latest_checkpoint
+from htrmrl_torchrl import (
+    EpisodicReplayBuffer,
+    EpisodicStorage,
+    HTrMRLAgent,
+    NormalizedClipPPOLoss,
+    TrialGAE,
+    keys,
+    make_env,
+)
+from htrmrl_torchrl.checkpoint import RunCheckpoints, latest_checkpoint, read_component
 from htrmrl_torchrl.evaluation import play_trials
 from htrmrl_torchrl.modules.heads import value_head
 from htrmrl_torchrl.networks import acting_policy, build_networks, load_networks
+from htrmrl_torchrl.versions import versions
 
 LANES, K, H = 3, 3, 6
 
@@ -173,3 +191,175 @@ def test_in_the_middle_of_a_trial_nothing_can_be_saved(tmp_path):
     with pytest.raises(RuntimeError, match=r"at trial boundaries only"):
         run.checkpoints.save()
     assert latest_checkpoint(tmp_path) is None
+
+
+# ----------------------------------------------------------------------------------------------------- self-contained
+
+
+def test_versions_configuration_and_frames_are_inside(tmp_path):
+    run = Run(tmp_path)
+    run.iterate()
+    path = run.checkpoints.save()
+    assert read_component(path, "versions") == versions()
+    assert set(versions()) >= {"python", "torch", "torchrl", "tensordict", "metaworld", "mujoco", "htrmrl_torchrl"}
+    assert read_component(path, "config") == {"seed": 0}
+    assert read_component(path, "agent") == run.arguments
+    assert read_component(path, "progress") == {"frames": LANES * K * H, "best": -1.0}
+
+
+ELSEWHERE = """
+import sys
+for absent in ("hydra", "omegaconf", "recipes"):
+    sys.modules[absent] = None  # importing it raises ModuleNotFoundError
+import json
+import numpy as np
+from htrmrl_torchrl import HTrMRLAgent
+agent = HTrMRLAgent.from_checkpoint(sys.argv[1])
+agent.reset()
+json.dump(agent.act(np.ones(3, dtype=np.float32), deterministic=True).tolist(), sys.stdout)
+"""
+
+
+def test_a_checkpoint_acts_in_a_process_without_clone_or_configuration(tmp_path):
+    run = Run(tmp_path / "run")
+    run.iterate()
+    path = run.checkpoints.save()
+    (tmp_path / "elsewhere").mkdir()
+    done = subprocess.run(
+        [sys.executable, "-c", ELSEWHERE, str(path)],
+        cwd=tmp_path / "elsewhere",
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert done.returncode == 0, done.stderr
+    agent = HTrMRLAgent(run.networks)
+    agent.reset()
+    assert json.loads(done.stdout) == agent.act(np.ones(3, dtype=np.float32), deterministic=True).tolist()
+
+
+# ------------------------------------------------------------------------------------------------------------ foreign
+
+
+class Attack:
+    """Unpickling it creates a folder."""
+
+    def __init__(self, folder):
+        self.folder = str(folder)
+
+    def __reduce__(self):
+        return os.mkdir, (self.folder,)
+
+
+def rewritten(path, target, *, files=None, without=(), damage=None):
+    """A copy of a checkpoint with other files in it, which its manifest knows, or fewer."""
+    files = files or {}
+    with zipfile.ZipFile(path) as source, zipfile.ZipFile(target, "w") as archive:
+        manifest = json.loads(source.read("manifest.json"))
+        for name in files:
+            component = next(c for c in manifest["components"].values() if name.startswith(c["path"] + "/"))
+            component["files"] = [*{*component["files"], name.removeprefix(component["path"] + "/")}]
+        files = {**files, "manifest.json": json.dumps(manifest).encode()}
+        for name in [n for n in source.namelist() if n not in files and n not in without]:
+            archive.writestr(name, source.read(name))
+        for name, content in files.items():
+            archive.writestr(name, content)
+    return target
+
+
+def in_a_non_tensor(path, attack):
+    """Tensordict keeps what is no tensor in a pickle beside its metadata, and loads it unasked."""
+    folder = "components/0000-actor/state"
+    with zipfile.ZipFile(path) as archive:
+        metadata = json.loads(archive.read(f"{folder}/meta.json"))
+    kind = "<class 'tensordict.tensorclass.NonTensorData'>"
+    return {
+        f"{folder}/meta.json": json.dumps({**metadata, "extra": {"type": kind}}),
+        f"{folder}/extra/meta.json": json.dumps({"_type": kind}),
+        f"{folder}/extra/other.pickle": pickle.dumps({"data": attack}),
+    }
+
+
+def in_a_torch_file(path, attack):
+    return {"components/0000-actor/state.pt": pickle.dumps(attack)}
+
+
+@pytest.mark.parametrize("hide", [in_a_non_tensor, in_a_torch_file])
+def test_nothing_in_a_checkpoint_is_executed(hide, tmp_path):
+    run = Run(tmp_path / "run")
+    path, mark = run.checkpoints.save(), tmp_path / "executed"
+    evil = rewritten(path, tmp_path / "evil.torchrl", files=hide(path, Attack(mark)))
+    victim = Run(tmp_path / "victim")
+    for load in (load_networks, HTrMRLAgent.from_checkpoint, victim.checkpoints.restore):
+        with pytest.raises(ValueError, match=r"evil\.torchrl holds .*, but tensors and JSON are all that is read"):
+            load(evil)
+        assert not mark.exists()
+    load_networks(rewritten(path, tmp_path / "benign.torchrl"))  # rewriting alone is no fault
+
+
+@pytest.mark.filterwarnings("ignore:TensorDict.load_memmap is loading a pickled:FutureWarning")
+def test_the_attack_works_where_nobody_looks(tmp_path):
+    """Negative control: torchrl alone executes what is hidden in a non-tensor."""
+    run = Run(tmp_path / "run")
+    path, mark = run.checkpoints.save(), tmp_path / "executed"
+    evil = rewritten(path, tmp_path / "evil.torchrl", files=in_a_non_tensor(path, Attack(mark)))
+    Checkpoint(actor=run.networks.actor).load(evil, components=["actor"])
+    assert mark.is_dir()
+
+
+def truncated(path, target):
+    target.write_bytes(path.read_bytes()[:-5000])
+
+
+def with_a_flipped_bit(path, target):
+    content = bytearray(path.read_bytes())
+    with zipfile.ZipFile(path) as archive:
+        start = archive.getinfo("components/0000-actor/state/tensor_00000042.memmap").header_offset
+    content[start + 1000] ^= 1
+    target.write_bytes(content)
+
+
+def without_a_tensor(path, target):
+    rewritten(path, target, without=["components/0000-actor/state/tensor_00000042.memmap"])
+
+
+def with_other_sizes(path, target):
+    with zipfile.ZipFile(path) as archive:
+        agent = json.loads(archive.read("components/0001-agent/value.json"))
+    rewritten(path, target, files={"components/0001-agent/value.json": json.dumps({**agent, "d_model": 16})})
+
+
+def with_an_unknown_argument(path, target):
+    rewritten(path, target, files={"components/0001-agent/value.json": json.dumps({"layers": 3})})
+
+
+def with_a_list_for_a_manifest(path, target):
+    with zipfile.ZipFile(target, "w") as archive:
+        archive.writestr("manifest.json", "[]")
+
+
+@pytest.mark.parametrize(
+    "spoil",
+    [
+        truncated,
+        with_a_flipped_bit,
+        without_a_tensor,
+        with_other_sizes,
+        with_an_unknown_argument,
+        with_a_list_for_a_manifest,
+    ],
+)
+def test_a_damaged_checkpoint_is_refused_by_name(spoil, tmp_path):
+    path = Run(tmp_path / "run").checkpoints.save()
+    target = tmp_path / "damaged.torchrl"
+    spoil(path, target)
+    with pytest.raises(ValueError, match=r"damaged\.torchrl is not a checkpoint of this package, or damaged"):
+        load_networks(target)
+
+
+def test_a_component_that_is_not_inside_is_refused_by_name(tmp_path):
+    path = Run(tmp_path).checkpoints.save()
+    with pytest.raises(ValueError, match=rf"{path.name} is not a checkpoint"):
+        read_component(path, "colours")
+    with pytest.raises(FileNotFoundError, match=r"There is no checkpoint at .*nowhere"):
+        read_component(tmp_path / "nowhere", "config")

@@ -7,7 +7,9 @@ from htrmrl_torchrl.evaluation import EvaluationReport, Protocol
 NAN = float("nan")
 
 
-def hand_made(success, *, returns=None, steps=None, task=None, tasks=("alpha", "beta"), adaptation_episodes=0, **others):
+def hand_made(
+    success, *, returns=None, steps=None, task=None, tasks=("alpha", "beta"), adaptation_episodes=0, **others
+):
     """A report of ``success[run][pair][episode]``; each pair is a task of its own unless `task` says otherwise."""
     success = np.array(success, dtype=float)
     runs, pairs, episodes = success.shape

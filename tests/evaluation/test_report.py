@@ -14,7 +14,9 @@ def assert_equal(received, expected):
     for field in fields(EvaluationReport):
         mine, theirs = getattr(received, field.name), getattr(expected, field.name)
         if isinstance(theirs, np.ndarray):
-            assert mine.dtype == theirs.dtype and np.array_equal(mine, theirs, equal_nan=mine.dtype == float), field.name
+            assert mine.dtype == theirs.dtype and np.array_equal(mine, theirs, equal_nan=mine.dtype == float), (
+                field.name
+            )
         else:
             assert mine == theirs, field.name
 

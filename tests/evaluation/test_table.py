@@ -8,9 +8,9 @@ from tests.evaluation.reports import NAN, hand_made, two_runs
 
 def test_the_whole_table_of_two_runs():
     runs = [
-        {"seed": 0, "checkpoint": f"runs/seed{run}/best.torchrl", "sha256": f"{run}123456789abcdef" * 4, "frames": 20_000_000}
+        {"checkpoint": f"runs/seed{run}/best.torchrl", "sha256": f"{run}123456789abcdef" * 4, "frames": 20_000_000}
         for run in (1, 2)
-    ]  # fmt: skip
+    ]
     expected = """\
 ML10 test, protocol strict: 1 adaptation + 2 evaluation episodes of 500 steps, mean actions in the latter, 3 goals \
 per task (benchmark seed 0)

@@ -131,8 +131,8 @@ def test_the_grid_holds_every_pair_once():
 def networks_for_toy(*, observation_dim=3, **choices):
     torch.manual_seed(0)
     return build_networks(
-        observation_dim=observation_dim, action_low=[-1.0] * 2, action_high=[1.0] * 2, window=2, episodes=3, d_model=8, num_heads=2,
-        intra_layers=1, inter_layers=1, **choices,
+        observation_dim=observation_dim, action_low=[-1.0] * 2, action_high=[1.0] * 2, window=2, episodes=3, d_model=8,
+        num_heads=2, intra_layers=1, inter_layers=1, **choices,
     )  # fmt: skip
 
 
