@@ -5,10 +5,12 @@ from pathlib import Path
 
 import pytest
 
-from recipes._cli import CONFIG_DIR, UserError, load_config
-from recipes._validate import RULES, flatten, frames_per_batch
+from recipes import _validate, evaluate
+from recipes._cli import CONFIG_DIR, Check, UserError, load_config
+from recipes._validate import Rule, flatten, frames_per_batch
 
 FILES = sorted(CONFIG_DIR.rglob("*.yaml"))
+TRAINING = [path for path in FILES if path.stem != "evaluate"]
 KEY = re.compile(r"^( *)([A-Za-z_]+):")
 
 
@@ -27,11 +29,16 @@ def keys_without_comment(text: str) -> list[str]:
     return found
 
 
-@pytest.mark.parametrize("path", FILES, ids=name_of)
-def test_every_file_composes_and_passes(path: Path) -> None:
+@pytest.mark.parametrize("path", TRAINING, ids=name_of)
+def test_every_training_file_composes_and_passes(path: Path) -> None:
     config = load_config(name_of(path))
     assert config.total_frames >= frames_per_batch(config)
     assert config.run_dir == f"runs/{name_of(path)}_seed1"
+
+
+def test_the_evaluation_file_composes_and_passes() -> None:
+    config = load_config("evaluate", ["checkpoint=runs/x"], evaluate.check)
+    assert (config.checkpoint, config.split, config.protocol) == ("runs/x", "test", "strict")
 
 
 @pytest.mark.parametrize("path", FILES, ids=name_of)
@@ -48,12 +55,17 @@ def test_the_comment_check_can_fail() -> None:
 
 
 def test_the_shipped_files_are_these() -> None:
-    assert [name_of(path) for path in FILES] == ["base", "ml10_ppo", "ml1_ppo", "ml45_ppo", "toy_ppo"]
+    assert [name_of(path) for path in FILES] == ["base", "evaluate", "ml10_ppo", "ml1_ppo", "ml45_ppo", "toy_ppo"]
 
 
-def test_every_key_has_a_rule_and_every_rule_a_key() -> None:
-    values = flatten(load_config("base"))
-    assert set(RULES) == {key for key, value in values.items() if not isinstance(value, bool)}
+@pytest.mark.parametrize(
+    "name,check,rules",
+    [("base", _validate.validate, _validate.RULES), ("evaluate", evaluate.check, evaluate.RULES)],
+    ids=["base", "evaluate"],
+)
+def test_every_key_has_a_rule_and_every_rule_a_key(name: str, check: Check, rules: dict[str, Rule]) -> None:
+    values = flatten(load_config(name, check=check))
+    assert set(rules) == {key for key, value in values.items() if not isinstance(value, bool)}
 
 
 def test_the_command_line_overrides_and_the_result_is_frozen() -> None:

@@ -9,11 +9,13 @@ from htrmrl_torchrl import keys
 from htrmrl_torchrl.metrics import (
     attention_entropy,
     episode_outcomes,
+    evaluation_metrics,
     explained_variance,
     memory_metrics,
     training_metrics,
 )  # fmt: skip
 from tests.data.test_storage import ragged
+from tests.evaluation.reports import hand_made, two_runs
 from tests.helpers import as_batch, assert_same, record
 
 
@@ -75,6 +77,39 @@ def test_a_batch_in_which_no_episode_ends_has_no_outcomes():
     recording = record([[[9]]], window=2, episodes=3)
     metrics = training_metrics(as_batch(recording, 0, 5), ["only"])
     assert not any(math.isnan(value) for value in metrics.values()), metrics
+
+
+def test_evaluation_metrics_are_those_of_the_report():
+    """Worked out in tests/evaluation/test_report.py."""
+
+    def about(value):
+        return pytest.approx(value, abs=1e-10)
+
+    assert evaluation_metrics(two_runs()) == {
+        "eval/test_success": about(0.625),
+        "eval/test_success/alpha": about(0.5),
+        "eval/test_success/beta": 0.75,
+        "eval/test_return": 157.0,
+        "eval/test_success_by_episode/0": about(5 / 12),
+        "eval/test_success_by_episode/1": 0.75,
+        "eval/test_success_by_episode/2": 0.5,
+    }
+
+
+def test_evaluation_metrics_weigh_tasks_equally_and_leave_out_those_not_played():
+    success = [[[1, 1], [0, 1], [0, 1], [1, 0]]]
+    returns = [[[1, 4], [2, 5], [3, 6], [0, 1]]]
+    report = hand_made(
+        success, returns=returns, task=[0, 0, 0, 1], tasks=["a", "b", "never"], adaptation_episodes=1, split="val"
+    )
+    assert evaluation_metrics(report) == {
+        "eval/val_success": 0.5,
+        "eval/val_success/a": 1.0,
+        "eval/val_success/b": 0.0,
+        "eval/val_return": 3.0,
+        "eval/val_success_by_episode/0": pytest.approx((1 / 3 + 1) / 2, abs=1e-10),
+        "eval/val_success_by_episode/1": 0.5,
+    }
 
 
 def test_memory_metrics_are_occupancy_and_age_in_episodes():

@@ -295,7 +295,7 @@ def test_no_file_is_refused_by_name(tmp_path):
             evaluate(path, "toy", **TOY)
 
 
-def test_a_foreign_file_shows_before_the_first_agent_is_played(tmp_path):
+def test_a_foreign_file_shows_before_the_first_agent_is_played(tmp_path, checkpoints):
     played = tmp_path / "played"
 
     def act(observation):
@@ -304,7 +304,7 @@ def test_a_foreign_file_shows_before_the_first_agent_is_played(tmp_path):
 
     policy = TensorDictModule(act, in_keys=[keys.OBSERVATION], out_keys=[keys.ACTION])
     with pytest.raises(ValueError, match="foreign"):
-        evaluate([policy, foreign("text", tmp_path, None)], "toy", **TOY)
+        evaluate([policy, foreign("text", tmp_path, checkpoints[0])], "toy", **TOY)
     assert not played.exists()
     evaluate([policy], "toy", **TOY)
     assert played.exists()

@@ -8,7 +8,9 @@ from pathlib import Path
 import pytest
 from omegaconf import DictConfig
 
-from recipes._cli import UserError, run_recipe
+from recipes import evaluate
+from recipes._cli import Check, UserError, run_recipe
+from recipes._validate import validate
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -74,15 +76,45 @@ WRONG: dict[str, tuple[list[str], list[str]]] = {
 }
 
 
+# the same for configs/evaluate.yaml, which has rules of its own
+WRONG_EVALUATION: dict[str, tuple[list[str], list[str]]] = {
+    "misspelt key": (["chekpoint=runs/x"], ["unknown key 'chekpoint'", "checkpoint"]),
+    "key of a training recipe": (["env.name=ML10"], ["unknown key 'env.name'"]),
+    "number for a path": (["checkpoint=3"], ["checkpoint is 3", "a string or null"]),
+    "empty path": (["checkpoint=' '"], ["checkpoint is ' '", "not empty"]),
+    "split": (["split=tset"], ["split is 'tset'", "train or val or test"]),
+    "protocol": (["protocol=loose"], ["protocol is 'loose'", "strict or garage or metaworld"]),
+    "no goals": (["goals_per_task=0"], ["goals_per_task is 0", "at least 1"]),
+    "goals in words": (["goals_per_task=all"], ["goals_per_task is 'all'", "an integer or null"]),
+    "adaptation": (["adaptation_episodes=-1"], ["adaptation_episodes is -1", "at least 0"]),
+    "nothing that counts": (["evaluation_episodes=0"], ["evaluation_episodes is 0", "at least 1"]),
+    "actions": (["evaluation_actions=best"], ["evaluation_actions is 'best'", "mean or sampled"]),
+    "horizon": (["horizon=0"], ["horizon is 0", "at least 1"]),
+    "benchmark seed": (["benchmark_seed=-1"], ["benchmark_seed is -1", "at least 0"]),
+    "seed": (["seed=null"], ["seed is null", "an integer"]),
+    "device": (["device=abacus"], ["device is 'abacus'", "cpu, cuda"]),
+    "lanes": (["num_envs=0"], ["num_envs is 0", "at least 1"]),
+    "workers": (["num_workers=-1"], ["num_workers is -1", "at least 0"]),
+    "video": (["video=1"], ["video is 1", "true or false"]),
+}
+
+
 def never(config: DictConfig) -> None:
     raise AssertionError("the recipe was started")
 
 
-def refusal(arguments: Sequence[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> str:
+def refusal(
+    arguments: Sequence[str],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    *,
+    config_name: str = "ml10_ppo",
+    check: Check = validate,
+) -> str:
     """The sentence that ``arguments`` end in."""
     monkeypatch.setattr(sys, "argv", ["recipe.py", *arguments])
     with pytest.raises(SystemExit) as exit_info:
-        run_recipe(never, config_name="ml10_ppo")
+        run_recipe(never, config_name=config_name, check=check)
     assert exit_info.value.code == 2
     out, error = capsys.readouterr()
     assert out == ""
@@ -97,6 +129,17 @@ def test_wrong_configurations_end_in_one_sentence(
     monkeypatch.chdir(tmp_path)
     overrides, parts = WRONG[case]
     sentence = refusal(overrides, monkeypatch, capsys)
+    assert all(part in sentence for part in parts), sentence
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("case", WRONG_EVALUATION)
+def test_wrong_evaluations_end_in_one_sentence(
+    case: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    overrides, parts = WRONG_EVALUATION[case]
+    sentence = refusal(overrides, monkeypatch, capsys, config_name="evaluate", check=evaluate.check)
     assert all(part in sentence for part in parts), sentence
     assert list(tmp_path.iterdir()) == []
 

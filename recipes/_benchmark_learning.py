@@ -1,0 +1,227 @@
+"""Frames per second of collection, of the update (dense and deduplicated) and of the whole recipe."""
+
+import csv
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from omegaconf import DictConfig
+from tensordict import TensorDictBase
+from torchrl import torchrl_logger
+from torchrl.collectors import Collector
+from tqdm import tqdm
+
+from htrmrl_torchrl import EpisodicReplayBuffer, EpisodicStorage, NormalizedClipPPOLoss, TrialGAE, keys, make_env
+from htrmrl_torchrl.modules.encoder import HierarchicalEncoder
+from htrmrl_torchrl.modules.transformer import causal_mask
+from htrmrl_torchrl.networks import Networks, build_networks
+from recipes._benchmark_environment import interleaved, ratio
+from recipes._cli import CONFIG_DIR
+
+HORIZON, MINIBATCH, SEGMENT = 100, 4_000, 50  # of ML10's defaults all but the horizon
+SIZES = ({}, {"window": 3}, {"window": 10}, {"episodes": 2}, {"episodes": 20}, {"d_model": 32}, {"d_model": 128})
+
+
+def _networks(**sizes: int) -> Networks:
+    torch.manual_seed(0)
+    bounds = {"action_low": [-1.0] * 4, "action_high": [1.0] * 4}
+    return build_networks(observation_dim=39, **bounds, reward_scale=0.1, **sizes)  # type: ignore[arg-type]
+
+
+def _collector(networks: Networks, config: DictConfig, num_envs: int, backend: str = "fast") -> Collector:
+    torchrl_logger.setLevel("WARNING")
+    workers = config.num_workers
+    env = make_env("ML10", num_envs=num_envs, num_workers=workers, horizon=HORIZON, backend=backend)
+    return Collector(
+        env,
+        networks.policy,
+        frames_per_batch=num_envs * 10 * HORIZON,
+        total_frames=-1,
+        auto_register_policy_transforms=False,
+    )
+
+
+def collection(config: DictConfig) -> list[dict[str, Any]]:
+    """Frames per second of TorchRL's collector with the default ML10 model, whole trials of ten short episodes."""
+    torch.set_num_threads(1)  # as in the recipe while it collects
+    cases = {f"{lanes} lanes": (lanes, "fast") for lanes in config.lanes}
+    cases[f"{config.lanes[0]} lanes, backend=official"] = (config.lanes[0], "official")
+    collectors = {name: _collector(_networks(), config, *case) for name, case in cases.items()}
+    batches = {name: iter(collector) for name, collector in collectors.items()}
+
+    def measure(name: str) -> float:
+        start = time.perf_counter()
+        return float(next(batches[name]).numel() / (time.perf_counter() - start))
+
+    for name in cases:
+        measure(name)  # simulators are built at the first use
+    measured = interleaved({name: lambda name=name: measure(name) for name in cases}, rounds=config.rounds)
+    for collector in collectors.values():
+        collector.shutdown()
+    official = list(cases)[-1]
+    return [
+        {
+            "collection": name,
+            "frames/s": statistics.median(values),
+            "x official": ratio(measured, name, official),
+            "measured": values,
+        }
+        for name, values in measured.items()
+    ]
+
+
+def update(config: DictConfig) -> list[dict[str, Any]]:
+    """Frames per second and epoch of PPO's forward, backward and optimizer step, for several sizes of the model."""
+    torch.set_num_threads(config.threads or torch.get_num_threads())
+    contenders: dict[str, Callable[[], float]] = {}
+    for sizes in SIZES:
+        name = ", ".join(f"{key}={value}" for key, value in sizes.items()) or "default (T=5, E=10, d=64)"
+        networks = _networks(**sizes)
+        minibatches = _minibatches(networks, config)
+        contenders[name] = _learner(networks, minibatches)
+        if not sizes:
+            dense = _networks()
+            _make_dense(dense.encoder)
+            _check_equal(networks, dense, next(minibatches))
+            contenders["dense"] = _learner(dense, _minibatches(dense, config))
+    default = next(iter(contenders))
+    measured = interleaved(contenders, rounds=config.rounds)
+    return [
+        {
+            "update": name,
+            "frame-epochs/s": statistics.median(values),
+            "x dense": ratio(measured, name, "dense"),
+            "x default": ratio(measured, name, default),
+            "measured": values,
+        }
+        for name, values in measured.items()
+    ]
+
+
+def _minibatches(networks: Networks, config: DictConfig) -> Iterator[TensorDictBase]:
+    """Minibatches without end of one collected batch: 10 trials of 10 episodes."""
+    encoder = networks.encoder
+    collector = _collector(networks, config, num_envs=10)
+    batch = next(iter(collector))
+    collector.shutdown()
+    storage = EpisodicStorage(batch.numel(), window=encoder.window, episodes=encoder.episodes)
+    buffer = EpisodicReplayBuffer(storage=storage, batch_size=MINIBATCH, segment_frames=SEGMENT)
+    buffer.assign(buffer.extend(batch), TrialGAE(gamma=0.99, advantage_norm="task")(batch))
+    while True:
+        yield from buffer
+
+
+def _learner(networks: Networks, minibatches: Iterator[TensorDictBase]) -> Callable[[], float]:
+    loss = NormalizedClipPPOLoss(networks.actor, networks.critic, critic_coeff=0.5, loss_critic_type="l2")
+    optimizer = torch.optim.Adam(loss.parameters(), lr=1e-5)
+
+    def measure() -> float:
+        start = time.perf_counter()
+        for _ in range(2):
+            losses = loss(next(minibatches))
+            optimizer.zero_grad(set_to_none=True)
+            (losses["loss_objective"] + losses["loss_critic"]).backward()
+            torch.nn.utils.clip_grad_norm_(loss.parameters(), 1.0)
+            optimizer.step()
+        return 2 * MINIBATCH / (time.perf_counter() - start)
+
+    measure()
+    return measure
+
+
+def _make_dense(encoder: HierarchicalEncoder) -> None:
+    """Turns off every shortcut of the encoder: all windows, all positions, all queries, for every frame anew."""
+
+    def forward(tensordict: TensorDictBase) -> TensorDictBase:
+        context = tensordict.get(keys.CONTEXT).reshape(-1)
+        tokens = torch.cat([context["past"], context["current"].unsqueeze(1)], 1)  # [F, E, T, x]
+        mask = torch.cat([context["past_mask"], context["current_mask"].unsqueeze(1)], 1)
+        x = encoder.intra.embed(tokens.flatten(0, 1) * encoder.token_scale) + encoder.intra.position  # [F * E, T, D]
+        for layer in encoder.intra.layers:
+            x = layer(x, causal_mask(mask.flatten(0, 1)))
+        x = encoder.intra.norm(x)[:, -1].view(*mask.shape[:2], -1) + encoder.inter.position  # [F, E, D]
+        held = torch.cat([context["slot_mask"], torch.ones_like(context["slot_mask"][:, :1])], 1)
+        for layer in encoder.inter.layers:
+            x = layer(x, causal_mask(held))
+        return tensordict.set(keys.HIDDEN, encoder.inter.norm(x)[:, -1].view(*tensordict.batch_size, -1))
+
+    encoder.forward = forward  # type: ignore[method-assign]
+
+
+def _check_equal(networks: Networks, dense: Networks, minibatch: TensorDictBase) -> None:
+    """The shortcuts change no number."""
+    with torch.no_grad():
+        fast, slow = (n.encoder(minibatch.copy())[keys.HIDDEN] for n in (networks, dense))
+    worst = ((fast - slow).abs() / slow.abs().clamp(min=1)).max().item()
+    if worst > 1e-5:
+        raise RuntimeError(f"The deduplicated encoder differs from the dense one by {worst}.")
+
+
+def recipe(config: DictConfig) -> list[dict[str, Any]]:
+    """End-to-end frames per second of ``recipes/ml10_ppo.py`` without evaluation, peak memory and start-up."""
+    workers = f"env.num_workers={config.num_workers}"
+    cases = {
+        "defaults": (100_000, [workers]),
+        "3 epochs": (100_000, [workers, "loss.epochs=3"]),
+        f"3 epochs, {config.lanes[-1]} lanes": (
+            config.lanes[-1] * 5_000,
+            [workers, "loss.epochs=3", f"env.num_envs={config.lanes[-1]}"],
+        ),
+    }
+    return [
+        _run_recipe(name, batch, [*overrides, f"device={config.device}"]) for name, (batch, overrides) in cases.items()
+    ]
+
+
+def _run_recipe(name: str, batch: int, overrides: list[str]) -> dict[str, Any]:
+    """Three iterations in a process of its own; the first builds the simulators and does not count."""
+    with tempfile.TemporaryDirectory() as folder:
+        run_dir = Path(folder) / "run"
+        script = str(CONFIG_DIR.parent / "recipes" / "ml10_ppo.py")
+        command = [sys.executable, script, f"run_dir={run_dir}", f"total_frames={3 * batch}", *overrides]
+        command += ["eval.goals_per_task=1", "eval.adaptation_episodes=0"]  # one short evaluation at the end
+        start, peak = time.perf_counter(), 0.0
+        process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        with tqdm(desc=name, bar_format="{desc} {elapsed}") as bar:
+            while process.poll() is None:
+                peak = max(peak, _memory_gib(process.pid))
+                bar.refresh()
+                time.sleep(0.5)
+        if process.returncode:
+            raise RuntimeError(f"{' '.join(command)} ended with exit code {process.returncode}.")
+        seconds = time.perf_counter() - start
+        with (run_dir / "metrics.csv").open(newline="") as file:
+            times = [(int(r["frames"]), r["metric"], float(r["value"])) for r in csv.DictReader(file)]
+    stage = {
+        kind: [v for _, metric, v in times if metric == f"time/{kind}"] for kind in ("collect", "update", "evaluate")
+    }
+    speeds = [batch / (collect + up) for collect, up in zip(stage["collect"][1:], stage["update"][1:], strict=True)]
+    return {
+        "recipe": name,
+        "frames/s": statistics.median(speeds),
+        "collect s": statistics.median(stage["collect"][1:]),
+        "update s": statistics.median(stage["update"][1:]),
+        "start-up s": seconds - sum(map(sum, stage.values())),
+        "peak GiB": peak,
+        "command": ["python", "recipes/ml10_ppo.py", *overrides],
+        "measured": speeds,
+    }
+
+
+def _memory_gib(pid: int) -> float:
+    """Proportional set size of a process and all its descendants."""
+    total = 0.0
+    try:
+        for line in Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines():
+            if line.startswith("Pss:"):
+                total += int(line.split()[1]) / 2**20
+        children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+    except OSError:  # it has just ended
+        return total
+    return total + sum(_memory_gib(int(child)) for child in children)

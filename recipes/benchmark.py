@@ -1,0 +1,87 @@
+"""Measure the speed of every stage: ``python recipes/benchmark.py [parts=[environment,update]] [rounds=3]``.
+
+Machines are shared and noisy. So contenders take turns within one run, medians are reported, and ratios are medians of
+the ratios within a round. Needs an otherwise idle machine, and says how idle it was.
+"""
+
+import json
+import os
+import platform
+import sys
+from pathlib import Path
+from typing import Any
+
+from omegaconf import DictConfig
+
+from recipes._cli import run_recipe
+from recipes._validate import NOT_EMPTY, Rule, UserError, at_least, check_device, check_values
+
+PARTS = ("environment", "collection", "update", "recipe")
+RULES = {
+    "parts": Rule(f"some of {', '.join(PARTS)}", lambda value: bool(value) and set(value) <= set(PARTS)),
+    "rounds": at_least(1),
+    "num_envs": at_least(1),
+    "num_workers": at_least(1),
+    "lanes": Rule("numbers of at least 1", lambda value: bool(value) and all(type(n) is int and n > 0 for n in value)),
+    "device": NOT_EMPTY,
+    "threads": at_least(0),
+    "out": NOT_EMPTY,
+}
+
+
+def check(config: DictConfig, defaults: DictConfig) -> None:
+    """Raise UserError for the first fault."""
+    check_values(config, defaults, RULES)
+    check_device(config.device)
+    if config.num_envs % 10:
+        raise UserError(f"num_envs is {config.num_envs} but must be a multiple of ML10's ten training tasks")
+
+
+def run(config: DictConfig) -> None:
+    """Measure the chosen parts, print their tables and write all numbers as JSON."""
+    from htrmrl_torchrl.versions import versions
+    from recipes import _benchmark_environment, _benchmark_learning
+
+    measure = {
+        "environment": _benchmark_environment.environment,
+        "collection": _benchmark_learning.collection,
+        "update": _benchmark_learning.update,
+        "recipe": _benchmark_learning.recipe,
+    }
+    report: dict[str, Any] = {
+        "command": " ".join(["python", *sys.argv]),
+        "machine": {"processor": _processor(), "cores": os.cpu_count()},
+        "versions": versions(),
+        "load_before": os.getloadavg()[0],
+    }
+    path = Path(config.out) / "benchmark.json"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    for part in config.parts:
+        report[part] = measure[part](config)
+        print(f"\n{part}\n{table(report[part])}", flush=True)
+        path.write_text(json.dumps(report, indent=2))
+    print(f"\nall numbers: {path}")
+
+
+def table(rows: list[dict[str, Any]]) -> str:
+    """Rows with equal keys as aligned columns; long lists of single measurements stay in the JSON."""
+    names = [name for name in rows[0] if not isinstance(rows[0][name], list)]
+    cells = [names, *([_shown(row.get(name)) for name in names] for row in rows)]
+    widths = [max(len(line[column]) for line in cells) for column in range(len(names))]
+    return "\n".join("  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)) for line in cells)
+
+
+def _shown(value: Any) -> str:
+    if isinstance(value, float):
+        return f"{value:,.0f}" if abs(value) >= 100 else f"{value:.2f}"
+    return "-" if value is None else str(value)
+
+
+def _processor() -> str:
+    info = Path("/proc/cpuinfo")
+    names = [line.split(":", 1)[1].strip() for line in info.read_text().splitlines() if line.startswith("model name")]
+    return names[0] if names else platform.processor()
+
+
+if __name__ == "__main__":
+    run_recipe(run, config_name="benchmark", check=check)

@@ -1,0 +1,139 @@
+"""`recipes/evaluate.py` as a user runs it: a table, a report, two figures; wrong input ends in one sentence."""
+
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from htrmrl_torchrl import evaluate as evaluate_agent
+from htrmrl_torchrl.evaluation import EvaluationReport
+from recipes import evaluate
+from recipes._cli import run_recipe
+from tests.recipes.test_ppo import ROOT, TINY, run
+
+SMALL = ["num_workers=0", "adaptation_episodes=2"]
+SCRIPT = str(ROOT / "recipes" / "evaluate.py")
+
+
+def in_a_process(*arguments, cwd):
+    return subprocess.run([sys.executable, SCRIPT, *arguments], capture_output=True, text=True, timeout=300, cwd=cwd)
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    """A folder with one run, of 8 lanes * 4 episodes * 6 steps."""
+    folder = tmp_path_factory.mktemp("runs")
+    run("toy_ppo", folder / "toy_seed1", "total_frames=192", *TINY)
+    return folder / "toy_seed1"
+
+
+@pytest.fixture
+def recipe(monkeypatch, capsys):
+    """Runs the recipe in this process and returns what it printed, and its exit code."""
+
+    def start(*arguments):
+        monkeypatch.setattr(sys, "argv", [SCRIPT, *arguments])
+        code = 0
+        try:
+            run_recipe(evaluate.run, config_name="evaluate", check=evaluate.check)
+        except SystemExit as ended:
+            code = ended.code
+        return (*capsys.readouterr(), code)
+
+    return start
+
+
+def test_the_recipe_prints_a_table_and_leaves_a_report_and_two_figures(trained, tmp_path):
+    arguments = [f"checkpoint={trained}", *SMALL, "seed=3"]
+    done = in_a_process(*arguments, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert list(tmp_path.iterdir()) == []
+    folder = trained / "evaluations"
+    stem = "toy_test_strict_000000000192"
+    names = {path.name for path in folder.iterdir() if path.name.startswith("toy_")}
+    assert names == {f"{stem}.json", f"{stem}_by_task.png", f"{stem}_by_episode.png"}
+    assert all((folder / name).read_bytes().startswith(b"\x89PNG") for name in names if name.endswith(".png"))
+
+    report = EvaluationReport.load(folder / f"{stem}.json")
+    assert str(report) in done.stdout
+    assert report.success.shape == (1, 4, 3) and report.goal.tolist() == [0, 1, 2, 3]
+    (checkpoint,) = (trained / "checkpoints").glob("best-*")
+    expected = evaluate_agent(checkpoint, "toy", adaptation_episodes=2, seed=3)
+    assert report.runs == expected.runs
+    assert report.success.tolist() == expected.success.tolist() and report.returns.tolist() == expected.returns.tolist()
+    assert report.command == " ".join(["python", SCRIPT, *arguments])
+
+    before = {name: (folder / name).read_bytes() for name in names}
+    (folder / f"{stem}.json").unlink()
+    again = in_a_process(*arguments, cwd=tmp_path)
+    assert again.returncode == 0, again.stderr
+    assert (folder / f"{stem}.json").read_bytes() == before[f"{stem}.json"]
+
+
+def test_a_pattern_is_one_report_of_all_runs(trained, recipe, tmp_path):
+    for seed in (1, 2):
+        shutil.copytree(trained / "checkpoints", tmp_path / f"toy_seed{seed}" / "checkpoints")
+    out, error, code = recipe(f"checkpoint={tmp_path}/toy_seed*", f"out={tmp_path}/out", "split=val", *SMALL)
+    assert code == 0, error
+    report = EvaluationReport.load(tmp_path / "out" / "toy_val_strict_2runs.json")
+    assert report.success.shape == (2, 4, 3)
+    assert [Path(run["checkpoint"]).parents[1].name for run in report.runs] == ["toy_seed1", "toy_seed2"]
+    assert str(report) in out and "2 runs, 95% over runs: " in out
+
+
+def test_a_checkpoint_file_and_no_adaptation(trained, recipe, tmp_path):
+    """Without adaptation there is no curve to draw."""
+    (checkpoint,) = (trained / "checkpoints").glob("step-*")
+    arguments = ["num_workers=0", "adaptation_episodes=0", "goals_per_task=2", f"out={tmp_path}"]
+    _, error, code = recipe(f"checkpoint={checkpoint}", *arguments)
+    assert code == 0, error
+    stem = "toy_test_strict_000000000192"
+    assert {path.name for path in tmp_path.iterdir()} == {f"{stem}.json", f"{stem}_by_task.png"}
+    content = json.loads((tmp_path / f"{stem}.json").read_text())
+    assert content["runs"][0]["checkpoint"] == str(checkpoint) and content["goal"] == [0, 1]
+
+
+WRONG = {
+    "no checkpoint": ([], ["checkpoint is missing", "checkpoint=runs/ml10_ppo_seed1"]),
+    "nothing there": (["checkpoint={tmp}/nowhere"], ["nowhere' but nothing is there"]),
+    "nothing that matches": (["checkpoint={tmp}/nowhere*"], ["nowhere*' but nothing is there"]),
+    "a folder without checkpoints": (["checkpoint={tmp}"], ["a folder without checkpoints/"]),
+    "another file": (["checkpoint={tmp}/foreign.torchrl"], ["foreign.torchrl is not a checkpoint of this package"]),
+    "another file, known benchmark": (
+        ["checkpoint={tmp}/foreign.torchrl", "benchmark=toy"],
+        ["foreign.torchrl is not a checkpoint of this package"],
+    ),
+    "a truncated checkpoint": (["checkpoint={tmp}/half.torchrl"], ["half.torchrl is not a checkpoint"]),
+    "one of two is foreign": (["checkpoint={tmp}/*.torchrl", "benchmark=toy"], ["foreign.torchrl is not a checkpoint"]),
+    "unknown split": (["checkpoint={run}", "split=tset"], ["split is 'tset'", "train or val or test"]),
+    "unknown benchmark": (["checkpoint={run}", "benchmark=ML11"], ["'ML11'", "ML10"]),
+    "a benchmark of other sizes": (
+        ["checkpoint={run}", "benchmark=ML1:reach-v3", "goals_per_task=1", "num_workers=0"],
+        ["sizes (3, 2); this benchmark has (39, 4)"],
+    ),
+    "goals beyond": (["checkpoint={run}", "protocol=garage", "goals_per_task=5"], ["goals_per_task is 5", "at most 4"]),
+    "official evaluator": (["checkpoint={run}", "protocol=metaworld"], ["'toy' is none of Meta-World's own"]),
+    "long episodes": (["checkpoint={run}", "benchmark=ML10", "horizon=501"], ["at most 500 in Meta-World", "501"]),
+}
+
+
+@pytest.mark.parametrize("case", WRONG)
+def test_wrong_input_ends_in_one_sentence(case, trained, recipe, tmp_path):
+    (tmp_path / "foreign.torchrl").write_text("hello")
+    (checkpoint,) = (trained / "checkpoints").glob("best-*")
+    (tmp_path / "half.torchrl").write_bytes(checkpoint.read_bytes()[:10_000])
+    arguments, parts = WRONG[case]
+    out, error, code = recipe(*(argument.format(tmp=tmp_path, run=trained) for argument in arguments))
+    assert code == 2 and out == ""
+    assert error.startswith("error: ") and error.endswith("\n") and error.count("\n") == 1
+    assert all(part in error for part in parts), error
+    assert {path.name for path in tmp_path.iterdir()} == {"foreign.torchrl", "half.torchrl"}
+
+
+def test_a_real_process_refuses_in_one_sentence(tmp_path):
+    done = in_a_process("checkpoint=nowhere", cwd=tmp_path)
+    assert done.returncode == 2 and done.stdout == ""
+    assert done.stderr == "error: checkpoint is 'nowhere' but nothing is there\n"
