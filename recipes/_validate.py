@@ -49,6 +49,7 @@ RULES: dict[str, Rule] = {
     "env.name": NOT_EMPTY,
     "env.num_envs": _at_least(1),
     "env.num_workers": _at_least(0),
+    "env.backend": _one_of("fast", "official"),
     "env.episodes_per_trial": _at_least(1),
     "env.horizon": _at_least(1),
     "env.reward_scale": POSITIVE,

@@ -1,0 +1,142 @@
+"""Meta-World's simulators with the same results for less time.
+
+A :func:`fast_simulator` is an instance of a *subclass* of the official class; no class or module of Meta-World changes.
+"""
+
+import copy
+from functools import cache
+from typing import Any
+
+import mujoco
+import numpy as np
+import numpy.typing as npt
+from metaworld.env_dict import ALL_V3_ENVIRONMENTS
+from metaworld.sawyer_xyz_env import SawyerXYZEnv
+
+from htrmrl_torchrl.envs.fast.hand import HandCache, Snapshot, hand_key
+from htrmrl_torchrl.envs.fast.rebuild import fast_class
+from htrmrl_torchrl.envs.fast.views import NamedData
+
+_FRAME = 18  # numbers of one frame; an observation is this frame, the one before, and the goal
+
+
+def fast_simulator(name: str) -> Any:
+    """A simulator of the Meta-World task ``name`` that computes what the official one does, several times as fast."""
+    return _class_of(name)()
+
+
+@cache
+def _class_of(name: str) -> Any:
+    return fast_class(ALL_V3_ENVIRONMENTS[name], FastSawyer)
+
+
+class FastSawyer(SawyerXYZEnv):
+    """What is overridden of ``SawyerXYZEnv``, in front of a task's own class."""
+
+    _hand_cache: HandCache  # of the class, so that all simulators of a task share what each has computed
+
+    def _initialize_simulation(self) -> tuple[Any, Any]:
+        model = copy.copy(_compiled_model(self.fullpath))
+        model.vis.global_.offwidth = max(model.vis.global_.offwidth, self.width)
+        model.vis.global_.offheight = max(model.vis.global_.offheight, self.height)
+        data = NamedData(model)
+        self._ctrl, self._mocap_pos, self._mocap_quat = data.ctrl, data.mocap_pos[0], data.mocap_quat[0]
+        return model, data
+
+    def set_goal(self, rand_vec: npt.NDArray[np.float64]) -> None:
+        """``set_task`` without its pickles: what the next resets place object and target by."""
+        self._set_task_called = self._freeze_rand_vec = True
+        self._last_rand_vec = rand_vec.copy()
+
+    def reset(self, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
+        """As the official one, which sets the model twice: its first pass moves bodies that the second one meets.
+
+        The first pass starts from the cleared state, too. What outlives it (the model's arrays and attributes) follows
+        from the goal alone, and it would otherwise start wherever the last episode ended and never be found.
+        """
+        self.curr_path_length = 0
+        mujoco.mj_resetData(self.model, self.data)
+        self.reset_model()
+        mujoco.mj_resetData(self.model, self.data)
+        observation = self.reset_model()
+        self._prev_obs = observation[:_FRAME].copy()
+        observation[_FRAME : 2 * _FRAME] = self._prev_obs
+        return observation, {}
+
+    def step(self, action: npt.NDArray[np.float32]) -> tuple[Any, Any, bool, bool, dict[str, Any]]:
+        """As the official one."""
+        if self.curr_path_length >= self.max_path_length:
+            raise ValueError("You must reset the env manually once truncate==True")
+        self._simulate(action)
+        self.curr_path_length += 1
+        observation = self._get_obs()
+        space = self.sawyer_observation_space
+        np.maximum(observation, space.low, out=observation)
+        np.minimum(observation, space.high, out=observation)
+        reward, info = self.evaluate_state(observation, action)
+        return observation, reward, False, self.curr_path_length == self.max_path_length, info
+
+    def _simulate(self, action: npt.NDArray[np.float32]) -> None:
+        """Move the mocap body, close or open the gripper, and let five physics steps pass.
+
+        Left out: ``mj_rnePostConstraint``, whose forces nothing reads, and moving the target sites, which
+        ``mj_forward`` computes again.
+        """
+        offset = np.minimum(np.maximum(action[:3], -1), 1) * self.action_scale
+        np.minimum(np.maximum(self._mocap_pos + offset, self.mocap_low), self.mocap_high, out=self._mocap_pos)
+        self._mocap_quat[:] = (1, 0, 1, 0)
+        self._ctrl[0], self._ctrl[1] = action[-1], -action[-1]
+        mujoco.mj_step(self.model, self.data, nstep=self.frame_skip)
+        mujoco.mj_forward(self.model, self.data)
+
+    def _get_obs(self) -> npt.NDArray[np.float64]:
+        observation = np.zeros(2 * _FRAME + 3)
+        frame = self._get_curr_obs_combined_no_goal()
+        observation[:_FRAME] = frame
+        observation[_FRAME : 2 * _FRAME] = self._prev_obs
+        if not self._partially_observable:
+            observation[2 * _FRAME :] = self._get_pos_goal()
+        self._prev_obs = frame
+        return observation
+
+    def _get_curr_obs_combined_no_goal(self) -> npt.NDArray[np.float64]:
+        """Hand, gripper, then (position, quaternion) of each object."""
+        body, frame = self.data.body, np.zeros(_FRAME)
+        frame[:3] = body("hand").xpos
+        apart = body("rightclaw").xpos - body("leftclaw").xpos
+        frame[3] = min(max(np.sqrt(apart.dot(apart)) / 0.1, 0.0), 1.0)
+        positions, quaternions = self._get_pos_objects(), self._get_quat_objects()
+        frame[4:7], frame[7:11] = positions[:3], quaternions[:4]
+        if len(positions) > 3:
+            frame[11:14], frame[14:18] = positions[3:], quaternions[4:]
+        return frame
+
+    def _reset_hand(self, steps: int = 50) -> None:
+        key = hand_key(self.model, self.data, np.asarray(self.hand_init_pos), steps)
+        snapshot = self._hand_cache.find(key)
+        if snapshot is None:
+            super()._reset_hand(steps)
+            self._hand_cache.keep(key, Snapshot.take(self.model, self.data))
+        else:
+            snapshot.restore(self.model, self.data)
+            super()._reset_hand(0)  # what it does besides stepping
+
+    def touching_object(self, object_geom_id: int) -> bool:
+        """As the official one, reading all contacts at once instead of one object per contact."""
+        contact = self.data.contact
+        geoms = contact.geom.tolist()  # [contacts, 2]
+        touching = [index for index, pair in enumerate(geoms) if object_geom_id in pair]
+        if not touching:
+            return False
+        forces, addresses = self.data.efc_force, contact.efc_address
+        for pad in ("leftpad_geom", "rightpad_geom"):
+            pad_id = self.data.geom(pad).id
+            if not sum(forces[addresses[index]] for index in touching if pad_id in geoms[index]) > 0:
+                return False
+        return True
+
+
+@cache
+def _compiled_model(path: str) -> Any:
+    """Compiled once and copied for each simulator: compiling takes ten times as long as copying."""
+    return mujoco.MjModel.from_xml_path(path)
