@@ -5,14 +5,15 @@ code over a dictionary with the lean stand-ins leaves its rewards untouched and 
 """
 
 import inspect
+import sys
 from types import FunctionType
 from typing import Any
 
 import numpy as np
-from metaworld.sawyer_xyz_env import SawyerXYZEnv
 from metaworld.utils import reward_utils
 from scipy.spatial.transform import Rotation
 
+from htrmrl_torchrl.envs.fast.caging import gripper_caging_reward
 from htrmrl_torchrl.envs.fast.hand import HandCache
 from htrmrl_torchrl.envs.fast.lean import LeanRotation, lean_numpy, lean_rewards, lean_tolerance
 
@@ -22,33 +23,31 @@ _STAND_INS = {
     id(reward_utils.tolerance): lean_tolerance,
     id(Rotation): LeanRotation,
 }
-_BASE_METHODS = ("_gripper_caging_reward",)  # of SawyerXYZEnv; what else a step needs of it is in simulator.py
 
 
 def fast_class(official: Any, mixin: Any) -> Any:
     """A subclass of one of Meta-World's classes whose methods are rebuilt; other methods come from ``mixin``."""
-    rebuilt = type(official.__name__, (mixin, official), {"_hand_cache": HandCache()})
+    shared = {"_hand_cache": HandCache(), "_gripper_caging_reward": gripper_caging_reward}
+    rebuilt = type(official.__name__, (mixin, official), shared)
     scope = _lean_globals(official, rebuilt)
-    for owner, names in ((SawyerXYZEnv, _BASE_METHODS), (official, tuple(vars(official)))):
-        for name in names:
-            member = vars(owner)[name]
-            if name != "__init__" and (twin := _rebuild(member, scope, owner)) is not None:
-                setattr(rebuilt, name, twin)
+    for name, member in vars(official).items():
+        if name != "__init__" and (twin := _rebuild(member, scope)) is not None:
+            setattr(rebuilt, name, twin)
     return rebuilt
 
 
 def _lean_globals(official: type, rebuilt: type) -> dict[str, Any]:
     """What the rebuilt methods look up; a class that calls its own static methods by name finds the rebuilt class."""
-    scopes = {**inspect.getmodule(SawyerXYZEnv).__dict__, **inspect.getmodule(official).__dict__}
-    return {name: rebuilt if value is official else _STAND_INS.get(id(value), value) for name, value in scopes.items()}
+    scope = vars(sys.modules[official.__module__])
+    return {name: rebuilt if value is official else _STAND_INS.get(id(value), value) for name, value in scope.items()}
 
 
-def _rebuild(member: Any, scope: dict[str, Any], owner: type) -> Any:
+def _rebuild(member: Any, scope: dict[str, Any]) -> Any:
     """``member`` of a class body over other globals; None for what holds no function."""
     if isinstance(member, staticmethod):
-        return staticmethod(_rebuild(member.__func__, scope, owner))
+        return staticmethod(_rebuild(member.__func__, scope))
     if isinstance(member, property):
-        return property(_rebuild(member.fget, scope, owner))
+        return property(_rebuild(member.fget, scope))
     if not isinstance(member, FunctionType):
         return None
     checked = inspect.getclosurevars(member).nonlocals.get("func")

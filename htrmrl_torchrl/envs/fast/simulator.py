@@ -4,6 +4,7 @@ A :func:`fast_simulator` is an instance of a *subclass* of the official class; n
 """
 
 import copy
+import math
 from functools import cache
 from typing import Any
 
@@ -17,6 +18,8 @@ from htrmrl_torchrl.envs.fast.hand import HandCache, Snapshot, hand_key
 from htrmrl_torchrl.envs.fast.rebuild import fast_class
 from htrmrl_torchrl.envs.fast.views import NamedData
 
+_ONES = np.ones(3, dtype=np.float32)
+_DOWNWARDS = np.array([1.0, 0.0, 1.0, 0.0])  # the hand's orientation
 _FRAME = 18  # numbers of one frame; an observation is this frame, the one before, and the goal
 
 
@@ -34,12 +37,14 @@ class FastSawyer(SawyerXYZEnv):
     """What is overridden of ``SawyerXYZEnv``, in front of a task's own class."""
 
     _hand_cache: HandCache  # of the class, so that all simulators of a task share what each has computed
+    _stepped_to: tuple[bytes, bytes] | None = None  # the state that the last step ended in; none since a reset
 
     def _initialize_simulation(self) -> tuple[Any, Any]:
         model = copy.copy(_compiled_model(self.fullpath))
         model.vis.global_.offwidth = max(model.vis.global_.offwidth, self.width)
         model.vis.global_.offheight = max(model.vis.global_.offheight, self.height)
         data = NamedData(model)
+        self._qpos, self._qvel = data.qpos, data.qvel
         self._ctrl, self._mocap_pos, self._mocap_quat = data.ctrl, data.mocap_pos[0], data.mocap_quat[0]
         return model, data
 
@@ -54,7 +59,7 @@ class FastSawyer(SawyerXYZEnv):
         The first pass starts from the cleared state, too. What outlives it (the model's arrays and attributes) follows
         from the goal alone, and it would otherwise start wherever the last episode ended and never be found.
         """
-        self.curr_path_length = 0
+        self.curr_path_length, self._stepped_to = 0, None
         mujoco.mj_resetData(self.model, self.data)
         self.reset_model()
         mujoco.mj_resetData(self.model, self.data)
@@ -82,12 +87,22 @@ class FastSawyer(SawyerXYZEnv):
         Left out: ``mj_rnePostConstraint``, whose forces nothing reads, and moving the target sites, which
         ``mj_forward`` computes again.
         """
-        offset = np.minimum(np.maximum(action[:3], -1), 1) * self.action_scale
-        np.minimum(np.maximum(self._mocap_pos + offset, self.mocap_low), self.mocap_high, out=self._mocap_pos)
-        self._mocap_quat[:] = (1, 0, 1, 0)
-        self._ctrl[0], self._ctrl[1] = action[-1], -action[-1]
-        mujoco.mj_step(self.model, self.data, nstep=self.frame_skip)
-        mujoco.mj_forward(self.model, self.data)
+        offset = np.minimum(np.maximum(action[:3], -_ONES), _ONES) * self.action_scale
+        moved = np.maximum(self._mocap_pos + offset, self.mocap_low)
+        np.minimum(moved, self.mocap_high, out=self._mocap_pos)
+        self._mocap_quat[:] = _DOWNWARDS
+        grip = action[-1]
+        self._ctrl[0], self._ctrl[1] = grip, -grip
+        model, data, steps = self.model, self.data, self.frame_skip
+        if self._stepped_to == self._state():
+            _first_step(model, data)
+            steps -= 1
+        mujoco.mj_step(model, data, nstep=steps)
+        mujoco.mj_forward(model, data)
+        self._stepped_to = self._state()
+
+    def _state(self) -> tuple[bytes, bytes]:
+        return self._qpos.tobytes(), self._qvel.tobytes()
 
     def _get_obs(self) -> npt.NDArray[np.float64]:
         observation = np.zeros(2 * _FRAME + 3)
@@ -104,7 +119,7 @@ class FastSawyer(SawyerXYZEnv):
         body, frame = self.data.body, np.zeros(_FRAME)
         frame[:3] = body("hand").xpos
         apart = body("rightclaw").xpos - body("leftclaw").xpos
-        frame[3] = min(max(np.sqrt(apart.dot(apart)) / 0.1, 0.0), 1.0)
+        frame[3] = min(max(math.sqrt(apart.dot(apart)) / 0.1, 0.0), 1.0)
         positions, quaternions = self._get_pos_objects(), self._get_quat_objects()
         frame[4:7], frame[7:11] = positions[:3], quaternions[:4]
         if len(positions) > 3:
@@ -134,6 +149,19 @@ class FastSawyer(SawyerXYZEnv):
             if not sum(forces[addresses[index]] for index in touching if pad_id in geoms[index]) > 0:
                 return False
         return True
+
+
+def _first_step(model: Any, data: Any) -> None:
+    """``mj_step`` where ``mj_forward`` has just been called for this state and only mocap and control have changed.
+
+    What they can't change is left as it is: centres of mass, inertias, contacts (the mocap body's geom collides with
+    nothing), gravity and friction. What depends on them is computed in the order of MuJoCo's own ``mj_step``.
+    """
+    mujoco.mj_kinematics(model, data)
+    mujoco.mj_makeConstraint(model, data)
+    mujoco.mj_projectConstraint(model, data)
+    mujoco.mj_referenceConstraint(model, data)
+    mujoco.mj_step2(model, data)
 
 
 @cache
