@@ -7,7 +7,6 @@ what was a ``numpy.float64`` stays one.
 """
 
 import math
-from functools import lru_cache
 from types import SimpleNamespace
 from typing import Any
 
@@ -96,7 +95,8 @@ def _tolerance(
     value_at_margin: float = 0.1,
 ) -> Any:
     """``reward_utils.tolerance`` for one number and the two sigmoids that Meta-World's rewards use."""
-    if (type(x) is not float and type(x) is not np.float64) or sigmoid not in _SCALES or not margin > 0:
+    plain = (type(x) is float or type(x) is np.float64) and sigmoid in _SCALES and value_at_margin == 0.1
+    if not plain or not margin > 0:
         return official_rewards.tolerance(x, bounds, margin, sigmoid, value_at_margin)
     lower, upper = bounds
     if lower > upper:
@@ -104,24 +104,14 @@ def _tolerance(
     x = float(x)
     if lower <= x <= upper:
         return 1.0
-    distance = float((lower - x if x < lower else x - upper) / float(margin))
-    scaled = distance * _SCALES[sigmoid](value_at_margin)
+    scaled = float(lower - x if x < lower else x - upper) / float(margin) * _SCALES[sigmoid]
     if sigmoid == "long_tail":
         return 1 / (scaled**2 + 1)
     return np.exp(-0.5 * scaled**2).item()
 
 
-@lru_cache
-def _long_tail_scale(value_at_margin: float) -> float:
-    return float(np.sqrt(1 / value_at_margin - 1))
-
-
-@lru_cache
-def _gaussian_scale(value_at_margin: float) -> float:
-    return float(np.sqrt(-2 * np.log(value_at_margin)))
-
-
-_SCALES = {"long_tail": _long_tail_scale, "gaussian": _gaussian_scale}
+# Factors of the distance, in margins, where a sigmoid is 0.1 at one margin, as it is in all of Meta-World's rewards.
+_SCALES = {"long_tail": np.sqrt(1 / 0.1 - 1).item(), "gaussian": np.sqrt(-2 * np.log(0.1)).item()}
 
 lean_numpy = _LeanNumpy()
 lean_rewards = SimpleNamespace(**{**vars(official_rewards), "tolerance": _tolerance})

@@ -39,12 +39,19 @@ class FastSawyer(SawyerXYZEnv):
     _hand_cache: HandCache  # of the class, so that all simulators of a task share what each has computed
     _stepped_to: tuple[bytes, bytes] | None = None  # the state that the last step ended in; none since a reset
 
+    @property
+    def tcp_center(self) -> npt.NDArray[np.float64]:
+        """Between the fingertips; rewards ask for it several times a step."""
+        right, left = self._fingertips
+        return (right + left) / 2.0  # type: ignore[no-any-return]
+
     def _initialize_simulation(self) -> tuple[Any, Any]:
         model = copy.copy(_compiled_model(self.fullpath))
         model.vis.global_.offwidth = max(model.vis.global_.offwidth, self.width)
         model.vis.global_.offheight = max(model.vis.global_.offheight, self.height)
         data = NamedData(model)
-        self._qpos, self._qvel = data.qpos, data.qvel
+        self._qpos, self._qvel = data.qpos, data.qvel  # live views, as are those below
+        self._fingertips = tuple(data.site(name).xpos for name in ("rightEndEffector", "leftEndEffector"))
         self._ctrl, self._mocap_pos, self._mocap_quat = data.ctrl, data.mocap_pos[0], data.mocap_quat[0]
         return model, data
 

@@ -42,6 +42,12 @@ def test_tolerance(sigmoid):
                 assert_same(lean_rewards.tolerance(number, **arguments), reward_utils.tolerance(number, **arguments))
 
 
+@pytest.mark.parametrize("value_at_margin", [0.1, 0.3])
+def test_tolerance_takes_its_arguments_by_position_too(value_at_margin):
+    arguments = (0.7, (0.0, 0.2), 0.4, "long_tail", value_at_margin)
+    assert_same(lean_rewards.tolerance(*arguments), reward_utils.tolerance(*arguments))
+
+
 @pytest.mark.parametrize("arguments", [{"margin": -1.0}, {"bounds": (1.0, 0.0), "margin": 1.0}, {"sigmoid": "no"}])
 def test_tolerance_refuses_what_the_original_refuses(arguments):
     for tolerance in (reward_utils.tolerance, lean_rewards.tolerance):
