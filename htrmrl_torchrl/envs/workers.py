@@ -46,7 +46,7 @@ class WorkerLanes:
 
     Raises:
         ValueError: if ``num_workers`` is not from 1 to ``num_lanes``.
-        RuntimeError: from the call during which a worker raises (with its traceback) or dies (with its exit code); all are
+        RuntimeError: from the call in which a worker raises (with its traceback) or dies (with its exit code); all are
             then closed.
     """
 

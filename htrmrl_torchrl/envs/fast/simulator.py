@@ -52,6 +52,7 @@ class FastSawyer(SawyerXYZEnv):
         data = NamedData(model)
         self._qpos, self._qvel = data.qpos, data.qvel  # live views, as are those below
         self._fingertips = tuple(data.site(name).xpos for name in ("rightEndEffector", "leftEndEffector"))
+        self._hand_and_claws = tuple(data.body(name).xpos for name in ("hand", "rightclaw", "leftclaw"))
         self._ctrl, self._mocap_pos, self._mocap_quat = data.ctrl, data.mocap_pos[0], data.mocap_quat[0]
         return model, data
 
@@ -63,8 +64,9 @@ class FastSawyer(SawyerXYZEnv):
     def reset(self, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
         """As the official one, which sets the model twice: its first pass moves bodies that the second one meets.
 
-        The first pass starts from the cleared state, too. What outlives it (the model's arrays and attributes) follows
-        from the goal alone, and it would otherwise start wherever the last episode ended and never be found.
+        The first pass starts from the cleared state, too; from wherever the last episode ended it would never be found
+        again. What outlives that pass follows from the goal alone, but for one thing that nothing reads: how high the
+        goal marker of push and push-back is drawn until the first step.
         """
         self.curr_path_length, self._stepped_to = 0, None
         mujoco.mj_resetData(self.model, self.data)
@@ -123,13 +125,15 @@ class FastSawyer(SawyerXYZEnv):
 
     def _get_curr_obs_combined_no_goal(self) -> npt.NDArray[np.float64]:
         """Hand, gripper, then (position, quaternion) of each object."""
-        body, frame = self.data.body, np.zeros(_FRAME)
-        frame[:3] = body("hand").xpos
-        apart = body("rightclaw").xpos - body("leftclaw").xpos
+        frame, (hand, right, left) = np.zeros(_FRAME), self._hand_and_claws
+        frame[:3] = hand
+        apart = right - left
         frame[3] = min(max(math.sqrt(apart.dot(apart)) / 0.1, 0.0), 1.0)
         positions, quaternions = self._get_pos_objects(), self._get_quat_objects()
-        frame[4:7], frame[7:11] = positions[:3], quaternions[:4]
-        if len(positions) > 3:
+        if len(positions) == 3:
+            frame[4:7], frame[7:11] = positions, quaternions
+        else:
+            frame[4:7], frame[7:11] = positions[:3], quaternions[:4]
             frame[11:14], frame[14:18] = positions[3:], quaternions[4:]
         return frame
 

@@ -16,6 +16,8 @@ VARIED_TASKS = ["pick-place-v3", "door-open-v3", "stick-pull-v3", "dial-turn-v3"
 STATE = ("qpos", "qvel", "act", "qacc_warmstart", "time", "ctrl", "mocap_pos", "mocap_quat")
 POSES = ("xpos", "xquat", "xmat", "xipos", "geom_xpos", "geom_xmat", "site_xmat")
 MODEL = ("body_pos", "body_quat", "geom_pos", "site_pos", "jnt_range", "eq_data")
+# Between reset and first step their goal marker still has the height of the first of the reset's two passes.
+LATE_MARKERS = ("push-v3", "push-back-v3")
 
 
 def drawn_goals(task, number):
@@ -46,7 +48,7 @@ class Pair:
         self.fast.set_task(task)
         expected, observation = self.official.reset()[0], self.fast.reset()[0]
         assert_same_bits(observation, expected)
-        self.assert_same_simulation(MODEL)
+        self.assert_same_simulation(MODEL if self.task in LATE_MARKERS else (*MODEL, "site_xpos"))
         return expected
 
     def step(self, action):
@@ -114,6 +116,18 @@ def test_the_comparison_notices_the_smallest_difference():
     pair.fast.data.qpos[0] = np.nextafter(pair.fast.data.qpos[0], 1.0)
     with pytest.raises(AssertionError):
         pair.assert_same_simulation(())
+
+
+def test_a_state_set_from_outside_is_met_as_it_is():
+    """The step reuses what the one before has computed for the same state, and only for the same."""
+    pair, still = Pair("push-v3"), np.zeros(4, dtype=np.float32)
+    pair.reset(drawn_goals("push-v3", 1)[0])
+    for _ in range(3):
+        pair.step(still)
+        for simulator in (pair.fast, pair.official):
+            simulator.data.qpos[9:11] += 0.03  # the object, pushed from one place to another
+            simulator.data.qvel[0] -= 0.1
+        pair.step(still)
 
 
 def test_meta_world_itself_does_not_change():
