@@ -1,6 +1,7 @@
 # Everything runs in .venv, which the first target that needs it creates:
 #   make quickstart    two minutes on the toy environment
 #   make ml10          meta-train on Meta-World ML10          make ml10 ARGS="seed=2 total_frames=1_000_000"
+#   make benchmark     how fast every stage is here  make benchmark ARGS="parts=[update]"
 #   make test          lint, types, tests                     make test ARGS="-k encoder"
 # Another interpreter: make PYTHON=python3.12 test
 PYTHON ?= python3
@@ -14,7 +15,7 @@ STAMP := .venv/.installed
 PYTEST := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 $(PY) -m pytest -n $(JOBS) --dist loadfile
 
 .DEFAULT_GOAL := help
-.PHONY: help venv quickstart ml10 lint types pytest test test-slow clean
+.PHONY: help venv quickstart ml10 benchmark lint types pytest test test-slow clean
 
 help:
 	@sed -n 's/^#   //p' Makefile
@@ -35,6 +36,9 @@ quickstart: $(STAMP)
 
 ml10: $(STAMP)
 	$(PY) recipes/ml10_ppo.py $(ARGS)
+
+benchmark: $(STAMP)
+	$(PY) recipes/benchmark.py $(ARGS)
 
 lint: $(STAMP)
 	$(PY) -m ruff check .

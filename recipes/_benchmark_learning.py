@@ -7,6 +7,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +26,15 @@ from recipes._benchmark_environment import interleaved, ratio
 from recipes._cli import CONFIG_DIR
 
 HORIZON, MINIBATCH, SEGMENT = 100, 4_000, 50  # of ML10's defaults all but the horizon
-SIZES = ({}, {"window": 3}, {"window": 10}, {"episodes": 2}, {"episodes": 20}, {"d_model": 32}, {"d_model": 128})
+SIZES: tuple[dict[str, int], ...] = (
+    {},
+    {"window": 3},
+    {"window": 10},
+    {"episodes": 2},
+    {"episodes": 20},
+    {"d_model": 32},
+    {"d_model": 128},
+)
 
 
 def _networks(**sizes: int) -> Networks:
@@ -61,7 +70,7 @@ def collection(config: DictConfig) -> list[dict[str, Any]]:
 
     for name in cases:
         measure(name)  # simulators are built at the first use
-    measured = interleaved({name: lambda name=name: measure(name) for name in cases}, rounds=config.rounds)
+    measured = interleaved({name: partial(measure, name) for name in cases}, rounds=config.rounds)
     for collector in collectors.values():
         collector.shutdown()
     official = list(cases)[-1]
@@ -180,11 +189,12 @@ def recipe(config: DictConfig) -> list[dict[str, Any]]:
 
 
 def _run_recipe(name: str, batch: int, overrides: list[str]) -> dict[str, Any]:
-    """Three iterations in a process of its own; the first builds the simulators and does not count."""
+    """A few iterations in a process of its own; all but the first (caches) and the last (evaluation) count."""
+    iterations = 4 if batch <= 100_000 else 3
     with tempfile.TemporaryDirectory() as folder:
         run_dir = Path(folder) / "run"
         script = str(CONFIG_DIR.parent / "recipes" / "ml10_ppo.py")
-        command = [sys.executable, script, f"run_dir={run_dir}", f"total_frames={3 * batch}", *overrides]
+        command = [sys.executable, script, f"run_dir={run_dir}", f"total_frames={iterations * batch}", *overrides]
         command += ["eval.goals_per_task=1", "eval.adaptation_episodes=0"]  # one short evaluation at the end
         start, peak = time.perf_counter(), 0.0
         process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
@@ -197,16 +207,17 @@ def _run_recipe(name: str, batch: int, overrides: list[str]) -> dict[str, Any]:
             raise RuntimeError(f"{' '.join(command)} ended with exit code {process.returncode}.")
         seconds = time.perf_counter() - start
         with (run_dir / "metrics.csv").open(newline="") as file:
-            times = [(int(r["frames"]), r["metric"], float(r["value"])) for r in csv.DictReader(file)]
+            times = [(row["metric"], float(row["value"])) for row in csv.DictReader(file)]
     stage = {
-        kind: [v for _, metric, v in times if metric == f"time/{kind}"] for kind in ("collect", "update", "evaluate")
+        kind: [value for metric, value in times if metric == f"time/{kind}"]
+        for kind in ("collect", "update", "evaluate", "frames_per_second")
     }
-    speeds = [batch / (collect + up) for collect, up in zip(stage["collect"][1:], stage["update"][1:], strict=True)]
+    speeds = stage.pop("frames_per_second")[1:-1]
     return {
         "recipe": name,
         "frames/s": statistics.median(speeds),
-        "collect s": statistics.median(stage["collect"][1:]),
-        "update s": statistics.median(stage["update"][1:]),
+        "collect s": statistics.median(stage["collect"][1:-1]),
+        "update s": statistics.median(stage["update"][1:-1]),
         "start-up s": seconds - sum(map(sum, stage.values())),
         "peak GiB": peak,
         "command": ["python", "recipes/ml10_ppo.py", *overrides],

@@ -21,6 +21,7 @@ def environment(config: DictConfig, *, split: str, num_envs: int, **changes: Any
         "seed": config.seed,
         "benchmark_seed": config.env.benchmark_seed,
         "num_workers": min(config.env.num_workers, num_envs),
+        "backend": config.env.backend,
     }
     if is_dotted_path(config.env.name):
         settings = {name: settings[name] for name in ("episodes_per_trial", "seed")}

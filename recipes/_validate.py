@@ -51,6 +51,7 @@ RULES: dict[str, Rule] = {
     "env.name": NOT_EMPTY,
     "env.num_envs": at_least(1),
     "env.num_workers": at_least(0),
+    "env.backend": one_of("fast", "official"),
     "env.episodes_per_trial": at_least(1),
     "env.horizon": at_least(1),
     "env.reward_scale": POSITIVE,

@@ -31,6 +31,7 @@ def make_env(
     seed: int = 0,
     benchmark_seed: int = 0,
     num_workers: int = 0,
+    backend: str = "fast",
     pairs: Sequence[tuple[int, int]] | None = None,
     **factory_kwargs: Any,
 ) -> EnvBase:
@@ -51,6 +52,7 @@ def make_env(
         seed: seeds the deck; the same seed gives the same trajectories whatever ``num_workers`` is.
         benchmark_seed: decides the 50 goals per task, as in ``metaworld.ML10(seed=...)``.
         num_workers: worker processes the simulators are spread over; 0 keeps them in this process.
+        backend: ``fast``, or ``official`` for Meta-World's own code, with the same trajectories. Not for factories.
         pairs: (task index, goal index) pairs that the lanes play in this order instead of the deck, at least one for
             each lane: lane ``i`` plays ``pairs[i]``, ``pairs[i + num_envs]``, ... For evaluation.
 
@@ -64,9 +66,11 @@ def make_env(
     """
     check_positive(num_envs=num_envs, episodes_per_trial=episodes_per_trial)
     benchmarks.check_split(split)
+    metaworld.check_backend(backend)
     if is_dotted_path(name):
-        given = {"horizon": horizon, "pairs": pairs, "num_workers": num_workers or None}
-        _refuse(name, [argument for argument, value in given.items() if value is not None])
+        given = {"horizon": horizon is not None, "pairs": pairs is not None, "num_workers": num_workers != 0}
+        given["backend"] = backend != metaworld.BACKENDS[0]
+        _refuse(name, [argument for argument, was_given in given.items() if was_given])
         foreign = _load_factory(name)(split=split, num_envs=num_envs, seed=seed, **factory_kwargs)
         return wrap_foreign(foreign, name=name, num_envs=num_envs, episodes_per_trial=episodes_per_trial)
     _refuse(name, sorted(factory_kwargs))
@@ -81,7 +85,7 @@ def make_env(
         )
     else:
         deck = FixedGrid(_check_pairs(pairs, num_envs, len(tasks), benchmarks.num_goals(name)), num_lanes=num_envs)
-    lanes = _make_lanes(name, split, tasks, num_envs, horizon, benchmark_seed, num_workers)
+    lanes = _make_lanes(name, split, tasks, num_envs, horizon, benchmark_seed, num_workers, backend)
     return TrialEnv(lanes, deck, episodes_per_trial=episodes_per_trial, horizon=horizon)
 
 
@@ -136,17 +140,22 @@ def _load_factory(path: str) -> Callable[..., EnvBase]:
 
 
 def _make_lanes(
-    name: str, split: str, tasks: list[str], num_envs: int, horizon: int, benchmark_seed: int, num_workers: int
+    name: str,
+    split: str,
+    tasks: list[str],
+    num_envs: int,
+    horizon: int,
+    benchmark_seed: int,
+    num_workers: int,
+    backend: str,
 ) -> Lanes:
     builder: Callable[[int], Lanes]
     kind: type[ToyLanes] | type[MetaWorldLanes]
     if name == "toy":
         builder, kind = partial(_build_toy, horizon), ToyLanes
     else:
-        builder, kind = (
-            partial(_build_metaworld, tasks, benchmarks.draw_goals(name, split, benchmark_seed)),
-            MetaWorldLanes,
-        )
+        goals = benchmarks.draw_goals(name, split, benchmark_seed)
+        builder, kind = partial(metaworld.build_lanes, tasks, goals, backend), MetaWorldLanes
     if num_workers == 0:
         return builder(num_envs)
     return WorkerLanes(
@@ -161,10 +170,6 @@ def _make_lanes(
 
 def _build_toy(horizon: int, num_lanes: int) -> Lanes:
     return ToyLanes(num_lanes=num_lanes, horizon=horizon)
-
-
-def _build_metaworld(tasks: list[str], goals: benchmarks.GoalList, num_lanes: int) -> Lanes:
-    return MetaWorldLanes(tasks, goals, num_lanes=num_lanes)
 
 
 def _refuse(name: str, arguments: list[str]) -> None:

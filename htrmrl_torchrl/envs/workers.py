@@ -1,20 +1,21 @@
 """Lanes spread over worker processes.
 
 The main process keeps everything that is decided (deck, random streams, trial bookkeeping) and only sends actions;
-workers hold simulators. So trajectories don't depend on the number of workers. Arrays travel through shared memory,
-one-word commands through pipes.
+workers hold simulators. So trajectories don't depend on the number of workers. Arrays travel through shared memory;
+through pipes go an empty message for "step" and one for "done", so that nothing is pickled at a step.
 
     lanes   0 1 2 3 4 5 6        num_lanes = 7, num_workers = 2
     worker  0 0 0 0 1 1 1
 """
 
 import os
+import pickle
 import signal
 import traceback
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from multiprocessing import get_context
-from multiprocessing.connection import Connection, wait
+from multiprocessing.connection import Connection
 from multiprocessing.sharedctypes import RawArray
 from typing import Any, NoReturn
 
@@ -26,6 +27,7 @@ from htrmrl_torchrl.envs.lanes import BoolArray, FloatArray, IntArray, Lanes, Pi
 LaneBuilder = Callable[[int], Lanes]  # number of lanes -> lanes; pickled into the worker
 _THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
 _JOIN_SECONDS = 5.0
+_STEP = _DONE = b""  # any other message to a worker is a pickled reset, any other from a worker is its traceback
 
 
 class WorkerLanes:
@@ -44,7 +46,8 @@ class WorkerLanes:
 
     Raises:
         ValueError: if ``num_workers`` is not from 1 to ``num_lanes``.
-        RuntimeError: as soon as a worker raises (with its traceback) or dies (with its exit code); all are then closed.
+        RuntimeError: from the call in which a worker raises (with its traceback) or dies (with its exit code); all are
+            then closed.
     """
 
     def __init__(
@@ -88,7 +91,7 @@ class WorkerLanes:
         for worker, block in enumerate(self._blocks):
             mine = (lanes >= block[0]) & (lanes <= block[-1])
             if mine.any():
-                self._send(worker, ("reset", lanes[mine] - block[0], tasks[mine], goals[mine]))
+                self._send(worker, pickle.dumps((lanes[mine] - block[0], tasks[mine], goals[mine])))
                 addressed.append(worker)
         self._receive(addressed)
         return self._arrays["observation"][lanes]
@@ -97,7 +100,7 @@ class WorkerLanes:
         """Step all lanes with ``actions`` [N, a]."""
         self._arrays["action"][:] = actions
         for worker in range(len(self._blocks)):
-            self._send(worker, ("step",))
+            self._send(worker, _STEP)
         self._receive(range(len(self._blocks)))
         arrays = self._arrays
         return arrays["observation"].copy(), arrays["reward"].copy(), arrays["success"].astype(np.bool_)
@@ -121,25 +124,22 @@ class WorkerLanes:
                 process.join()
         self._connections, self.processes = [], []
 
-    def _send(self, worker: int, message: tuple[Any, ...]) -> None:
+    def _send(self, worker: int, message: bytes) -> None:
         if not self._connections:
             raise RuntimeError("The environment workers are closed; build the environment again.")
         try:
-            self._connections[worker].send(message)
+            self._connections[worker].send_bytes(message)
         except (BrokenPipeError, ConnectionResetError):
             self._fail(worker)
 
     def _receive(self, workers: Iterable[int]) -> None:
-        waiting = {self._connections[worker]: worker for worker in workers}
-        while waiting:
-            for connection in [c for c in wait(list(waiting)) if isinstance(c, Connection)]:
-                worker = waiting.pop(connection)
-                try:
-                    error = connection.recv()
-                except (EOFError, ConnectionResetError):  # what a death leaves
-                    self._fail(worker)
-                if error is not None:
-                    self._fail(worker, error)
+        for worker in workers:
+            try:
+                answer = self._connections[worker].recv_bytes()
+            except (EOFError, ConnectionResetError):  # what a death leaves
+                self._fail(worker)
+            if answer != _DONE:
+                self._fail(worker, answer.decode())
 
     def _fail(self, worker: int, error: str | None = None) -> NoReturn:
         process, block = self.processes[worker], self._blocks[worker]
@@ -156,24 +156,25 @@ class WorkerLanes:
 def _work(
     connection: Connection, builder: LaneBuilder, buffers: dict[str, Any], num_lanes: int, first: int, count: int
 ) -> None:
-    """What a worker does: obey until the main process hangs up; answer None, or the traceback of what went wrong."""
+    """What a worker does: obey until the main process hangs up; tell when done, or the traceback of what went wrong."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     arrays = {name: array[first : first + count] for name, array in _as_arrays(buffers, num_lanes).items()}
     try:
         lanes = builder(count)
-        connection.send(None)
+        connection.send_bytes(_DONE)
         while True:
-            command, *arguments = connection.recv()
-            if command == "reset":
-                arrays["observation"][arguments[0]] = lanes.reset(*arguments)
-            else:
+            message = connection.recv_bytes()
+            if message == _STEP:
                 arrays["observation"][:], arrays["reward"][:], arrays["success"][:] = lanes.step(arrays["action"])
-            connection.send(None)
+            else:
+                addressed, tasks, goals = pickle.loads(message)
+                arrays["observation"][addressed] = lanes.reset(addressed, tasks, goals)
+            connection.send_bytes(_DONE)
     except (EOFError, BrokenPipeError, ConnectionResetError):
         return  # closed, or the main process is gone
     except Exception:
         with suppress(BrokenPipeError, ConnectionResetError):  # nobody is left to tell
-            connection.send(traceback.format_exc())
+            connection.send_bytes(traceback.format_exc().encode())
 
 
 def _as_arrays(buffers: dict[str, Any], num_lanes: int) -> dict[str, npt.NDArray[Any]]:

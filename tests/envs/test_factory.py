@@ -101,6 +101,7 @@ def test_names_are_checked(foreign):
         ({"horizon": 501}, "at most 500.* 501"),
         ({"num_workers": -1}, "num_workers .*-1"),
         ({"num_workers": 21}, r"num_envs \(20\), received 21"),
+        ({"backend": "warp"}, "backend must be one of fast, official, received 'warp'"),
         ({"seed": -1}, "seed .*-1"),
         ({"benchmark_seed": -1}, "benchmark_seed .*-1"),
         ({"pairs": [(0, 0)]}, "received 1 for num_envs=20"),

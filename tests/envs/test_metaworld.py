@@ -122,6 +122,32 @@ def test_a_whole_episode_of_500_steps_can_be_followed_by_another():
     env.close()
 
 
+@pytest.mark.parametrize("num_workers", [0, pytest.param(2, marks=pytest.mark.slow)])
+def test_both_backends_give_the_same_trajectories(num_workers):
+    """Through ``make_env``, over resets, trials and changes of task."""
+    rows = []
+    for backend in ("fast", "official"):
+        settings = {"num_envs": 3, "episodes_per_trial": 2, "horizon": 12, "seed": 1, "num_workers": num_workers}
+        env = make_env("custom:[reach,push,hammer]/[sweep]", backend=backend, **settings)
+        torch.manual_seed(0)
+        rows.append(env.rollout(60, break_when_any_done=False))
+        env.close()
+    assert rows[0]["task"].unique().tolist() == [0, 1, 2] and rows[0]["next", "reward"].unique().numel() > 100
+    for key in rows[0].keys(True, True):
+        assert torch.equal(rows[0][key], rows[1][key]), key
+
+
+def test_the_official_backend_steps_meta_worlds_own_classes():
+    goals = [some_goals("reach-v3", 1)]
+    for backend in ("fast", "official"):
+        lanes = MetaWorldLanes(["reach-v3"], goals, num_lanes=1, backend=backend)
+        lanes.reset(np.array([0]), np.array([0]), np.array([0]))
+        assert (type(lanes._simulators[0]) is ALL_V3_ENVIRONMENTS["reach-v3"]) == (backend == "official")
+        lanes.close()
+    with pytest.raises(ValueError, match="one of fast, official, received 'quick'"):
+        MetaWorldLanes(["reach-v3"], goals, num_lanes=1, backend="quick")
+
+
 def test_specs_of_ml1_are_exact():
     env = make_env("ML1:reach", num_envs=2, episodes_per_trial=2, horizon=10)
     check_env_specs(env)

@@ -68,6 +68,7 @@ WRONG: dict[str, tuple[list[str], list[str]]] = {
     "benchmark": (["env.name=ML11"], ["ML11", "ML10"]),
     "factory": (["env.name=no_such_module:make"], ["no_such_module"]),
     "workers of a factory": (["env.name=math:floor"], ["env.num_workers is 2", "must be 0"]),
+    "backend": (["env.backend=warp"], ["env.backend is 'warp'", "fast or official"]),
     "long episodes": (["env.horizon=501"], ["env.horizon is 501", "at most 500"]),
     "too many goals": (["eval.goals_per_task=51"], ["eval.goals_per_task is 51", "at most 50"]),
     "benchmark seed": (["env.benchmark_seed=9999999999999"], ["benchmark_seed", "9999999999999"]),

@@ -1,0 +1,58 @@
+"""MuJoCo data whose named accessors are looked up once.
+
+``data.body("hand").xpos`` searches the name, builds an accessor and then a view of MuJoCo's memory. Both stay valid as
+long as the data lives, and Meta-World asks for the same few names at every step.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import mujoco
+
+
+class NamedData(mujoco.MjData):
+    """``mujoco.MjData`` for which ``body``, ``geom``, ``site`` and ``joint`` remember what they answered.
+
+    Example:
+        >>> xml = '<mujoco><worldbody><body name="a" pos="1 2 3"/></worldbody></mujoco>'
+        >>> model = mujoco.MjModel.from_xml_string(xml)
+        >>> data = NamedData(model)
+        >>> mujoco.mj_forward(model, data)
+        >>> data.body("a").xpos.tolist()
+        [1.0, 2.0, 3.0]
+        >>> data.body("a") is data.body("a")
+        True
+    """
+
+    def __init__(self, model: mujoco.MjModel) -> None:
+        super().__init__(model)
+        for kind in ("body", "geom", "site", "joint"):
+            # A bound method of the table itself hides the slow one of the class: no Python frame per look-up.
+            setattr(self, kind, _Table(getattr(super(), kind)).__getitem__)
+
+
+class _Table(dict[str, "_Live"]):
+    """Accessors by name, filled on demand."""
+
+    def __init__(self, look_up: Callable[[str], Any]) -> None:
+        super().__init__()
+        self._look_up = look_up
+
+    def __missing__(self, name: str) -> "_Live":
+        self[name] = accessor = _Live(self._look_up(name))
+        return accessor
+
+
+class _Live:
+    """One accessor; each attribute is fetched once and is then a live view, and setting it writes into that view."""
+
+    def __init__(self, accessor: Any) -> None:
+        self.__dict__["_accessor"] = accessor
+
+    def __getattr__(self, name: str) -> Any:
+        value = getattr(self._accessor, name)
+        self.__dict__[name] = value
+        return value
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        getattr(self, name)[:] = value
