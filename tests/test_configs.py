@@ -5,12 +5,13 @@ from pathlib import Path
 
 import pytest
 
-from recipes import _validate, evaluate
+from recipes import _validate, benchmark, evaluate
 from recipes._cli import CONFIG_DIR, Check, UserError, load_config
 from recipes._validate import Rule, flatten, frames_per_batch
 
 FILES = sorted(CONFIG_DIR.rglob("*.yaml"))
-TRAINING = [path for path in FILES if path.stem != "evaluate"]
+OTHERS = {"benchmark": benchmark, "evaluate": evaluate}  # have rules and a check of their own
+TRAINING = [path for path in FILES if path.stem not in OTHERS]
 KEY = re.compile(r"^( *)([A-Za-z_]+):")
 
 
@@ -36,7 +37,12 @@ def test_every_training_file_composes_and_passes(path: Path) -> None:
     assert config.run_dir == f"runs/{name_of(path)}_seed1"
 
 
-def test_the_evaluation_file_composes_and_passes() -> None:
+@pytest.mark.parametrize("name", OTHERS)
+def test_every_other_file_composes_and_passes(name: str) -> None:
+    assert load_config(name, check=OTHERS[name].check)
+
+
+def test_the_shipped_evaluation_is_the_strict_one() -> None:
     config = load_config("evaluate", ["checkpoint=runs/x"], evaluate.check)
     assert (config.checkpoint, config.split, config.protocol) == ("runs/x", "test", "strict")
 
@@ -55,13 +61,19 @@ def test_the_comment_check_can_fail() -> None:
 
 
 def test_the_shipped_files_are_these() -> None:
-    assert [name_of(path) for path in FILES] == ["base", "evaluate", "ml10_ppo", "ml1_ppo", "ml45_ppo", "toy_ppo"]
+    training = ["base", "ml10_ppo", "ml1_ppo", "ml45_ppo", "toy_ppo"]
+    assert [name_of(path) for path in TRAINING] == training
+    assert [name_of(path) for path in FILES] == sorted([*OTHERS, *training])
 
 
 @pytest.mark.parametrize(
     "name,check,rules",
-    [("base", _validate.validate, _validate.RULES), ("evaluate", evaluate.check, evaluate.RULES)],
-    ids=["base", "evaluate"],
+    [
+        ("base", _validate.validate, _validate.RULES),
+        ("benchmark", benchmark.check, benchmark.RULES),
+        ("evaluate", evaluate.check, evaluate.RULES),
+    ],
+    ids=["base", "benchmark", "evaluate"],
 )
 def test_every_key_has_a_rule_and_every_rule_a_key(name: str, check: Check, rules: dict[str, Rule]) -> None:
     values = flatten(load_config(name, check=check))

@@ -41,21 +41,22 @@ class Attention(nn.Module):
 
     def forward(self, x: Tensor, mask: Tensor) -> Tensor:
         """All positions of ``x`` ``[W, L, D]`` under ``mask`` ``[W or 1, L, L]``."""
-        q, k, v = (self._heads(p(x)).transpose(1, 2) for p in (self.query, self.key, self.value))  # [W, H, L, D / H]
-        out = F.scaled_dot_product_attention(q, k, v, attn_mask=mask.unsqueeze(1))
-        return self.output(out.transpose(1, 2).flatten(2))
+        q, k, v = (self._heads(p(x)) for p in (self.query, self.key, self.value))  # [W, L, H, D / H]
+        # Many short sequences: on CPU twice as fast, forward and backward, as F.scaled_dot_product_attention.
+        logits = torch.einsum("wihd,wjhd->whij", q, k) / q.shape[-1] ** 0.5
+        weights = logits.masked_fill(~mask.unsqueeze(1), -torch.inf).softmax(-1)
+        return self.output(torch.einsum("whij,wjhd->wihd", weights, v).flatten(2))
 
     def weights(self, x: Tensor, keys: Tensor, mask: Tensor) -> Tensor:
-        """Attention weights ``[..., L, H]`` of one query ``x`` ``[..., 1, D]`` over ``keys`` ``[..., L, D]``."""
+        """Attention weights ``[W, H, L]`` of one query ``x`` ``[W, D]`` over ``keys`` ``[W, L, D]``, mask ``[W, L]``."""
         q, k = self._heads(self.query(x)), self._heads(keys)
-        logits = (q * k).sum(-1) / k.shape[-1] ** 0.5  # [..., L, H]
-        return logits.masked_fill(~mask.unsqueeze(-1), -torch.inf).softmax(-2)
+        logits = torch.einsum("whd,wlhd->whl", q, k) / q.shape[-1] ** 0.5
+        return logits.masked_fill(~mask.unsqueeze(1), -torch.inf).softmax(-1)
 
     def newest(self, x: Tensor, mask: Tensor) -> Tensor:
         """The last position's output ``[W, 1, D]`` alone; ``mask`` ``[W, L]`` says where it may look."""
-        weights = self.weights(x[:, -1:], self.key(x), mask)
-        out = (weights.unsqueeze(-1) * self._heads(self.value(x))).sum(-3)  # [W, H, D / H]
-        return self.output(out.flatten(-2)).unsqueeze(-2)
+        weights, v = self.weights(x[:, -1], self.key(x), mask), self._heads(self.value(x))
+        return self.output(torch.einsum("whl,wlhd->whd", weights, v).flatten(1)).unsqueeze(1)
 
     def extend(self, x: Tensor, keys: Tensor, values: Tensor, mask: Tensor) -> Tensor:
         """New positions that each look at a shared past and at themselves, not at each other.
@@ -68,10 +69,9 @@ class Attention(nn.Module):
         q, own_k, own_v = (self._heads(p(x)) for p in (self.query, self.key, self.value))  # [G, S, H, D / H]
         k, v = self._heads(keys), self._heads(values)  # [G, P, H, D / H]
         own = (q * own_k).sum(-1, keepdim=True)  # [G, S, H, 1]
-        past = (q.transpose(1, 2) @ k.permute(0, 2, 3, 1)).transpose(1, 2)  # [G, S, H, P]
-        logits = torch.cat([past.masked_fill(~mask[:, None, None, :], -torch.inf), own], -1) / q.shape[-1] ** 0.5
-        weights = logits.softmax(-1)
-        out = (weights[..., :-1].transpose(1, 2) @ v.transpose(1, 2)).transpose(1, 2) + weights[..., -1:] * own_v
+        past = torch.einsum("gshd,gphd->gshp", q, k).masked_fill(~mask[:, None, None, :], -torch.inf)
+        weights = (torch.cat([past, own], -1) / q.shape[-1] ** 0.5).softmax(-1)  # [G, S, H, P + 1]
+        out = torch.einsum("gshp,gphd->gshd", weights[..., :-1], v) + weights[..., -1:] * own_v
         return self.output(out.flatten(-2))
 
 
@@ -137,7 +137,7 @@ class TransformerLayer(nn.Module):
     def newest_weights(self, x: Tensor, mask: Tensor) -> Tensor:
         """Attention of the last position over all: ``[W, L, D]``, ``[W, L]`` -> ``[W, L, H]``."""
         x = self.norm_attention(x)
-        return self.attention.weights(x[:, -1:], self.attention.key(x), mask)
+        return self.attention.weights(x[:, -1], self.attention.key(x), mask).transpose(1, 2)
 
 
 class TransformerStack(nn.ModuleList):

@@ -144,7 +144,7 @@ def test_the_same_call_gives_the_same_result(strategy):
         parameter.data += 0.3 * torch.randn_like(parameter)
     policy, env = acting_policy(networks, seed=1), toy_grid()
     first = play_trials(policy, env, adaptation_episodes=K, seed=2)
-    play_trials(policy, toy_grid(K + 2, lanes=3), adaptation_episodes=K + 1, trials=4)
+    play_trials(policy, toy_grid(K + 2), adaptation_episodes=K + 1)
     assert (play_trials(policy, env, adaptation_episodes=K, seed=2) == first).all()
     assert (play_trials(acting_policy(networks, seed=1), toy_grid(), adaptation_episodes=K, seed=2) == first).all()
     assert not (play_trials(policy, env, adaptation_episodes=K, seed=3)["return"] == first["return"]).all()
