@@ -48,7 +48,7 @@ class Attention(nn.Module):
         return self.output(torch.einsum("whij,wjhd->wihd", weights, v).flatten(2))
 
     def weights(self, x: Tensor, keys: Tensor, mask: Tensor) -> Tensor:
-        """Attention weights ``[W, H, L]`` of one query ``x`` ``[W, D]`` over ``keys`` ``[W, L, D]``, mask ``[W, L]``."""
+        """Attention ``[W, H, L]`` of one query ``x`` ``[W, D]`` over ``keys`` ``[W, L, D]``, ``mask`` ``[W, L]``."""
         q, k = self._heads(self.query(x)), self._heads(keys)
         logits = torch.einsum("whd,wlhd->whl", q, k) / q.shape[-1] ** 0.5
         return logits.masked_fill(~mask.unsqueeze(1), -torch.inf).softmax(-1)
