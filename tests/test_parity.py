@@ -65,7 +65,8 @@ class Pipeline:
         self.loss = NormalizedClipPPOLoss(
             self.networks.actor, self.networks.critic, clip_epsilon=0.2, entropy_coeff=0.01, loss_critic_type="l2"
         )
-        self.optimizer = torch.optim.Adam(self.loss.parameters(), lr=0.01)
+        # Not so fast that a state-dependent std collapses: it is the unit that rounding errors are magnified by.
+        self.optimizer = torch.optim.Adam(self.loss.parameters(), lr=0.003)
         self.gae = TrialGAE(credit="trial", bootstrap=True, advantage_norm="batch")
         storage = EpisodicStorage(4 * frames, window=arguments["window"], episodes=arguments["episodes"])
         self.buffer = EpisodicReplayBuffer(storage=storage, batch_size=12, segment_frames=segment_frames)
