@@ -8,6 +8,7 @@ built, a fault is one sentence instead of a pruned traceback, and no working dir
 is set up behind the recipe's back. Sweeps are a loop in the shell.
 """
 
+import os
 import signal
 import sys
 from collections.abc import Callable, Sequence
@@ -20,6 +21,11 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from recipes._validate import UserError, check_keys, validate
+
+# Threads of torch that wait for each other spin, by default for milliseconds. Where cores are shared with workers or other
+# programs, the one that is waited for may not be running, and an update becomes many times slower. Read when torch is
+# imported, which is after this.
+os.environ.setdefault("GOMP_SPINCOUNT", "2000")
 
 Check = Callable[[DictConfig, DictConfig], None]
 CONFIG_DIR = Path(__file__).resolve().parents[1] / "configs"
@@ -110,6 +116,6 @@ def _help(main: Callable[[DictConfig], object], config_name: str) -> str:
     return (
         f"usage: python {sys.argv[0]} [--help] [--cfg] [key=value ...]\n\n"
         f"{(main.__doc__ or '').strip()}\n\n"
-        f"--cfg shows the resolved configuration and stops. Keys and defaults ({CONFIG_DIR}/base.yaml explains each):"
+        f"--cfg shows the resolved configuration and stops. Keys and defaults (the files in {CONFIG_DIR} explain each):"
         f"\n\n{defaults}"
     )

@@ -83,9 +83,12 @@ def run(config: DictConfig) -> None:
     except (ValueError, FileNotFoundError) as error:
         raise UserError(str(error)) from error
     folder = Path(config.out) if config.out else _run_folder(paths[0]) / "evaluations"
+    rules = report.protocol
+    episodes = f"{rules.goals_per_task}goals_{rules.adaptation_episodes}+{rules.evaluation_episodes}episodes"
     which = f"{report.runs[0]['frames']:012d}" if len(paths) == 1 else f"{len(paths)}runs"
     label = str(paths[0].name) if len(paths) == 1 else f"{len(paths)} runs"
-    stem = folder / f"{re.sub(r'[^A-Za-z0-9.-]+', '_', benchmark)}_{config.split}_{config.protocol}_{which}"
+    name = re.sub(r"[^A-Za-z0-9.-]+", "_", benchmark)
+    stem = folder / f"{name}_{config.split}_{rules.name}_{episodes}_seed{config.seed}_{which}"
     report.save(stem.with_name(f"{stem.name}.json"))
     plot_tasks({label: report}).savefig(stem.with_name(f"{stem.name}_by_task.png"), dpi=150)
     if report.success.shape[-1] > 1:
@@ -129,7 +132,7 @@ def _checkpoints(pattern: str | None) -> list[Path]:
     """The checkpoint files that the user means."""
     if pattern is None:
         raise UserError("checkpoint is missing: give a run folder or a checkpoint file, checkpoint=runs/ml10_ppo_seed1")
-    found = sorted(Path(path) for path in glob.glob(pattern))
+    found = [Path(pattern)] if Path(pattern).exists() else sorted(map(Path, glob.glob(pattern)))
     if not found:
         raise UserError(f"checkpoint is '{pattern}' but nothing is there")
     return [_of_run(path) if path.is_dir() else path for path in found]

@@ -36,7 +36,7 @@ def experts():
 def test_experts_solve_what_idling_does_not(experts):
     for task, (name, goals) in enumerate(zip(experts.names, draw_goals("ML10", "test", 0), strict=True)):
         for goal in range(2):
-            assert step_of_success(name, goals[goal], HORIZON - DELAY, idle=False) > 0, (task, goal)
+            assert step_of_success(name, goals[goal], HORIZON - DELAY * goal, idle=False) > 0, (task, goal)
             assert step_of_success(name, goals[goal], HORIZON, idle=True) == 0
 
 

@@ -71,15 +71,12 @@ def test_rollout_and_update_agree_in_every_iteration(toy_run):
 
 def test_evaluations_count_every_goal_once(toy_run):
     reports = [json.loads(path.read_text()) for path in sorted((toy_run / "evaluations").glob("val_*.json"))]
-    assert [report["frames"] for report in reports] == [384, 768]
+    assert [report["runs"][0]["frames"] for report in reports] == [384, 768]
     for report in reports:
-        assert sorted(zip(report["task"], report["goal"], strict=True)) == [
-            (0, 0),
-            (0, 1),
-            (0, 2),
-            (0, 3),
-        ]  # all of the toy
-        assert [len(episodes) for episodes in report["success"]] == [5] * 4  # four to adapt, one that counts
+        pairs = sorted(zip(report["task"], report["goal"], strict=True))
+        assert pairs == [(0, 0), (0, 1), (0, 2), (0, 3)]  # all of the toy
+        (success,) = report["success"]
+        assert [len(episodes) for episodes in success] == [5] * 4  # four to adapt, one that counts
 
 
 def test_stopped_and_continued_equals_uninterrupted(toy_run, tmp_path):
