@@ -22,8 +22,8 @@ from omegaconf.errors import OmegaConfBaseException
 
 from recipes._validate import UserError, check_keys, validate
 
-# Threads of torch that wait for each other spin, by default for milliseconds. Where cores are shared with workers or other
-# programs, the one that is waited for may not be running, and an update becomes many times slower. Read when torch is
+# Threads of torch that wait for each other spin, by default for milliseconds. Where cores are shared with workers or
+# other programs, the one waited for may not be running, and an update becomes many times slower. Read when torch is
 # imported, which is after this.
 os.environ.setdefault("GOMP_SPINCOUNT", "2000")
 
