@@ -25,7 +25,7 @@ from htrmrl_torchrl.networks import Networks, build_networks
 from recipes._benchmark_environment import interleaved, ratio
 from recipes._cli import CONFIG_DIR
 
-HORIZON, MINIBATCH, SEGMENT = 100, 4_000, 50  # of ML10's defaults all but the horizon
+HORIZON, MINIBATCH, SEGMENT = 50, 4_000, 50  # of ML10's defaults all but the horizon
 SIZES: tuple[dict[str, int], ...] = (
     {},
     {"window": 3},
@@ -43,10 +43,9 @@ def _networks(**sizes: int) -> Networks:
     return build_networks(observation_dim=39, **bounds, reward_scale=0.1, **sizes)  # type: ignore[arg-type]
 
 
-def _collector(networks: Networks, config: DictConfig, num_envs: int, backend: str = "fast") -> Collector:
+def _collector(networks: Networks, *, num_envs: int, num_workers: int, backend: str = "fast") -> Collector:
     torchrl_logger.setLevel("WARNING")
-    workers = config.num_workers
-    env = make_env("ML10", num_envs=num_envs, num_workers=workers, horizon=HORIZON, backend=backend)
+    env = make_env("ML10", num_envs=num_envs, num_workers=num_workers, horizon=HORIZON, backend=backend)
     return Collector(
         env,
         networks.policy,
@@ -61,7 +60,10 @@ def collection(config: DictConfig) -> list[dict[str, Any]]:
     torch.set_num_threads(1)  # as in the recipe while it collects
     cases = {f"{lanes} lanes": (lanes, "fast") for lanes in config.lanes}
     cases[f"{config.lanes[0]} lanes, backend=official"] = (config.lanes[0], "official")
-    collectors = {name: _collector(_networks(), config, *case) for name, case in cases.items()}
+    collectors = {
+        name: _collector(_networks(), num_envs=lanes, num_workers=config.num_workers, backend=backend)
+        for name, (lanes, backend) in cases.items()
+    }
     batches = {name: iter(collector) for name, collector in collectors.items()}
 
     def measure(name: str) -> float:
@@ -92,13 +94,14 @@ def update(config: DictConfig) -> list[dict[str, Any]]:
     for sizes in SIZES:
         name = ", ".join(f"{key}={value}" for key, value in sizes.items()) or "default (T=5, E=10, d=64)"
         networks = _networks(**sizes)
-        minibatches = _minibatches(networks, config)
+        minibatches = _minibatches(networks)
         contenders[name] = _learner(networks, minibatches)
         if not sizes:
             dense = _networks()
             _make_dense(dense.encoder)
             _check_equal(networks, dense, next(minibatches))
-            contenders["dense"] = _learner(dense, _minibatches(dense, config))
+            contenders["dense"] = _learner(dense, _minibatches(dense))
+            contenders["default, autocast=bf16"] = _learner(networks, minibatches, autocast=True)
     default = next(iter(contenders))
     measured = interleaved(contenders, rounds=config.rounds)
     return [
@@ -113,10 +116,10 @@ def update(config: DictConfig) -> list[dict[str, Any]]:
     ]
 
 
-def _minibatches(networks: Networks, config: DictConfig) -> Iterator[TensorDictBase]:
+def _minibatches(networks: Networks) -> Iterator[TensorDictBase]:
     """Minibatches without end of one collected batch: 10 trials of 10 episodes."""
     encoder = networks.encoder
-    collector = _collector(networks, config, num_envs=10)
+    collector = _collector(networks, num_envs=10, num_workers=0)
     batch = next(iter(collector))
     collector.shutdown()
     storage = EpisodicStorage(batch.numel(), window=encoder.window, episodes=encoder.episodes)
@@ -126,14 +129,18 @@ def _minibatches(networks: Networks, config: DictConfig) -> Iterator[TensorDictB
         yield from buffer
 
 
-def _learner(networks: Networks, minibatches: Iterator[TensorDictBase]) -> Callable[[], float]:
+def _learner(
+    networks: Networks, minibatches: Iterator[TensorDictBase], *, autocast: bool = False
+) -> Callable[[], float]:
     loss = NormalizedClipPPOLoss(networks.actor, networks.critic, critic_coeff=0.5, loss_critic_type="l2")
     optimizer = torch.optim.Adam(loss.parameters(), lr=1e-5)
+    device = next(loss.parameters()).device.type
 
     def measure() -> float:
         start = time.perf_counter()
         for _ in range(2):
-            losses = loss(next(minibatches))
+            with torch.autocast(device, torch.bfloat16, enabled=autocast):
+                losses = loss(next(minibatches))
             optimizer.zero_grad(set_to_none=True)
             (losses["loss_objective"] + losses["loss_critic"]).backward()
             torch.nn.utils.clip_grad_norm_(loss.parameters(), 1.0)

@@ -79,6 +79,7 @@ RULES: dict[str, Rule] = {
     "loss.max_grad_norm": POSITIVE,
     "loss.credit": one_of("episode", "trial"),
     "loss.advantage_norm": one_of("batch", "task", "none"),
+    "compute.autocast": one_of("none", "bf16"),
     "optim.lr": POSITIVE,
     "collector.frames_per_batch": at_least(1, kind=int),
     "eval.every_frames": at_least(1),

@@ -57,6 +57,10 @@ def train(config: DictConfig) -> None:
         loss_critic_type="l2",
     ).to(config.device)
     optimizer = torch.optim.Adam(loss.parameters(), lr=config.optim.lr)
+    bf16 = config.compute.autocast == "bf16"
+    autocast = torch.autocast(torch.device(config.device).type, torch.bfloat16, enabled=bf16)
+    if config.compute.compile:
+        networks.encoder.intra.compile(dynamic=True)
     gae = TrialGAE(
         gamma=config.loss.gamma,
         lmbda=config.loss.gae_lambda,
@@ -134,7 +138,8 @@ def train(config: DictConfig) -> None:
             updates = 0
             for _ in range(config.loss.epochs):
                 for minibatch in buffer:
-                    losses = loss(minibatch)
+                    with autocast:
+                        losses = loss(minibatch)
                     if not updates:
                         sums["ppo/first_minibatch_ratio"] = losses["mean_ratio"].item()
                     total = losses["loss_objective"] + losses["loss_entropy"] + losses["loss_critic"]

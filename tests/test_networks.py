@@ -6,6 +6,7 @@ import pytest
 import torch
 from tensordict import TensorDict
 from torch import nn
+from torchrl.envs.utils import ExplorationType, set_exploration_type
 
 from htrmrl_torchrl import EpisodicMemory, HierarchicalEncoder, keys, make_actor_critic, make_env
 from htrmrl_torchrl.networks import acting_policy, build_networks, load_networks
@@ -62,15 +63,15 @@ def test_the_parts_are_shared_not_copied():
 def test_an_acting_policy_uses_the_weights_and_a_memory_of_its_own():
     networks = build_networks(**SIZES)
     policy = acting_policy(networks)
-    with torch.no_grad():
-        before = policy(rows()[0])[keys.LOC]
+    with torch.no_grad(), set_exploration_type(ExplorationType.DETERMINISTIC):
+        before = policy(rows()[0])[keys.ACTION]
         for parameter in networks.actor.parameters():
             parameter += 0.5
         policy.module[0].restart()
-        assert differ(policy(rows()[0])[keys.LOC], before)
+        assert differ(policy(rows()[0])[keys.ACTION], before)
         assert networks.memory.checkpoint_state() == {"lanes": 0}
         out = policy(rows()[1])
-    assert set(out.keys(True, True)) - set(rows()[1].keys(True, True)) == {keys.ACTION, keys.LOC}
+    assert set(out.keys(True, True)) - set(rows()[1].keys(True, True)) == {keys.ACTION}
 
 
 @pytest.mark.parametrize("critic_kind", ["shared", "separate"])

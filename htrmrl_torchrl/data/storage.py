@@ -50,7 +50,7 @@ class EpisodicStorage(LazyTensorStorage):
     def __init__(self, max_size: int, *, window: int, episodes: int) -> None:
         if window < 1 or episodes < 1:
             raise ValueError(f"window={window} and episodes={episodes} must be at least 1.")
-        super().__init__(max_size)
+        super().__init__(max_size, device="auto")  # that of the first batch
         self.window, self.episodes = window, episodes
         self._context_only: TensorDictBase | None = None
         self._clear_index()

@@ -52,7 +52,7 @@ def test_the_recipe_prints_a_table_and_leaves_a_report_and_two_figures(trained, 
     assert done.returncode == 0, done.stderr
     assert list(tmp_path.iterdir()) == []
     folder = trained / "evaluations"
-    stem = "toy_test_strict_000000000192"
+    stem = "toy_test_strict_4goals_2+1episodes_seed3_000000000192"
     names = {path.name for path in folder.iterdir() if path.name.startswith("toy_")}
     assert names == {f"{stem}.json", f"{stem}_by_task.png", f"{stem}_by_episode.png"}
     assert all((folder / name).read_bytes().startswith(b"\x89PNG") for name in names if name.endswith(".png"))
@@ -78,7 +78,8 @@ def test_a_pattern_is_one_report_of_all_runs(trained, recipe, tmp_path):
         shutil.copytree(trained / "checkpoints", tmp_path / f"toy_seed{seed}" / "checkpoints")
     out, error, code = recipe(f"checkpoint={tmp_path}/toy_seed*", f"out={tmp_path}/out", "split=val", *SMALL)
     assert code == 0, error
-    report = EvaluationReport.load(tmp_path / "out" / "toy_val_strict_2runs.json")
+    (path,) = (tmp_path / "out").glob("toy_val_strict_*_2runs.json")
+    report = EvaluationReport.load(path)
     assert report.success.shape == (2, 4, 3)
     assert [Path(run["checkpoint"]).parents[1].name for run in report.runs] == ["toy_seed1", "toy_seed2"]
     assert str(report) in out and "2 runs, 95% over runs: " in out
@@ -90,7 +91,7 @@ def test_a_checkpoint_file_and_no_adaptation(trained, recipe, tmp_path):
     arguments = ["num_workers=0", "adaptation_episodes=0", "goals_per_task=2", f"out={tmp_path}"]
     _, error, code = recipe(f"checkpoint={checkpoint}", *arguments)
     assert code == 0, error
-    stem = "toy_test_strict_000000000192"
+    stem = "toy_test_strict_2goals_0+1episodes_seed0_000000000192"
     assert {path.name for path in tmp_path.iterdir()} == {f"{stem}.json", f"{stem}_by_task.png"}
     content = json.loads((tmp_path / f"{stem}.json").read_text())
     assert content["runs"][0]["checkpoint"] == str(checkpoint) and content["goal"] == [0, 1]

@@ -165,3 +165,13 @@ def test_the_real_simulator_trains_and_evaluates_on_ml1(tmp_path):
     assert float(logged[160, "train/return"]) > 0
     assert re.search(r"success \d\.\d\d on held-out goals, +by episode \d\.\d\d \d\.\d\d \d\.\d\d\n", done.stdout)
     assert {"eval/val_success/reach-v3", "eval/test_success/reach-v3"} <= {name for _, name in logged}
+
+
+@pytest.mark.slow
+def test_learning_is_the_same_on_the_fast_and_the_official_simulator(tmp_path):
+    small = ["env.num_envs=4", "env.episodes_per_trial=2", "env.horizon=60", "loss.minibatch_frames=240"]
+    small += ["loss.segment_frames=20", "eval.goals_per_task=1", "total_frames=1440", "env.name=ML1:push-v3"]
+    for backend in ("fast", "official"):
+        run("ml1_ppo", tmp_path / backend, *small, f"env.backend={backend}")
+    assert metrics(tmp_path / "fast") == metrics(tmp_path / "official")
+    assert len({value for (_, name), value in metrics(tmp_path / "fast").items() if name == "train/return"}) == 3

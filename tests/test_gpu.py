@@ -1,0 +1,84 @@
+"""The same code on a CUDA device. Nothing here runs without one: ``pytest -m gpu``."""
+
+import csv
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torchrl.collectors import Collector
+
+from htrmrl_torchrl import EpisodicReplayBuffer, EpisodicStorage, HTrMRLAgent, evaluate, keys, make_env
+from htrmrl_torchrl.networks import build_networks
+from tests.helpers import assert_same
+
+pytestmark = pytest.mark.gpu
+ROOT = Path(__file__).resolve().parents[1]
+SIZES = {"window": 3, "episodes": 4, "d_model": 16, "num_heads": 2}
+
+
+def networks_for_toy():
+    torch.manual_seed(0)
+    return build_networks(observation_dim=3, action_low=[-1.0] * 2, action_high=[1.0] * 2, **SIZES)
+
+
+def test_rollout_and_recomputation_agree_on_the_device():
+    networks = networks_for_toy()
+    networks.policy.to("cuda")
+    env = make_env("toy", num_envs=8, episodes_per_trial=4)
+    collector = Collector(
+        env, networks.policy, frames_per_batch=192, total_frames=384, policy_device="cuda", env_device="cpu",
+        storing_device="cuda", auto_register_policy_transforms=False,
+    )  # fmt: skip
+    for batch in collector:
+        assert batch.device.type == "cuda"
+        buffer = EpisodicReplayBuffer(
+            storage=EpisodicStorage(192, window=3, episodes=4), batch_size=192, segment_frames=6
+        )
+        buffer.extend(batch)
+        (minibatch,) = list(buffer)
+        with torch.no_grad():
+            log_prob = networks.actor.get_dist(minibatch).log_prob(minibatch[keys.ACTION])
+            value = networks.critic(minibatch)[keys.STATE_VALUE]
+        assert log_prob.device.type == "cuda"
+        assert_same(minibatch[keys.LOG_PROB], log_prob)
+        order = torch.argsort(minibatch["index"].flatten())
+        assert_same(batch[keys.STATE_VALUE].flatten(), value.flatten()[order])
+    collector.shutdown()
+
+
+def test_the_agent_decides_as_on_the_cpu():
+    on_cpu, on_gpu = (
+        HTrMRLAgent(networks_for_toy(), num_envs=5),
+        HTrMRLAgent(networks_for_toy(), num_envs=5, device="cuda"),
+    )
+    rng = np.random.default_rng(0)
+    on_cpu.reset()
+    on_gpu.reset()
+    for step in range(30):
+        observation, ended = rng.normal(size=(5, 3)).astype(np.float32), rng.random(5) < 0.2
+        actions = [agent.act(observation, deterministic=True) for agent in (on_cpu, on_gpu)]
+        assert_same(torch.from_numpy(actions[1]), torch.from_numpy(actions[0]))
+        for agent in (on_cpu, on_gpu):
+            agent.observe(np.full(5, 0.1 * step), ended, np.zeros(5), action=actions[0])
+
+
+def test_evaluation_counts_alike_on_both_devices():
+    reports = [
+        evaluate(networks_for_toy(), "toy", adaptation_episodes=0, evaluation_episodes=3, device=device)
+        for device in ("cpu", "cuda")
+    ]
+    assert_same(*(torch.from_numpy(report.returns) for report in reports))
+
+
+@pytest.mark.parametrize("overrides", [[], ["compute.autocast=bf16"], ["compute.compile=true"]], ids=str)
+def test_the_recipe_trains_on_the_device(tmp_path, overrides):
+    command = [sys.executable, str(ROOT / "recipes" / "toy_ppo.py"), f"run_dir={tmp_path / 'run'}", "device=cuda"]
+    done = subprocess.run([*command, "total_frames=6144", *overrides], capture_output=True, text=True, timeout=600)
+    assert done.returncode == 0, done.stderr
+    with (tmp_path / "run" / "metrics.csv").open(newline="") as file:
+        ratios = [float(r["value"]) for r in csv.DictReader(file) if r["metric"] == "ppo/first_minibatch_ratio"]
+    tolerance = 1e-2 if "compute.autocast=bf16" in overrides else 1e-5
+    assert len(ratios) == 4 and all(abs(ratio - 1) <= tolerance for ratio in ratios)
