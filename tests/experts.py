@@ -3,24 +3,17 @@
 import pickle
 from collections.abc import Callable
 
-import metaworld.policies
 import numpy as np
 import torch
 from metaworld.env_dict import ALL_V3_ENVIRONMENTS
+from metaworld.policies import ENV_POLICY_MAP
 from metaworld.types import Task
 from tensordict.nn import TensorDictModule
 
 from htrmrl_torchrl import keys
 from htrmrl_torchrl.envs.benchmarks import draw_goals, task_names
 
-_IRREGULAR = {"peg-insert-side-v3": "PegInsertionSide"}
 Solves = Callable[[int, int, int], bool]  # task, goal, episode
-
-
-def expert(task):
-    """``SawyerDrawerOpenV3Policy`` for ``drawer-open-v3``."""
-    words = "".join(word.capitalize() for word in task.removesuffix("-v3").split("-"))
-    return getattr(metaworld.policies, f"Sawyer{_IRREGULAR.get(task, words)}V3Policy")()
 
 
 def official_simulator(task, rand_vec, *, partially_observable=True):
@@ -52,7 +45,7 @@ class Experts:
     def action(self, task, goal, observation):
         """``[4]`` for ``[39]``."""
         seeing = np.concatenate([observation[:36], self.targets[task, goal]]).astype(np.float64)
-        return np.clip(expert(self.names[task]).get_action(seeing), -1, 1)
+        return np.clip(ENV_POLICY_MAP[self.names[task]]().get_action(seeing), -1, 1)
 
     def policy(self, solves: Solves, *, delay=0):
         """A TensorDict policy: the expert, ``delay * goal`` steps late, where ``solves(task, goal, episode)``."""

@@ -116,6 +116,8 @@ def test_interrupt_keeps_the_checkpoint_and_exits_cleanly(tmp_path, number):
         stderr=subprocess.PIPE,
         text=True,
         env={**os.environ, "PYTHONUNBUFFERED": "1"},
+        # Where the tests themselves run in a shell's background, children would inherit that SIGINT is ignored.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
     seen = ""
     while "success" not in seen:  # the progress bar after the first iteration
