@@ -197,11 +197,10 @@ def recipe(config: DictConfig) -> list[dict[str, Any]]:
 
 def _run_recipe(name: str, batch: int, overrides: list[str]) -> dict[str, Any]:
     """A few iterations in a process of its own; all but the first (caches) and the last (evaluation) count."""
-    iterations = 4 if batch <= 100_000 else 3
     with tempfile.TemporaryDirectory() as folder:
         run_dir = Path(folder) / "run"
         script = str(CONFIG_DIR.parent / "recipes" / "ml10_ppo.py")
-        command = [sys.executable, script, f"run_dir={run_dir}", f"total_frames={iterations * batch}", *overrides]
+        command = [sys.executable, script, f"run_dir={run_dir}", f"total_frames={3 * batch}", *overrides]
         command += ["eval.goals_per_task=1", "eval.adaptation_episodes=0"]  # one short evaluation at the end
         start, peak = time.perf_counter(), 0.0
         process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)

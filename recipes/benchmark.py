@@ -41,6 +41,7 @@ def run(config: DictConfig) -> None:
     """Measure the chosen parts, print their tables and write all numbers as JSON."""
     from htrmrl_torchrl.versions import versions
     from recipes import _benchmark_environment, _benchmark_learning
+    from recipes._run_folder import commit_of_code
 
     measure = {
         "environment": _benchmark_environment.environment,
@@ -50,6 +51,7 @@ def run(config: DictConfig) -> None:
     }
     report: dict[str, Any] = {
         "command": " ".join(["python", *sys.argv]),
+        "commit": commit_of_code(),
         "machine": {"processor": _processor(), "cores": os.cpu_count()},
         "versions": versions(),
         "load_before": os.getloadavg()[0],
