@@ -95,11 +95,12 @@ def update(config: DictConfig) -> list[dict[str, Any]]:
         name = ", ".join(f"{key}={value}" for key, value in sizes.items()) or "default (T=5, E=10, d=64)"
         networks = _networks(**sizes)
         minibatches = _minibatches(networks)
+        dense = _networks()
+        if not sizes:
+            _make_dense(dense.encoder)
+            _check_equal(networks, dense, next(minibatches))  # before they learn
         contenders[name] = _learner(networks, minibatches)
         if not sizes:
-            dense = _networks()
-            _make_dense(dense.encoder)
-            _check_equal(networks, dense, next(minibatches))
             contenders["dense"] = _learner(dense, _minibatches(dense))
             contenders["default, autocast=bf16"] = _learner(networks, minibatches, autocast=True)
     default = next(iter(contenders))
