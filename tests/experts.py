@@ -24,6 +24,21 @@ def official_simulator(task, rand_vec, *, partially_observable=True):
     return simulator
 
 
+def drawn_goals(task, number=2):
+    """Goals as Meta-World draws them, without the 50 that a benchmark wants."""
+    env = ALL_V3_ENVIRONMENTS[task]()
+    env._freeze_rand_vec, env._set_task_called = False, True
+    state = np.random.get_state()
+    np.random.seed(3)
+    goals = []
+    for _ in range(number):
+        env.reset()
+        goals.append(env._last_rand_vec.copy())
+    np.random.set_state(state)
+    env.close()
+    return np.stack(goals)
+
+
 class Experts:
     """Actions of scripted experts, who are told the goal that the environment hides.
 

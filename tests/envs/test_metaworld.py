@@ -11,23 +11,9 @@ from torchrl.envs import check_env_specs
 
 from htrmrl_torchrl.envs import benchmarks, make_env
 from htrmrl_torchrl.envs.metaworld import MetaWorldLanes
+from tests.experts import drawn_goals
 
 ALL_TASKS = list(ALL_V3_ENVIRONMENTS)
-
-
-def some_goals(task, number=2):
-    """Goals as Meta-World draws them, without the 50 that a benchmark wants."""
-    env = ALL_V3_ENVIRONMENTS[task]()
-    env._freeze_rand_vec, env._set_task_called = False, True
-    state = np.random.get_state()
-    np.random.seed(3)
-    goals = []
-    for _ in range(number):
-        env.reset()
-        goals.append(env._last_rand_vec.copy())
-    np.random.set_state(state)
-    env.close()
-    return np.stack(goals)
 
 
 def actions(steps, seed):
@@ -63,8 +49,8 @@ def lane_episode(lanes, task, goal, commands):
 
 
 def assert_reuse_equals_fresh(task, other_task, steps):
-    goals = some_goals(task)
-    lanes = MetaWorldLanes([task, other_task], [goals, some_goals(other_task, 1)], num_lanes=1)
+    goals = drawn_goals(task)
+    lanes = MetaWorldLanes([task, other_task], [goals, drawn_goals(other_task, 1)], num_lanes=1)
     first, second = actions(steps, 1), actions(steps, 2)
     lane_episode(lanes, 0, 0, first)
     used = lanes._simulators[0]
@@ -90,7 +76,7 @@ def test_a_reused_simulator_of_any_task_equals_a_fresh_one(task):
 
 def test_the_comparison_notices_another_goal():
     """Negative control: the goal shows in the rewards, so a wrong one would be seen."""
-    goals, commands = some_goals("reach-v3"), actions(10, 1)
+    goals, commands = drawn_goals("reach-v3"), actions(10, 1)
     one, other = (fresh_episode("reach-v3", goal, commands) for goal in goals)
     assert not np.array_equal(one[1], other[1])
 
@@ -104,7 +90,7 @@ def test_the_goal_is_hidden():
 
 
 def test_lanes_that_swap_tasks_need_no_new_simulators():
-    goals = [some_goals(task, 1) for task in ("reach-v3", "push-v3")]
+    goals = [drawn_goals(task, 1) for task in ("reach-v3", "push-v3")]
     lanes = MetaWorldLanes(["reach-v3", "push-v3"], goals, num_lanes=2)
     both, none = np.arange(2), np.zeros(2, dtype=np.int64)
     lanes.reset(both, np.array([0, 1]), none)
@@ -137,7 +123,7 @@ def test_both_backends_give_the_same_trajectories():
 
 
 def test_the_official_backend_steps_meta_worlds_own_classes():
-    goals = [some_goals("reach-v3", 1)]
+    goals = [drawn_goals("reach-v3", 1)]
     for backend in ("fast", "official"):
         lanes = MetaWorldLanes(["reach-v3"], goals, num_lanes=1, backend=backend)
         lanes.reset(np.array([0]), np.array([0]), np.array([0]))

@@ -9,6 +9,7 @@ from metaworld.policies import ENV_POLICY_MAP
 from metaworld.types import Task
 
 from htrmrl_torchrl.envs.fast import fast_simulator
+from tests.experts import drawn_goals
 
 ALL_TASKS = list(ALL_V3_ENVIRONMENTS)
 # Grasping with contacts; a hinge and a quaternion; two objects; another sigmoid; static methods of its own.
@@ -18,20 +19,6 @@ POSES = ("xpos", "xquat", "xmat", "xipos", "geom_xpos", "geom_xmat", "site_xmat"
 MODEL = ("body_pos", "body_quat", "geom_pos", "site_pos", "jnt_range", "eq_data")
 # Between reset and first step their goal marker still has the height of the first of the reset's two passes.
 LATE_MARKERS = ("push-v3", "push-back-v3")
-
-
-def drawn_goals(task, number):
-    """Goals as Meta-World draws them."""
-    env = ALL_V3_ENVIRONMENTS[task]()
-    env._freeze_rand_vec, env._set_task_called = False, True
-    state = np.random.get_state()
-    np.random.seed(3)
-    goals = []
-    for _ in range(number):
-        env.reset()
-        goals.append(env._last_rand_vec.copy())
-    np.random.set_state(state)
-    return goals
 
 
 class Pair:
