@@ -12,7 +12,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
 from omegaconf import DictConfig, OmegaConf
 
 
@@ -215,6 +214,8 @@ def _relations(config: DictConfig) -> Iterator[tuple[bool, str]]:
 
 def check_device(name: str) -> None:
     """Raise :class:`UserError` unless torch has this device."""
+    import torch  # late: environment workers import this module, and need no torch
+
     try:
         device = torch.device(name)
     except RuntimeError:

@@ -1,6 +1,9 @@
 """Recipes import the library, never the reverse, and configuration stops at the recipe."""
 
 import ast
+import importlib
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -22,6 +25,33 @@ def imported_packages(source: str) -> Iterator[str]:
 @pytest.mark.parametrize("path", sorted((ROOT / "htrmrl_torchrl").rglob("*.py")), ids=lambda path: path.name)
 def test_library_imports_neither_recipes_nor_config_tools(path: Path) -> None:
     assert not FORBIDDEN & set(imported_packages(path.read_text()))
+
+
+WITHOUT_TORCH = """
+import runpy, sys
+import htrmrl_torchrl.envs.fast, htrmrl_torchrl.envs.metaworld, htrmrl_torchrl.envs.workers
+for recipe in sys.argv[1:]:
+    runpy.run_path(recipe, run_name="__mp_main__")  # as a spawned worker does
+assert "torch" not in sys.modules
+"""
+
+
+def test_environment_workers_import_no_torch() -> None:
+    recipes = [str(path) for path in sorted((ROOT / "recipes").glob("[!_]*.py")) if path.name != "ppo.py"]
+    assert len(recipes) == 7
+    command = [sys.executable, "-c", WITHOUT_TORCH, *recipes]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize("package", ["htrmrl_torchrl", "htrmrl_torchrl.envs"])
+def test_names_that_are_imported_at_their_first_use(package: str) -> None:
+    module = importlib.import_module(package)
+    assert all(getattr(module, name).__name__ == name for name in module.__all__)
+    with pytest.raises(AttributeError, match=f"module '{package}' has no attribute 'nothing'"):
+        module.nothing  # noqa: B018
+    with pytest.raises(ImportError):
+        exec(f"from {package} import nothing")
 
 
 def test_the_check_sees_imports_inside_functions() -> None:
