@@ -13,19 +13,19 @@ from htrmrl_torchrl.metrics import evaluation_metrics
 from htrmrl_torchrl.networks import Networks
 
 
-def environment(config: DictConfig, *, split: str, num_envs: int, **changes: Any) -> EnvBase:
-    """The environment of one split; ``changes`` go to `make_env` in place of what the configuration says."""
-    settings = {
+def training_environment(config: DictConfig) -> EnvBase:
+    """The environment that the configuration asks for, on the split ``train``."""
+    settings: dict[str, Any] = {
         "episodes_per_trial": config.env.episodes_per_trial,
         "horizon": config.env.horizon,
         "seed": config.seed,
         "benchmark_seed": config.env.benchmark_seed,
-        "num_workers": min(config.env.num_workers, num_envs),
+        "num_workers": config.env.num_workers,
         "backend": config.env.backend,
     }
     if is_dotted_path(config.env.name):
         settings = {name: settings[name] for name in ("episodes_per_trial", "seed")}
-    return make_env(config.env.name, split=split, num_envs=num_envs, **(settings | changes))
+    return make_env(config.env.name, split="train", num_envs=config.env.num_envs, **settings)
 
 
 def names_of_tasks(config: DictConfig, split: str) -> list[str]:

@@ -32,7 +32,7 @@ from htrmrl_torchrl.loggers import RunLogger
 from htrmrl_torchrl.metrics import attention_entropy, explained_variance, training_metrics
 from htrmrl_torchrl.modules.heads import value_head
 from htrmrl_torchrl.networks import Networks, build_networks
-from recipes._environment import environment, evaluate_on_held_out, names_of_tasks
+from recipes._environment import evaluate_on_held_out, names_of_tasks, training_environment
 from recipes._run_folder import checkpoint_to_resume, commit_of_code, plain, print_results, write_summary
 from recipes._validate import frames_per_batch
 
@@ -45,7 +45,7 @@ def train(config: DictConfig) -> None:
     resume_from = checkpoint_to_resume(config, run_dir)
 
     # Environment, agent, and what trains it.
-    env = environment(config, split="train", num_envs=config.env.num_envs)
+    env = training_environment(config)
     agent = _agent_arguments(config, env)
     networks = build_networks(**agent)
     loss = NormalizedClipPPOLoss(
