@@ -9,6 +9,7 @@ import numpy as np
 from omegaconf import DictConfig
 from tqdm import tqdm
 
+from htrmrl_torchrl.envs import TrialEnv
 from htrmrl_torchrl.envs.lanes import BoolArray, FloatArray, IntArray, Picture
 
 EPISODE = 500  # steps; a measurement is one whole episode on every lane, its reset included
@@ -76,7 +77,7 @@ def environment(config: DictConfig) -> list[dict[str, Any]]:
 
 def _play(env: Any, lanes: int, rng: np.random.Generator) -> Callable[[], float]:
     """Steps per second of one episode on all lanes of a gymnasium vector environment, one of ours, or lanes alone."""
-    ours = getattr(env, "_lanes", None if hasattr(env, "call") else env)
+    ours = None if hasattr(env, "call") else env._lanes if isinstance(env, TrialEnv) else env
 
     def measure() -> float:
         actions = rng.uniform(-1, 1, (EPISODE, lanes, 4)).astype(np.float32)
