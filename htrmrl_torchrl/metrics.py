@@ -1,6 +1,8 @@
 """What a collected batch says about learning: success and return by task and by episode, and what memory held."""
 
+import os
 import statistics
+from pathlib import Path
 
 import torch
 from tensordict import TensorDict, TensorDictBase
@@ -84,3 +86,18 @@ def explained_variance(value: Tensor, target: Tensor) -> float:
 def attention_entropy(weights: Tensor) -> float:
     """Mean entropy in nats of attention ``[F, positions, H]``: 0 looks at one place, log(positions) at all alike."""
     return -(weights * weights.clamp_min(1e-12).log()).sum(-2).mean().item()
+
+
+def process_metrics() -> dict[str, float]:
+    """``process/*``: resident memory of this process in MiB and its open files, to see leaks; empty without ``/proc``.
+
+    Environment workers are processes of their own and not counted.
+    """
+    proc = Path("/proc/self")
+    if not (proc / "statm").exists():
+        return {}
+    pages = int((proc / "statm").read_text().split()[1])
+    return {
+        "process/resident_mib": pages * os.sysconf("SC_PAGE_SIZE") / 2**20,
+        "process/open_files": len(os.listdir(proc / "fd")) - 1.0,  # listing them opens one more
+    }

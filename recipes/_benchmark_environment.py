@@ -9,6 +9,9 @@ import numpy as np
 from omegaconf import DictConfig
 from tqdm import tqdm
 
+from htrmrl_torchrl.envs import TrialEnv
+from htrmrl_torchrl.envs.lanes import BoolArray, FloatArray, IntArray, Picture
+
 EPISODE = 500  # steps; a measurement is one whole episode on every lane, its reset included
 
 
@@ -34,6 +37,7 @@ def environment(config: DictConfig) -> list[dict[str, Any]]:
     import metaworld
 
     from htrmrl_torchrl import make_env
+    from htrmrl_torchrl.envs.workers import WorkerLanes
 
     n, workers = config.num_envs, config.num_workers
     vector = {"seed": 0, "meta_batch_size": n, "split": "train", "task_select": "pseudorandom"}
@@ -45,23 +49,26 @@ def environment(config: DictConfig) -> list[dict[str, Any]]:
         "backend=fast, 1 process": make_env("ML10", backend="fast", **ours),
         f"backend=fast, {workers} workers": make_env("ML10", backend="fast", num_workers=workers, **ours),
     }
+    physics = Physics(n)
+    bounds = {"action_low": physics.action_low, "action_high": physics.action_high}
+    both = WorkerLanes(Physics, num_lanes=n, num_workers=workers, obs_dim=physics.obs_dim, **bounds)
     for env in built.values():
         if hasattr(env, "call"):
             env.call("sample_tasks")
     rng = np.random.default_rng(0)
+    built |= {f"physics alone, {workers} workers": both, "physics alone, 1 process": physics}
     contenders = {name: _play(env, n, rng) for name, env in built.items()}
-    contenders["physics alone, 1 process"] = _physics(n, rng)
     measured = interleaved(contenders, rounds=config.rounds)
     for env in built.values():
         env.close()
-    sync, asynchronous, *_, physics = contenders
+    sync, asynchronous, *_, ceiling = contenders
     return [
         {
             "environment": name,
             "steps/s": statistics.median(values),
             "x sync": ratio(measured, name, sync),
             "x async": ratio(measured, name, asynchronous),
-            "of physics": ratio(measured, name, physics),
+            "of physics": ratio(measured, name, ceiling),
             "measured": values,
         }
         for name, values in measured.items()
@@ -69,8 +76,8 @@ def environment(config: DictConfig) -> list[dict[str, Any]]:
 
 
 def _play(env: Any, lanes: int, rng: np.random.Generator) -> Callable[[], float]:
-    """Steps per second of one episode on all lanes; a gymnasium vector environment or the lanes of one of ours."""
-    ours = getattr(env, "_lanes", None)
+    """Steps per second of one episode on all lanes of a gymnasium vector environment, one of ours, or lanes alone."""
+    ours = None if hasattr(env, "call") else env._lanes if isinstance(env, TrialEnv) else env
 
     def measure() -> float:
         actions = rng.uniform(-1, 1, (EPISODE, lanes, 4)).astype(np.float32)
@@ -89,26 +96,46 @@ def _play(env: Any, lanes: int, rng: np.random.Generator) -> Callable[[], float]
     return measure
 
 
-def _physics(lanes: int, rng: np.random.Generator) -> Callable[[], float]:
-    """What is left when all Python is gone: five physics steps per environment step, on the same models."""
-    import mujoco
+class Physics:
+    """What is left when all Python is gone: lanes that run an environment step's physics on the same models, no more.
 
-    from htrmrl_torchrl.envs.benchmarks import draw_goals, task_names
-    from htrmrl_torchrl.envs.metaworld import MetaWorldLanes
+    Args:
+        num_lanes: of ML10's training tasks, in turn.
+    """
 
-    built = MetaWorldLanes(task_names("ML10"), draw_goals("ML10", "train", 0), num_lanes=lanes, backend="official")
-    built.reset(np.arange(lanes), np.arange(lanes) % 10, np.zeros(lanes, dtype=np.int64))
-    simulators = built._simulators
+    obs_dim = 1
+    action_low, action_high = np.full(4, -1, np.float32), np.full(4, 1, np.float32)
 
-    def measure() -> float:
-        moves = rng.uniform(-0.01, 0.01, (EPISODE, lanes, 3))
-        start = time.perf_counter()
-        for move in moves:
-            for simulator, by in zip(simulators, move, strict=True):
-                data = simulator.data
-                data.mocap_pos[0] = np.clip(data.mocap_pos[0] + by, simulator.mocap_low, simulator.mocap_high)
-                data.ctrl[:] = 0.1
-                mujoco.mj_step(simulator.model, data, nstep=simulator.frame_skip)
-        return lanes * EPISODE / (time.perf_counter() - start)
+    def __init__(self, num_lanes: int) -> None:
+        from htrmrl_torchrl.envs.benchmarks import draw_goals, task_names
+        from htrmrl_torchrl.envs.metaworld import MetaWorldLanes
 
-    return measure
+        self.num_lanes = num_lanes
+        goals = draw_goals("ML10", "train", 0)
+        self._lanes = MetaWorldLanes(task_names("ML10"), goals, num_lanes=num_lanes, backend="official")
+        self._lanes.reset(np.arange(num_lanes), np.arange(num_lanes) % 10, np.zeros(num_lanes, dtype=np.int64))
+
+    def reset(self, lanes: IntArray, tasks: IntArray, goals: IntArray) -> FloatArray:
+        """Nothing: a reset is not part of the ceiling."""
+        return np.zeros((len(lanes), self.obs_dim), np.float32)
+
+    def step(self, actions: FloatArray) -> tuple[FloatArray, FloatArray, BoolArray]:
+        """The hand follows the action, MuJoCo makes its steps, and nobody looks."""
+        import mujoco
+
+        for simulator, action in zip(self._lanes._simulators, actions, strict=True):
+            data = simulator.data
+            moved = data.mocap_pos[0] + action[:3] * simulator.action_scale
+            data.mocap_pos[0] = np.clip(moved, simulator.mocap_low, simulator.mocap_high)
+            data.ctrl[:] = action[3], -action[3]
+            mujoco.mj_step(simulator.model, data, nstep=simulator.frame_skip)
+        n = self.num_lanes
+        return np.zeros((n, self.obs_dim), np.float32), np.zeros(n, np.float32), np.zeros(n, np.bool_)
+
+    def render(self, lane: int, *, size: int) -> Picture:
+        """Not drawn."""
+        raise ValueError(f"Physics alone has no picture of lane {lane} in {size} pixels.")
+
+    def close(self) -> None:
+        """Free the simulators."""
+        self._lanes.close()

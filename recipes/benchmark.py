@@ -23,6 +23,7 @@ RULES = {
     "num_envs": at_least(1),
     "num_workers": at_least(1),
     "lanes": Rule("numbers of at least 1", lambda value: bool(value) and all(type(n) is int and n > 0 for n in value)),
+    "recipe_lanes": at_least(1),
     "device": NOT_EMPTY,
     "threads": at_least(0),
     "out": NOT_EMPTY,
@@ -33,8 +34,9 @@ def check(config: DictConfig, defaults: DictConfig) -> None:
     """Raise UserError for the first fault."""
     check_values(config, defaults, RULES)
     check_device(config.device)
-    if config.num_envs % 10:
-        raise UserError(f"num_envs is {config.num_envs} but must be a multiple of ML10's ten training tasks")
+    for key in ("num_envs", "recipe_lanes"):
+        if config[key] % 10:
+            raise UserError(f"{key} is {config[key]} but must be a multiple of ML10's ten training tasks")
 
 
 def run(config: DictConfig) -> None:

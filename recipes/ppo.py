@@ -29,7 +29,7 @@ from htrmrl_torchrl import (
 from htrmrl_torchrl.checkpoint import RunCheckpoints, latest_checkpoint
 from htrmrl_torchrl.envs import TrialEnv
 from htrmrl_torchrl.loggers import RunLogger
-from htrmrl_torchrl.metrics import attention_entropy, explained_variance, training_metrics
+from htrmrl_torchrl.metrics import attention_entropy, explained_variance, process_metrics, training_metrics
 from htrmrl_torchrl.modules.heads import value_head
 from htrmrl_torchrl.networks import Networks, build_networks
 from recipes._environment import evaluate_on_held_out, names_of_tasks, training_environment
@@ -175,6 +175,7 @@ def train(config: DictConfig) -> None:
                 "time/evaluate": now - updated,
                 "time/frames_per_second": batch.numel() / (now - clock),
             }
+            metrics |= process_metrics()
             clock = now
             logger.log(metrics, frames=progress["frames"])
             val_success = metrics.get("eval/val_success", -1.0)

@@ -12,6 +12,7 @@ from htrmrl_torchrl.metrics import (
     evaluation_metrics,
     explained_variance,
     memory_metrics,
+    process_metrics,
     training_metrics,
 )  # fmt: skip
 from tests.data.test_storage import ragged
@@ -144,3 +145,16 @@ def test_attention_entropy():
     half = torch.tensor([0.5, 0.5, 0, 0]).view(1, 4, 1).expand(3, 4, 2)
     assert attention_entropy(half) == pytest.approx(math.log(2))
     assert attention_entropy(torch.cat([half, one_place])) == pytest.approx(math.log(2) / 2)
+
+
+def test_process_metrics_see_memory_and_files_that_are_kept(tmp_path):
+    before = process_metrics()
+    kept = torch.ones(2**24)  # 64 MiB
+    files = [(tmp_path / str(i)).open("w") for i in range(5)]
+    after = process_metrics()
+    for file in files:
+        file.close()
+    assert 60 < after["process/resident_mib"] - before["process/resident_mib"] < 70
+    assert after["process/open_files"] - before["process/open_files"] == 5
+    del kept
+    assert process_metrics()["process/open_files"] == before["process/open_files"]

@@ -1,8 +1,11 @@
 """What the benchmark makes of its measurements, and the recipe that it starts. Speed itself is no matter for a test."""
 
+import numpy as np
 import pytest
 
-from recipes._benchmark_environment import interleaved, ratio
+from htrmrl_torchrl.envs.benchmarks import draw_goals, task_names
+from htrmrl_torchrl.envs.metaworld import MetaWorldLanes
+from recipes._benchmark_environment import Physics, interleaved, ratio
 from recipes._benchmark_learning import _run_recipe
 from recipes.benchmark import table
 
@@ -31,12 +34,28 @@ def test_the_table_leaves_single_measurements_out():
 
 def test_the_recipe_is_measured_in_a_process_of_its_own():
     small = ["env.num_envs=10", "env.num_workers=0", "env.episodes_per_trial=2", "env.horizon=25"]
-    row = _run_recipe("small", 500, [*small, "loss.minibatch_frames=100", "loss.segment_frames=25"])
-    assert len(row["measured"]) == 1  # of three iterations neither the first nor the last
-    assert row["frames/s"] == row["measured"][0] <= 500 / (row["collect s"] + row["update s"])
+    small += ["loss.minibatch_frames=100", "loss.segment_frames=25", "eval.goals_per_task=1", "eval.every_frames=1000"]
+    row = _run_recipe("small", 500, small)
+    iteration = row["collect s"] + row["update s"]
+    assert row["frames/s"] == 500 / iteration
+    # An evaluation after every second iteration.
+    assert row["evaluation share"] == pytest.approx(row["evaluate s"] / (row["evaluate s"] + 2 * iteration))
     assert 0.1 < row["peak GiB"] < 4 and 0 < row["start-up s"] < 120
 
 
 def test_a_recipe_that_fails_is_no_measurement():
     with pytest.raises(RuntimeError, match="ended with exit code 2"):
         _run_recipe("wrong", 500, ["env.horizon=0"])
+
+
+def test_the_ceiling_is_the_physics_of_the_official_simulators():
+    """The same states step by step, so the ceiling leaves out what is around physics and nothing of it."""
+    lanes, tasks = np.arange(3), np.arange(3)
+    official = MetaWorldLanes(task_names("ML10"), draw_goals("ML10", "train", 0), num_lanes=3, backend="official")
+    official.reset(lanes, tasks, np.zeros(3, dtype=np.int64))
+    physics = Physics(3)
+    for action in np.random.default_rng(0).uniform(-1, 1, (30, 3, 4)).astype(np.float32):
+        official.step(action)
+        physics.step(action)
+        for ours, theirs in zip(physics._lanes._simulators, official._simulators, strict=True):
+            np.testing.assert_allclose(ours.data.qpos, theirs.data.qpos, rtol=0, atol=1e-9)

@@ -28,7 +28,8 @@ def run(recipe, run_dir, *overrides):
 def metrics(run_dir):
     with (run_dir / "metrics.csv").open(newline="") as file:
         rows = list(csv.DictReader(file))
-    return {(int(row["frames"]), row["metric"]): row["value"] for row in rows if not row["metric"].startswith("time/")}
+    rows = [row for row in rows if not row["metric"].startswith(("time/", "process/"))]
+    return {(int(row["frames"]), row["metric"]): row["value"] for row in rows}
 
 
 @pytest.fixture(scope="module")
