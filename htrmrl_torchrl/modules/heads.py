@@ -238,5 +238,5 @@ def _check_kinds(
         critic_encoder.out_keys == encoder.out_keys or critic_encoder.own_key == encoder.own_key is not None
     ):
         raise ValueError(
-            "Actor and critic encoders share hidden_key, or cache_key or state_key; give the critic's keys of its own."
+            "Actor and critic encoders share hidden_key, cache_key or state_key; give the critic's keys of its own."
         )

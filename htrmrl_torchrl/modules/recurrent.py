@@ -94,11 +94,11 @@ class RecurrentEncoder(ContextEncoder):
             out_keys=["hidden", ("next", "state")],
         )
         for name, parameter in self.gru.named_parameters():
-            if "bias" in name:
-                nn.init.zeros_(parameter)
-            else:  # gate by gate, which are stacked in one matrix
-                for gate in parameter.data.chunk(3):
-                    nn.init.xavier_uniform_(gate)
+            for gate in parameter.data.chunk(3):  # three gates are stacked in one tensor
+                if "bias" in name:
+                    nn.init.zeros_(gate)
+                else:
+                    (nn.init.orthogonal_ if "hh" in name else nn.init.xavier_uniform_)(gate)
 
     @property
     def own_key(self) -> str | None:
