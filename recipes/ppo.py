@@ -72,9 +72,7 @@ def train(config: DictConfig) -> None:
     batch_frames = frames_per_batch(config)
     buffer = EpisodicReplayBuffer(
         # Where a batch cuts trials, their beginnings stay as context: hence twice the room.
-        storage=EpisodicStorage(
-            2 * batch_frames, window=networks.encoder.window, episodes=networks.encoder.episodes
-        ),
+        storage=EpisodicStorage(2 * batch_frames, window=networks.encoder.window, episodes=networks.encoder.episodes),
         batch_size=config.loss.minibatch_frames,
         segment_frames=config.loss.segment_frames,
     )

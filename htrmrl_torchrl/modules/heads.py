@@ -118,8 +118,8 @@ def make_actor_critic(
 
     Returns:
         ``policy``, for collectors: memory, actor and critic; writes ``action``, ``action_log_prob``, ``state_value``
-        and the memory's keys for the replay buffer. ``actor`` and ``critic``, for losses: they read ``"context"`` (a shared critic reads the
-        ``"_hidden"`` that the actor leaves).
+        and the memory's keys for the replay buffer. ``actor`` and ``critic``, for losses: they read ``"context"`` (a
+        shared critic reads the ``"_hidden"`` that the actor leaves).
 
     Raises:
         ValueError: for unknown kinds, or a critic encoder that is missing, superfluous or shares the actor's cache.

@@ -129,9 +129,7 @@ class RecurrentEncoder(ContextEncoder):
             raise ValueError(f"The context's tokens have size {token.shape[-1]}; the encoder's is {self.token_dim}.")
         features = self.mlp(token * self.token_scale).to(state.dtype)
         # torchrl's key for "starts from the given state" (recurrent) or "from zero" (single steps, unused here).
-        sequence = TensorDict(
-            features=features, state=state.unsqueeze(-2), is_init=starts, batch_size=token.shape[:-1]
-        )
+        sequence = TensorDict(features=features, state=state.unsqueeze(-2), is_init=starts, batch_size=token.shape[:-1])
         # The GRU itself in full precision: its state is fed back to it, and torch's CPU kernel wants one type.
         with set_recurrent_mode(recurrent), torch.autocast(token.device.type, enabled=False):
             hidden: Tensor = self.gru(sequence).get("hidden")

@@ -74,7 +74,8 @@ def test_states_along_a_rollout_equal_the_reference(seed, choices):
 @torch.no_grad()
 def test_segments_from_storage_equal_the_reference_also_where_batches_cut_trials(seed, segment_frames):
     recording, encoder = record(ragged(seed), window=1, episodes=1, seed=seed), make_encoder(seed=seed)
-    memory, buffer = RecurrentMemory(encoder), make_buffer(batch_size=50 * segment_frames, segment_frames=segment_frames)
+    memory = RecurrentMemory(encoder)
+    buffer = make_buffer(batch_size=50 * segment_frames, segment_frames=segment_frames)
     for begin, end in ((0, 9), (9, 10), (10, 23), (23, 40)):
         batch, _ = lived(encoder, recording, begin, end, memory)
         buffer.empty()

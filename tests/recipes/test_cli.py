@@ -26,7 +26,8 @@ WRONG: dict[str, tuple[list[str], list[str]]] = {
     "key of another encoder": (["encoder=rl2", "encoder.window=3"], ["unknown key 'encoder.window'"]),
     "token without memory": (["encoder=mlp", "policy.observe_token=true"], ["policy.observe_token", "encoder=mlp"]),
     "segment of a trial": (
-        ["encoder=rl2", "env.horizon=20", "loss.segment_frames=201"], ["is 201", "at most a trial", "is 200"],
+        ["encoder=rl2", "env.horizon=20", "loss.segment_frames=201"],
+        ["is 201", "at most a trial", "is 200"],
     ),
     "layers of an MLP": (["encoder=rl2", "encoder.mlp_layers=0"], ["encoder.mlp_layers is 0", "at least 1"]),
     "added key": (["+foo=1"], ["'+foo=1'", "not added or removed"]),
