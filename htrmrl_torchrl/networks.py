@@ -186,10 +186,6 @@ def _make_memory(
 ) -> EpisodicMemory | RecurrentMemory:
     if recurrent := [encoder for encoder in encoders if isinstance(encoder, RecurrentEncoder)]:
         return RecurrentMemory(recurrent)
-    return EpisodicMemory(
-        [encoder for encoder in encoders if isinstance(encoder, HierarchicalEncoder)],
-        window=encoders[0].window,
-        episodes=encoders[0].episodes,
-        strategy=strategy,
-        seed=seed,
-    )
+    if hierarchical := [encoder for encoder in encoders if isinstance(encoder, HierarchicalEncoder)]:
+        return EpisodicMemory(hierarchical, strategy=strategy, seed=seed)
+    return EpisodicMemory(window=encoders[0].window, episodes=encoders[0].episodes, seed=seed)  # draws nothing

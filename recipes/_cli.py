@@ -98,10 +98,18 @@ def _chosen_files(overrides: Sequence[str], defaults: DictConfig) -> dict[str, s
     chosen = {}
     for override in overrides:
         group, _, name = override.partition("=")
-        if group in defaults and (CONFIG_DIR / group).is_dir():
-            check_choice(group, name, sorted(path.stem for path in (CONFIG_DIR / group).glob("*.yaml")))
+        if group in _groups(defaults):
+            check_choice(group, name, _files_of(group))
             chosen[group] = override
     return chosen
+
+
+def _groups(defaults: DictConfig) -> list[str]:
+    return [str(key) for key in defaults if (CONFIG_DIR / str(key)).is_dir()]
+
+
+def _files_of(group: str) -> list[str]:
+    return sorted(path.stem for path in (CONFIG_DIR / group).glob("*.yaml"))
 
 
 def _keys(overrides: Sequence[str]) -> list[str]:
@@ -125,10 +133,14 @@ def _keys(overrides: Sequence[str]) -> list[str]:
 
 def _help(main: Callable[[DictConfig], object], config_name: str) -> str:
     with initialize_config_dir(version_base="1.3", config_dir=str(CONFIG_DIR)):
-        defaults = OmegaConf.to_yaml(compose(config_name))
+        config = compose(config_name)
+    choices = "".join(
+        f"{group}=<{'|'.join(_files_of(group))}> replaces that group of keys.\n" for group in _groups(config)
+    )
     return (
         f"usage: python {sys.argv[0]} [--help] [--cfg] [key=value ...]\n\n"
         f"{(main.__doc__ or '').strip()}\n\n"
+        f"{choices}"
         f"--cfg shows the resolved configuration and stops. Keys and defaults (the files in {CONFIG_DIR} explain each):"
-        f"\n\n{defaults}"
+        f"\n\n{OmegaConf.to_yaml(config)}"
     )
