@@ -126,6 +126,7 @@ def make_actor_critic(
 
     Example:
         >>> from torchrl.data import Bounded
+        >>> from htrmrl_torchrl import HierarchicalEncoder
         >>> encoder = HierarchicalEncoder(observation_dim=3, action_dim=1)
         >>> policy, actor, critic = make_actor_critic(
         ...     encoder=encoder, memory=EpisodicMemory(encoder), action_spec=Bounded(-1, 1, (1,)))
