@@ -15,6 +15,8 @@ if TYPE_CHECKING:
     from htrmrl_torchrl.modules.encoder import HierarchicalEncoder
     from htrmrl_torchrl.modules.heads import make_actor_critic
     from htrmrl_torchrl.modules.memory import EpisodicMemory
+    from htrmrl_torchrl.modules.memoryless import MemorylessEncoder
+    from htrmrl_torchrl.modules.recurrent import RecurrentEncoder, RecurrentMemory
     from htrmrl_torchrl.objectives import NormalizedClipPPOLoss, TrialGAE, final_values
 
 __all__ = [
@@ -24,8 +26,11 @@ __all__ = [
     "EvaluationReport",
     "HTrMRLAgent",
     "HierarchicalEncoder",
+    "MemorylessEncoder",
     "MetaWorldAgent",
     "NormalizedClipPPOLoss",
+    "RecurrentEncoder",
+    "RecurrentMemory",
     "TrialGAE",
     "TrialTransform",
     "evaluate",
@@ -43,8 +48,11 @@ __getattr__ = lazy_names(
         "EvaluationReport": "evaluation",
         "HTrMRLAgent": "agent",
         "HierarchicalEncoder": "modules.encoder",
+        "MemorylessEncoder": "modules.memoryless",
         "MetaWorldAgent": "metaworld_agent",
         "NormalizedClipPPOLoss": "objectives",
+        "RecurrentEncoder": "modules.recurrent",
+        "RecurrentMemory": "modules.recurrent",
         "TrialGAE": "objectives",
         "TrialTransform": "envs",
         "evaluate": "evaluation",

@@ -27,7 +27,7 @@ Number = npt.ArrayLike | Tensor
 
 
 class HTrMRLAgent:
-    """Acts in N lanes at once, each in a trial of its own, with numpy arrays or torch tensors.
+    """Acts in N lanes at once, each in a trial of its own, with numpy arrays or torch tensors; with any encoder.
 
     Args:
         networks: what `htrmrl_torchrl.networks.build_networks` or `load_networks` returned; used, not copied.

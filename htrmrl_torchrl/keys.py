@@ -51,6 +51,14 @@ WINDOW_EPISODE = ("window", "episode")  # [E-1] int64, the lane's running episod
 WINDOW_START = ("window", "start")  # [E-1] int64, first token of the window in that episode
 WINDOW_CURRENT = ("window", "current")  # [1] int64, running counter of the episode being played
 
+# Of a recurrent encoder: what the rollout stores (beside it the state under the encoder's own name, [d]) ...
+RECURRENT = "recurrent"
+RECURRENT_BEGINS = (RECURRENT, "begins")  # [1] True where the state began anew in this step
+# ... and what its context holds: states before (and in rollouts after) the newest token, under the same names.
+STATE_BEFORE = (CONTEXT, "before")
+STATE_AFTER = (CONTEXT, "after")
+SEQUENCE_START = (CONTEXT, "starts")  # [1] True where a sequence starts from its given state
+
 HIDDEN = "_hidden"
 LOC = "_loc"
 SCALE = "_scale"

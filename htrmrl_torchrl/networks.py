@@ -6,7 +6,7 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 from tensordict.nn import TensorDictModuleBase, TensorDictSequential
@@ -17,11 +17,24 @@ from torchrl.modules import ProbabilisticActor
 from htrmrl_torchrl import keys
 from htrmrl_torchrl.checkpoint import read_component, refused_by_name
 from htrmrl_torchrl.data.strategies import WindowStrategy
+from htrmrl_torchrl.modules.contract import ContextEncoder
 from htrmrl_torchrl.modules.encoder import HierarchicalEncoder
 from htrmrl_torchrl.modules.heads import CriticKind, Std, make_actor_critic
 from htrmrl_torchrl.modules.inter import AttentionMode
 from htrmrl_torchrl.modules.memory import EpisodicMemory
+from htrmrl_torchrl.modules.memoryless import MemorylessEncoder
+from htrmrl_torchrl.modules.recurrent import RecurrentEncoder, RecurrentMemory
 from htrmrl_torchrl.modules.transformer import Norm
+
+EncoderKind = Literal["htrmrl", "trmrl", "rl2", "mlp"]
+# What each kind reads of the arguments of `build_networks`, beside those that all encoders have.
+_READ_BY: dict[EncoderKind, tuple[str, ...]] = {
+    "htrmrl": ("window", "episodes", "num_heads", "intra_layers", "inter_layers", "attention", "norm"),
+    "trmrl": ("window", "num_heads", "intra_layers", "norm"),
+    "rl2": ("mlp_layers",),
+    "mlp": ("mlp_layers",),
+}
+ENCODER_KINDS = tuple(_READ_BY)
 
 
 class Networks(NamedTuple):
@@ -30,8 +43,8 @@ class Networks(NamedTuple):
     policy: TensorDictSequential
     actor: ProbabilisticActor
     critic: TensorDictModuleBase
-    encoder: HierarchicalEncoder
-    memory: EpisodicMemory
+    encoder: ContextEncoder
+    memory: EpisodicMemory | RecurrentMemory
     action_spec: Bounded
 
 
@@ -40,12 +53,14 @@ def build_networks(
     observation_dim: int,
     action_low: Sequence[float],
     action_high: Sequence[float],
+    encoder_kind: EncoderKind = "htrmrl",
     window: int = 5,
     episodes: int = 10,
     d_model: int = 64,
     num_heads: int = 4,
     intra_layers: int = 2,
     inter_layers: int = 2,
+    mlp_layers: int = 2,
     attention: AttentionMode = "causal",
     norm: Norm = "pre_ln",
     reward_scale: float = 1.0,
@@ -62,8 +77,12 @@ def build_networks(
     Args:
         observation_dim: size o of an observation.
         action_low, action_high: bounds of each action dimension.
-        window, episodes, d_model, num_heads, intra_layers, inter_layers, attention, norm, reward_scale: see
-            `HierarchicalEncoder`.
+        encoder_kind: ``"htrmrl"``: a `HierarchicalEncoder`; ``"trmrl"``: one of the running episode's newest window
+            alone (one episode, no inter-episode layers); ``"rl2"``: a `RecurrentEncoder`; ``"mlp"``: a
+            `MemorylessEncoder`. An argument below that the kind has no use for is not read.
+        d_model, reward_scale: of any encoder.
+        window, episodes, num_heads, intra_layers, inter_layers, attention, norm: see `HierarchicalEncoder`.
+        mlp_layers: see `RecurrentEncoder` and `MemorylessEncoder`.
         strategy: see `EpisodicMemory`.
         std, init_std, observe_token, critic_kind, value_norm: see `make_actor_critic`.
         seed: of the memory's random streams. Weights come from torch's global generator.
@@ -85,19 +104,15 @@ def build_networks(
         "num_heads": num_heads,
         "intra_layers": intra_layers,
         "inter_layers": inter_layers,
+        "mlp_layers": mlp_layers,
         "attention": attention,
         "norm": norm,
         "reward_scale": reward_scale,
     }
-    encoder = HierarchicalEncoder(**sizes)
-    critic_encoder = None
-    if critic_kind == "separate":
-        critic_encoder = HierarchicalEncoder(
-            **sizes, hidden_key="_critic_hidden", cache_key=(keys.CONTEXT, "critic_past_cache")
-        )
-    memory = EpisodicMemory(
-        [encoder] if critic_encoder is None else [encoder, critic_encoder], strategy=strategy, seed=seed
-    )
+    encoder = _make_encoder(encoder_kind, sizes)
+    critic_encoder = _make_encoder(encoder_kind, sizes, of_critic=True) if critic_kind == "separate" else None
+    encoders = [encoder] if critic_encoder is None else [encoder, critic_encoder]
+    memory = _make_memory(encoders, strategy=strategy, seed=seed)
     action_spec = Bounded(torch.tensor(action_low), torch.tensor(action_high))
     policy, actor, critic = make_actor_critic(
         encoder=encoder,
@@ -125,7 +140,9 @@ def acting_policy(
         strategy: how windows are drawn; default: as in `networks`.
         seed: of the new memory's random streams.
     """
-    memory = EpisodicMemory(networks.encoder, strategy=strategy or networks.memory.strategy, seed=seed)
+    if isinstance(networks.memory, EpisodicMemory):
+        strategy = strategy or networks.memory.strategy
+    memory = _make_memory([networks.encoder], strategy=strategy or "uniform", seed=seed)
     return TensorDictSequential(memory, networks.actor, selected_out_keys=[keys.ACTION])
 
 
@@ -144,3 +161,31 @@ def load_networks(path: str | Path) -> Networks:
         networks = build_networks(**agent)
         Checkpoint(actor=networks.actor, critic=networks.critic).load(path, components=["actor", "critic"])
     return networks
+
+
+def _make_encoder(kind: EncoderKind, sizes: dict[str, Any], *, of_critic: bool = False) -> ContextEncoder:
+    if kind not in ENCODER_KINDS:
+        raise ValueError(f"encoder_kind={kind!r} is unknown; choose one of {', '.join(ENCODER_KINDS)}.")
+    names = ("observation_dim", "action_dim", "d_model", "reward_scale", *_READ_BY[kind])
+    arguments: dict[str, Any] = {name: sizes[name] for name in names}
+    if of_critic:
+        arguments["hidden_key"] = "_critic_hidden"
+    if kind == "rl2":
+        return RecurrentEncoder(**arguments, state_key="critic_state" if of_critic else "state")
+    if kind == "mlp":
+        return MemorylessEncoder(**arguments)
+    if kind == "trmrl":
+        arguments |= {"episodes": 1, "inter_layers": 0}
+    return HierarchicalEncoder(
+        **arguments, cache_key=(keys.CONTEXT, "critic_past_cache") if of_critic else keys.PAST_CACHE
+    )
+
+
+def _make_memory(
+    encoders: Sequence[ContextEncoder], *, strategy: str | WindowStrategy, seed: int
+) -> EpisodicMemory | RecurrentMemory:
+    if recurrent := [encoder for encoder in encoders if isinstance(encoder, RecurrentEncoder)]:
+        return RecurrentMemory(recurrent)
+    if hierarchical := [encoder for encoder in encoders if isinstance(encoder, HierarchicalEncoder)]:
+        return EpisodicMemory(hierarchical, strategy=strategy, seed=seed)
+    return EpisodicMemory(window=encoders[0].window, episodes=encoders[0].episodes, seed=seed)  # draws nothing

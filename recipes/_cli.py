@@ -20,7 +20,7 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from recipes._validate import UserError, check_keys, validate
+from recipes._validate import UserError, check_choice, check_keys, validate
 
 # Threads of torch that wait for each other spin, by default for milliseconds. Where cores are shared with workers or
 # other programs, the one waited for may not be running, and an update becomes many times slower. Read when torch is
@@ -72,15 +72,17 @@ def load_config(config_name: str, overrides: Sequence[str] = (), check: Check = 
 
     Args:
         config_name: name of a file in ``configs``, without the ending.
-        overrides: ``key=value`` in Hydra's grammar; keys can be changed, not added or removed.
+        overrides: ``key=value`` in Hydra's grammar; keys can be changed, not added or removed. ``encoder=<file>``
+            replaces the keys of a group by those of ``configs/encoder/<file>.yaml``.
         check: see `run_recipe`.
 
     Raises:
         UserError: for the first fault: what was received, what is allowed.
     """
     with initialize_config_dir(version_base="1.3", config_dir=str(CONFIG_DIR)):
-        defaults = compose(config_name)
-        check_keys(_keys(overrides), defaults)
+        chosen = _chosen_files(overrides, compose(config_name))
+        defaults = compose(config_name, overrides=list(chosen.values()))
+        check_keys((key for key in _keys(overrides) if key not in chosen), defaults)
         try:
             config = compose(config_name, overrides=list(overrides))
             OmegaConf.resolve(config)
@@ -89,6 +91,25 @@ def load_config(config_name: str, overrides: Sequence[str] = (), check: Check = 
     check(config, defaults)
     OmegaConf.set_readonly(config, True)
     return config
+
+
+def _chosen_files(overrides: Sequence[str], defaults: DictConfig) -> dict[str, str]:
+    """The overrides that choose a group's file, by group, after refusing files that are not there."""
+    chosen = {}
+    for override in overrides:
+        group, _, name = override.partition("=")
+        if group in _groups(defaults):
+            check_choice(group, name, _files_of(group))
+            chosen[group] = override
+    return chosen
+
+
+def _groups(defaults: DictConfig) -> list[str]:
+    return [str(key) for key in defaults if (CONFIG_DIR / str(key)).is_dir()]
+
+
+def _files_of(group: str) -> list[str]:
+    return sorted(path.stem for path in (CONFIG_DIR / group).glob("*.yaml"))
 
 
 def _keys(overrides: Sequence[str]) -> list[str]:
@@ -112,10 +133,14 @@ def _keys(overrides: Sequence[str]) -> list[str]:
 
 def _help(main: Callable[[DictConfig], object], config_name: str) -> str:
     with initialize_config_dir(version_base="1.3", config_dir=str(CONFIG_DIR)):
-        defaults = OmegaConf.to_yaml(compose(config_name))
+        config = compose(config_name)
+    choices = "".join(
+        f"{group}=<{'|'.join(_files_of(group))}> replaces that group of keys.\n" for group in _groups(config)
+    )
     return (
         f"usage: python {sys.argv[0]} [--help] [--cfg] [key=value ...]\n\n"
         f"{(main.__doc__ or '').strip()}\n\n"
+        f"{choices}"
         f"--cfg shows the resolved configuration and stops. Keys and defaults (the files in {CONFIG_DIR} explain each):"
-        f"\n\n{defaults}"
+        f"\n\n{OmegaConf.to_yaml(config)}"
     )

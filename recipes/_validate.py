@@ -7,7 +7,7 @@ keep its own rule (``RULES``) and fit the others (``_relations``). The library c
 import difflib
 import math
 import os
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -55,12 +55,14 @@ RULES: dict[str, Rule] = {
     "env.horizon": at_least(1),
     "env.reward_scale": POSITIVE,
     "env.benchmark_seed": at_least(0),
+    "encoder.kind": one_of("htrmrl", "trmrl", "rl2", "mlp"),
     "encoder.window": at_least(1),
     "encoder.episodes": at_least(1),
     "encoder.d_model": at_least(1),
     "encoder.num_heads": at_least(1),
     "encoder.intra_layers": at_least(1),
     "encoder.inter_layers": at_least(0),
+    "encoder.mlp_layers": at_least(1),
     "encoder.attention": one_of("causal", "full"),
     "encoder.norm": one_of("pre_ln", "tfixup"),
     "memory.strategy": one_of("recent", "uniform"),
@@ -122,6 +124,15 @@ def check_keys(asked: Iterable[str], defaults: DictConfig) -> None:
         raise UserError(f"unknown key {key!r}; {nearest}")
 
 
+def check_choice(group: str, name: str, files: Sequence[str]) -> None:
+    """Raise :class:`UserError` unless ``files`` of a group of keys has the chosen one."""
+    if name not in files:
+        raise UserError(
+            f"{group} is {name!r} but must be {', '.join(files[:-1])} or {files[-1]}; single keys of the group are "
+            f"written {group}.<key>=value"
+        )
+
+
 def validate(config: DictConfig, defaults: DictConfig) -> None:
     """Check the composed configuration of a training recipe against the shipped one.
 
@@ -129,6 +140,11 @@ def validate(config: DictConfig, defaults: DictConfig) -> None:
         UserError: for the first fault: what was received, what is allowed.
     """
     check_values(config, defaults, RULES)
+    if config.encoder.kind != defaults.encoder.kind:
+        raise UserError(
+            f"encoder.kind is {config.encoder.kind!r} but must be {defaults.encoder.kind!r} with these keys: choose "
+            f"another encoder as a whole, encoder={config.encoder.kind}"
+        )
     for holds, fault in _relations(config):
         if not holds:
             raise UserError(fault)
@@ -177,10 +193,16 @@ def _relations(config: DictConfig) -> Iterator[tuple[bool, str]]:
     """Pairs of (holds, what is wrong where it doesn't) for keys that must fit each other."""
     env, encoder, loss = config.env, config.encoder, config.loss
     trial_batch, batch = frames_per_trial_batch(config), frames_per_batch(config)
+    if "num_heads" in encoder:
+        yield (
+            encoder.d_model % encoder.num_heads == 0,
+            f"encoder.d_model is {encoder.d_model} but must be a multiple of encoder.num_heads, which is "
+            f"{encoder.num_heads}",
+        )
     yield (
-        encoder.d_model % encoder.num_heads == 0,
-        f"encoder.d_model is {encoder.d_model} but must be a multiple of encoder.num_heads, which is "
-        f"{encoder.num_heads}",
+        not (encoder.kind == "mlp" and config.policy.observe_token),
+        "policy.observe_token is True but must be false with encoder=mlp: the token holds the previous action and "
+        "reward, a memory of one step",
     )
     yield (
         env.num_workers <= env.num_envs,
@@ -197,10 +219,17 @@ def _relations(config: DictConfig) -> Iterator[tuple[bool, str]]:
         f"total_frames is {config.total_frames} but must be at least one batch, which is {batch} frames (env.num_envs "
         "* env.episodes_per_trial * env.horizon, or collector.frames_per_batch)",
     )
-    yield (
-        loss.segment_frames <= env.horizon,
-        f"loss.segment_frames is {loss.segment_frames} but must be at most env.horizon, which is {env.horizon}",
-    )
+    if encoder.kind == "rl2":  # gradients may pass from episode to episode
+        yield (
+            loss.segment_frames <= env.episodes_per_trial * env.horizon,
+            f"loss.segment_frames is {loss.segment_frames} but must be at most a trial, env.episodes_per_trial * "
+            f"env.horizon, which is {env.episodes_per_trial * env.horizon}",
+        )
+    else:
+        yield (
+            loss.segment_frames <= env.horizon,
+            f"loss.segment_frames is {loss.segment_frames} but must be at most env.horizon, which is {env.horizon}",
+        )
     yield (
         loss.minibatch_frames % loss.segment_frames == 0,
         f"loss.minibatch_frames is {loss.minibatch_frames} but must be a multiple of loss.segment_frames, which is "

@@ -21,6 +21,7 @@ from tqdm import tqdm
 from htrmrl_torchrl import (
     EpisodicReplayBuffer,
     EpisodicStorage,
+    HierarchicalEncoder,
     NormalizedClipPPOLoss,
     TrialGAE,
     final_values,
@@ -60,7 +61,7 @@ def train(config: DictConfig) -> None:
     bf16 = config.compute.autocast == "bf16"
     autocast = torch.autocast(torch.device(config.device).type, torch.bfloat16, enabled=bf16)
     if config.compute.compile:
-        networks.encoder.intra.compile(dynamic=True)
+        networks.encoder.compiled_part.compile(dynamic=True)
     gae = TrialGAE(
         gamma=config.loss.gamma,
         lmbda=config.loss.gae_lambda,
@@ -71,7 +72,7 @@ def train(config: DictConfig) -> None:
     batch_frames = frames_per_batch(config)
     buffer = EpisodicReplayBuffer(
         # Where a batch cuts trials, their beginnings stay as context: hence twice the room.
-        storage=EpisodicStorage(2 * batch_frames, window=config.encoder.window, episodes=config.encoder.episodes),
+        storage=EpisodicStorage(2 * batch_frames, window=networks.encoder.window, episodes=networks.encoder.episodes),
         batch_size=config.loss.minibatch_frames,
         segment_frames=config.loss.segment_frames,
     )
@@ -224,22 +225,24 @@ def _loss_metrics(losses: TensorDictBase, norm: torch.Tensor) -> dict[str, float
 
 @torch.no_grad()
 def _inspect(networks: Networks, minibatch: TensorDictBase) -> dict[str, float]:
+    metrics = {"ppo/std": networks.actor.get_dist(minibatch.copy()).stddev.mean().item()}
+    if not isinstance(networks.encoder, HierarchicalEncoder):  # nothing attends
+        return metrics
     intra, inter = networks.encoder.attention_weights(minibatch[keys.CONTEXT])
-    metrics = {
-        "ppo/std": networks.actor.get_dist(minibatch.copy()).stddev.mean().item(),
-        "attention/intra_entropy": attention_entropy(intra),
-    }
+    metrics["attention/intra_entropy"] = attention_entropy(intra)
     return metrics | ({"attention/inter_entropy": attention_entropy(inter)} if inter.shape[1] else {})
 
 
 def _agent_arguments(config: DictConfig, env: EnvBase) -> dict[str, Any]:
     """Everything that `build_networks` takes, in plain numbers and strings."""
     action = env.action_spec_unbatched.space
+    encoder = plain(config.encoder)
     return {
         "observation_dim": env.observation_spec[keys.OBSERVATION].shape[-1],
         "action_low": action.low.tolist(),
         "action_high": action.high.tolist(),
-        **plain(config.encoder),
+        "encoder_kind": encoder.pop("kind"),
+        **encoder,
         "reward_scale": config.env.reward_scale,
         "strategy": config.memory.strategy,
         **plain(config.policy),

@@ -139,3 +139,36 @@ def encode(encoder: torch.nn.Module, context: Context, reward_scale: float = 1.0
     for layer in inter.layers:
         xs = transform(layer, xs, causal=encoder.attention == "causal")
     return normalise(inter.norm, xs[-1])
+
+
+# ------------------------------------------------------------------------------------------------------------- RL2
+
+
+def recurrent_tokens(trial: list[Episode]) -> list[list[list[float]]]:
+    """By episode what RL2 reads: x_0 .. x_H, but x_0 of a later episode has the last action and reward before it."""
+    tokens = [list(episode.tokens) for episode in trial]
+    for k in range(1, len(trial)):
+        before = trial[k - 1]
+        tokens[k][0] = [*trial[k].observations[0], *before.actions[-1], before.rewards[-1], 1.0]
+    return tokens
+
+
+def recurrent_states(
+    encoder: torch.nn.Module, trial: list[Episode], reward_scale: float = 1.0
+) -> list[list[torch.Tensor]]:
+    """By episode the states after x_0 .. x_H; that after x_H goes nowhere, the next episode starts from x_H-1's."""
+    gru = encoder.gru.gru
+    cell = torch.nn.GRUCell(gru.input_size, gru.hidden_size, dtype=gru.weight_ih_l0.dtype)
+    cell.load_state_dict({name.removesuffix("_l0"): value for name, value in gru.state_dict().items()})
+    state, states = gru.weight_hh_l0.new_zeros(gru.hidden_size), []
+    for tokens in recurrent_tokens(trial):
+        states.append([])
+        for t, token in enumerate(tokens):
+            x = state.new_tensor([*token[:-2], token[-2] * reward_scale, token[-1]])
+            for module in encoder.mlp:
+                x = affine(module, x) if isinstance(module, torch.nn.Linear) else torch.tanh(x)
+            after = cell(x, state)
+            states[-1].append(after)
+            if t < len(tokens) - 1:
+                state = after
+    return states

@@ -63,6 +63,7 @@ def expected_means(steps, lanes=slice(None)):
 
 
 CHOICES = [{}, {"strategy": "recent"}, {"attention": "full"}, {"observe_token": True}]
+CHOICES += [{"encoder_kind": kind} for kind in ("trmrl", "rl2", "mlp")]
 
 
 @pytest.mark.parametrize("choices", CHOICES, ids=str)

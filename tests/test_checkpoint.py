@@ -34,20 +34,20 @@ LANES, K, H = 3, 3, 6
 class Run:
     """A small training run; `seed` decides everything."""
 
-    def __init__(self, folder, *, seed=0, value_norm=True, critic_kind="shared"):
+    def __init__(self, folder, *, seed=0, value_norm=True, critic_kind="shared", encoder_kind="htrmrl"):
         torch.manual_seed(seed)
         self.env = make_env("toy", num_envs=LANES, episodes_per_trial=K, seed=seed)
         self.arguments = {
             "observation_dim": 3, "action_low": [-1.0] * 2, "action_high": [1.0] * 2, "window": 2, "episodes": 3,
             "d_model": 8, "num_heads": 2, "intra_layers": 1, "inter_layers": 1, "value_norm": value_norm,
-            "critic_kind": critic_kind, "seed": seed,
+            "critic_kind": critic_kind, "seed": seed, "encoder_kind": encoder_kind,
         }  # fmt: skip
         self.networks = build_networks(**self.arguments)
         self.loss = NormalizedClipPPOLoss(self.networks.actor, self.networks.critic, loss_critic_type="l2")
         self.optimizer = torch.optim.Adam(self.loss.parameters(), lr=0.01)
-        self.buffer = EpisodicReplayBuffer(
-            storage=EpisodicStorage(LANES * K * H, window=2, episodes=3), batch_size=18, segment_frames=H
-        )
+        encoder = self.networks.encoder
+        storage = EpisodicStorage(LANES * K * H, window=encoder.window, episodes=encoder.episodes)
+        self.buffer = EpisodicReplayBuffer(storage=storage, batch_size=18, segment_frames=H)
         self.collector = Collector(
             self.env, self.networks.policy, frames_per_batch=LANES * K * H, total_frames=-1,
             auto_register_policy_transforms=False,
@@ -118,14 +118,15 @@ def test_everything_is_restored_bit_for_bit_into_new_objects(tmp_path, critic_ki
     assert_equal(other.state(), expected)
 
 
-def test_a_resumed_run_equals_one_that_was_not_interrupted(tmp_path):
-    straight = Run(tmp_path / "a")
+@pytest.mark.parametrize("encoder_kind", ["htrmrl", "rl2"])
+def test_a_resumed_run_equals_one_that_was_not_interrupted(tmp_path, encoder_kind):
+    straight = Run(tmp_path / "a", encoder_kind=encoder_kind)
     expected = straight.iterate(4)[2:]
-    interrupted = Run(tmp_path / "b")
+    interrupted = Run(tmp_path / "b", encoder_kind=encoder_kind)
     interrupted.iterate(2)
     path = interrupted.checkpoints.save()
     interrupted.iterate(1)  # what was not saved is lost
-    resumed = Run(tmp_path / "c", seed=3)
+    resumed = Run(tmp_path / "c", seed=3, encoder_kind=encoder_kind)
     resumed.restore(path)
     for batch, other in zip(resumed.iterate(2), expected, strict=True):
         for key in (keys.ACTION, keys.OBSERVATION, keys.GOAL, keys.LOG_PROB, keys.STATE_VALUE, keys.WINDOW_START,
@@ -134,9 +135,10 @@ def test_a_resumed_run_equals_one_that_was_not_interrupted(tmp_path):
     assert_equal(resumed.state(), straight.state())
 
 
-def test_a_checkpoint_is_an_agent(tmp_path):
+@pytest.mark.parametrize("encoder_kind", ["htrmrl", "trmrl", "rl2", "mlp"])
+def test_a_checkpoint_is_an_agent(tmp_path, encoder_kind):
     """Without the run's code or configuration, and without changing what the run goes on with."""
-    run = Run(tmp_path)
+    run = Run(tmp_path, encoder_kind=encoder_kind)
     run.iterate(2)
     path = run.checkpoints.save()
     loaded = load_networks(path)
@@ -148,6 +150,13 @@ def test_a_checkpoint_is_an_agent(tmp_path):
     assert (outcomes[0] == outcomes[1]).all()
     untrained = play_trials(acting_policy(Run(tmp_path, seed=5).networks, seed=2), env, adaptation_episodes=K)
     assert not torch.equal(untrained["return"], outcomes[0]["return"])
+
+
+def test_a_checkpoint_from_before_there_were_baselines_is_htrmrl(tmp_path):
+    run = Run(tmp_path)
+    del run.arguments["encoder_kind"]
+    loaded = load_networks(run.checkpoints.save())
+    assert type(loaded.encoder) is type(run.networks.encoder)
 
 
 def test_the_latest_and_the_best_are_kept(tmp_path):

@@ -4,14 +4,20 @@ import re
 from pathlib import Path
 
 import pytest
+import torch
 
+from htrmrl_torchrl import EpisodicReplayBuffer, EpisodicStorage, keys, make_env
+from htrmrl_torchrl.networks import build_networks
 from recipes import _validate, benchmark, evaluate
 from recipes._cli import CONFIG_DIR, Check, UserError, load_config
 from recipes._validate import Rule, flatten, frames_per_batch
+from recipes.ppo import _agent_arguments
+from tests.helpers import assert_same
 
 FILES = sorted(CONFIG_DIR.rglob("*.yaml"))
 OTHERS = {"benchmark": benchmark, "evaluate": evaluate}  # have rules and a check of their own
-TRAINING = [path for path in FILES if path.stem not in OTHERS]
+ENCODERS = [path for path in FILES if path.parent.name == "encoder"]
+TRAINING = [path for path in FILES if path.stem not in OTHERS and path not in ENCODERS]
 KEY = re.compile(r"^( *)([A-Za-z_]+):")
 
 
@@ -35,6 +41,41 @@ def test_every_training_file_composes_and_passes(path: Path) -> None:
     config = load_config(name_of(path))
     assert config.total_frames >= frames_per_batch(config)
     assert config.run_dir == f"runs/{name_of(path)}_seed1"
+
+
+@pytest.mark.parametrize("encoder", ENCODERS, ids=name_of)
+@pytest.mark.parametrize("path", TRAINING, ids=name_of)
+def test_every_encoder_fits_every_recipe_and_plays(path: Path, encoder: Path) -> None:
+    config = load_config(name_of(path), [f"encoder={encoder.stem}", "total_frames=90_000_000"])
+    assert encoder.stem.startswith(config.encoder.kind)
+    env = make_env("toy", num_envs=2, episodes_per_trial=2)
+    networks = build_networks(**_agent_arguments(config, env))
+    buffer = EpisodicReplayBuffer(
+        storage=EpisodicStorage(24, window=networks.encoder.window, episodes=networks.encoder.episodes), batch_size=24
+    )
+    with torch.no_grad():
+        batch = env.rollout(12, networks.policy, break_when_any_done=False, auto_cast_to_device=True)
+        buffer.extend(batch)
+        minibatch = next(iter(buffer))
+        log_prob = networks.actor.get_dist(minibatch).log_prob(minibatch[keys.ACTION])
+    assert_same(log_prob, minibatch[keys.LOG_PROB])
+
+
+def test_published_sizes() -> None:
+    """Parameters of encoder and critic's input, worked out from the sources that the files name."""
+    env = make_env("toy", num_envs=1)
+    x = 3 + 2 + 2  # a token of the toy
+    networks = {
+        kind: build_networks(**_agent_arguments(load_config("ml10_ppo", [f"encoder={kind}"]), env))
+        for kind in ("trmrl", "rl2", "mlp")
+    }
+    count = {kind: sum(p.numel() for p in of.encoder.parameters()) for kind, of in networks.items()}
+    layer = 4 * (32 * 32 + 32) + (32 * 128 + 128) + (128 * 32 + 32)
+    # Five learned positions within the window, one of the window that is the whole context.
+    assert count["trmrl"] == 32 * x + (5 + 1) * 32 + 4 * layer
+    assert count["rl2"] == (x * 256 + 256) + (256 * 256 + 256) + 3 * 2 * (256 * 256 + 256)
+    assert count["mlp"] == (3 * 400 + 400) + 2 * (400 * 400 + 400)
+    assert networks["trmrl"].critic.in_keys == [keys.CONTEXT]
 
 
 @pytest.mark.parametrize("name", OTHERS)
@@ -62,8 +103,9 @@ def test_the_comment_check_can_fail() -> None:
 
 def test_the_shipped_files_are_these() -> None:
     training = ["base", "ml10_ppo", "ml1_ppo", "ml45_ppo", "toy_ppo"]
+    encoders = [f"encoder/{name}" for name in ("htrmrl", "htrmrl_toy", "mlp", "rl2", "trmrl")]
     assert [name_of(path) for path in TRAINING] == training
-    assert [name_of(path) for path in FILES] == sorted([*OTHERS, *training])
+    assert [name_of(path) for path in FILES] == sorted([*OTHERS, *training, *encoders])
 
 
 @pytest.mark.parametrize(
@@ -77,6 +119,9 @@ def test_the_shipped_files_are_these() -> None:
 )
 def test_every_key_has_a_rule_and_every_rule_a_key(name: str, check: Check, rules: dict[str, Rule]) -> None:
     values = flatten(load_config(name, check=check))
+    if name == "base":
+        for encoder in ENCODERS:
+            values |= flatten(load_config(name, [f"encoder={encoder.stem}"]))
     assert set(rules) == {key for key, value in values.items() if not isinstance(value, bool)}
 
 

@@ -17,15 +17,19 @@ from tests.helpers import assert_same
 pytestmark = pytest.mark.gpu
 ROOT = Path(__file__).resolve().parents[1]
 SIZES = {"window": 3, "episodes": 4, "d_model": 16, "num_heads": 2}
+KINDS = ["htrmrl", "trmrl", "rl2", "mlp"]
 
 
-def networks_for_toy():
+def networks_for_toy(kind="htrmrl"):
     torch.manual_seed(0)
-    return build_networks(observation_dim=3, action_low=[-1.0] * 2, action_high=[1.0] * 2, **SIZES)
+    return build_networks(
+        observation_dim=3, action_low=[-1.0] * 2, action_high=[1.0] * 2, encoder_kind=kind, **SIZES
+    )  # fmt: skip
 
 
-def test_rollout_and_recomputation_agree_on_the_device():
-    networks = networks_for_toy()
+@pytest.mark.parametrize("kind", KINDS)
+def test_rollout_and_recomputation_agree_on_the_device(kind):
+    networks = networks_for_toy(kind)
     networks.policy.to("cuda")
     env = make_env("toy", num_envs=8, episodes_per_trial=4)
     collector = Collector(
@@ -34,9 +38,8 @@ def test_rollout_and_recomputation_agree_on_the_device():
     )  # fmt: skip
     for batch in collector:
         assert batch.device.type == "cuda"
-        buffer = EpisodicReplayBuffer(
-            storage=EpisodicStorage(192, window=3, episodes=4), batch_size=192, segment_frames=6
-        )
+        storage = EpisodicStorage(192, window=networks.encoder.window, episodes=networks.encoder.episodes)
+        buffer = EpisodicReplayBuffer(storage=storage, batch_size=192, segment_frames=6)
         buffer.extend(batch)
         (minibatch,) = list(buffer)
         with torch.no_grad():
@@ -49,10 +52,11 @@ def test_rollout_and_recomputation_agree_on_the_device():
     collector.shutdown()
 
 
-def test_the_agent_decides_as_on_the_cpu():
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_agent_decides_as_on_the_cpu(kind):
     on_cpu, on_gpu = (
-        HTrMRLAgent(networks_for_toy(), num_envs=5),
-        HTrMRLAgent(networks_for_toy(), num_envs=5, device="cuda"),
+        HTrMRLAgent(networks_for_toy(kind), num_envs=5),
+        HTrMRLAgent(networks_for_toy(kind), num_envs=5, device="cuda"),
     )
     rng = np.random.default_rng(0)
     on_cpu.reset()
@@ -73,7 +77,11 @@ def test_evaluation_counts_alike_on_both_devices():
     assert_same(*(torch.from_numpy(report.returns) for report in reports))
 
 
-@pytest.mark.parametrize("overrides", [[], ["compute.autocast=bf16"], ["compute.compile=true"]], ids=str)
+@pytest.mark.parametrize(
+    "overrides",
+    [[], ["compute.autocast=bf16"], ["compute.compile=true"], ["encoder=rl2"], ["encoder=trmrl"], ["encoder=mlp"]],
+    ids=str,
+)
 def test_the_recipe_trains_on_the_device(tmp_path, overrides):
     command = [sys.executable, str(ROOT / "recipes" / "toy_ppo.py"), f"run_dir={tmp_path / 'run'}", "device=cuda"]
     done = subprocess.run([*command, "total_frames=6144", *overrides], capture_output=True, text=True, timeout=600)

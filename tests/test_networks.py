@@ -8,7 +8,16 @@ from tensordict import TensorDict
 from torch import nn
 from torchrl.envs.utils import ExplorationType, set_exploration_type
 
-from htrmrl_torchrl import EpisodicMemory, HierarchicalEncoder, keys, make_actor_critic, make_env
+from htrmrl_torchrl import (
+    EpisodicMemory,
+    HierarchicalEncoder,
+    MemorylessEncoder,
+    RecurrentEncoder,
+    RecurrentMemory,
+    keys,
+    make_actor_critic,
+    make_env,
+)
 from htrmrl_torchrl.networks import acting_policy, build_networks, load_networks
 from tests.helpers import as_batch, differ, record
 from tests.modules.test_memory import steps
@@ -28,6 +37,9 @@ def test_every_choice_of_the_parts_can_be_made_with_plain_numbers():
     arguments = set(inspect.signature(build_networks).parameters)
     for part, objects in (
         (HierarchicalEncoder, {"action_dim", "d_feedforward", "hidden_key", "cache_key"}),
+        (RecurrentEncoder, {"action_dim", "hidden_key", "state_key"}),
+        (MemorylessEncoder, {"action_dim", "hidden_key"}),
+        (RecurrentMemory, {"encoder"}),
         (EpisodicMemory, {"encoder"}),
         (make_actor_critic, {"encoder", "memory", "action_spec", "hidden", "critic_encoder"}),
     ):
@@ -53,6 +65,33 @@ def test_choices_arrive(name, value, where):
     assert where(build_networks(**SIZES, **{name: value})) == value
 
 
+ENCODERS = {
+    "htrmrl": HierarchicalEncoder, "trmrl": HierarchicalEncoder, "rl2": RecurrentEncoder, "mlp": MemorylessEncoder
+}  # fmt: skip
+
+
+def test_encoders_by_name():
+    built = {kind: build_networks(**SIZES, encoder_kind=kind, mlp_layers=3) for kind in ENCODERS}
+    assert {kind: type(networks.encoder) for kind, networks in built.items()} == ENCODERS
+    flat, default = built["trmrl"].encoder, build_networks(**SIZES).encoder
+    assert (flat.episodes, len(flat.inter.layers), flat.window) == (1, 0, 2)
+    assert (default.episodes, len(default.inter.layers)) == (3, 1)
+    assert built["rl2"].encoder.gru.gru.hidden_size == 8
+    for kind in ("rl2", "mlp"):
+        assert [m.out_features for m in built[kind].encoder.mlp if isinstance(m, nn.Linear)] == [8, 8, 8]
+        assert (built[kind].encoder.window, built[kind].encoder.episodes) == (1, 1)
+    memories = {kind: type(networks.memory) for kind, networks in built.items()}
+    assert memories == dict.fromkeys(ENCODERS, EpisodicMemory) | {"rl2": RecurrentMemory}
+
+
+def test_a_recurrent_separate_critic_has_a_state_of_its_own():
+    networks = build_networks(**SIZES, encoder_kind="rl2", critic_kind="separate")
+    memory, _, critic = networks.policy.module
+    assert memory._encoders == (networks.encoder, critic.module[0])
+    out = networks.policy(rows()[0])
+    assert differ(out[keys.RECURRENT, "state"], out[keys.RECURRENT, "critic_state"])
+
+
 def test_the_parts_are_shared_not_copied():
     networks = build_networks(**SIZES, critic_kind="separate")
     memory, actor, critic = networks.policy.module
@@ -74,9 +113,10 @@ def test_an_acting_policy_uses_the_weights_and_a_memory_of_its_own():
     assert set(out.keys(True, True)) - set(rows()[1].keys(True, True)) == {keys.ACTION}
 
 
+@pytest.mark.parametrize("encoder_kind", ENCODERS)
 @pytest.mark.parametrize("critic_kind", ["shared", "separate"])
-def test_an_acting_policy_acts_like_the_training_policy(critic_kind):
-    networks = build_networks(**SIZES, critic_kind=critic_kind, seed=4)
+def test_an_acting_policy_acts_like_the_training_policy(critic_kind, encoder_kind):
+    networks = build_networks(**SIZES, encoder_kind=encoder_kind, critic_kind=critic_kind, seed=4)
     with torch.no_grad():
         for parameter in networks.actor.parameters():
             parameter += 0.2 * torch.randn_like(parameter)
@@ -98,6 +138,7 @@ def test_networks_fit_their_environment():
     "wrong,message",
     [
         ({"window": 0}, r"window=0 is too small"),
+        ({"encoder_kind": "lstm"}, r"encoder_kind='lstm' is unknown; choose one of htrmrl, trmrl, rl2, mlp"),
         ({"attention": "ful"}, r"attention='ful' is unknown; choose one of causal, full"),
         ({"strategy": "last"}, r"'last' is unknown.*recent, uniform"),
         ({"critic_kind": "none"}, r"critic_kind='none' is unknown"),

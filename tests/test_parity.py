@@ -39,6 +39,13 @@ CHOICES = {
     "L2=0": {"inter_layers": 0},
     "TrMRL": {"episodes": 1, "inter_layers": 0, "critic_kind": "single_step", "norm": "tfixup"},
     "memoryless": {"episodes": 1, "inter_layers": 0, "window": 1},
+    "trmrl": {"encoder_kind": "trmrl", "intra_layers": 2, "critic_kind": "single_step", "norm": "tfixup"},
+    "trmrl, separate critic": {"encoder_kind": "trmrl", "critic_kind": "separate"},
+    "rl2": {"encoder_kind": "rl2"},
+    "rl2, separate critic": {"encoder_kind": "rl2", "critic_kind": "separate", "reward_scale": 0.1},
+    "rl2, tokens beside it": {"encoder_kind": "rl2", "critic_kind": "single_step", "observe_token": True},
+    "mlp": {"encoder_kind": "mlp"},
+    "mlp, separate critic": {"encoder_kind": "mlp", "critic_kind": "separate"},
 }
 ENVIRONMENTS = {
     # whole trials: 3 lanes, 3 episodes of 6 steps
@@ -68,8 +75,10 @@ class Pipeline:
         # Not so fast that a state-dependent std collapses: it is the unit that rounding errors are magnified by.
         self.optimizer = torch.optim.Adam(self.loss.parameters(), lr=0.003)
         self.gae = TrialGAE(credit="trial", bootstrap=True, advantage_norm="batch")
-        storage = EpisodicStorage(4 * frames, window=arguments["window"], episodes=arguments["episodes"])
-        self.buffer = EpisodicReplayBuffer(storage=storage, batch_size=12, segment_frames=segment_frames)
+        encoder = self.networks.encoder
+        storage = EpisodicStorage(4 * frames, window=encoder.window, episodes=encoder.episodes)
+        batch_size = 12 if 12 % segment_frames == 0 else 2 * segment_frames
+        self.buffer = EpisodicReplayBuffer(storage=storage, batch_size=batch_size, segment_frames=segment_frames)
         self.collector = Collector(
             env, self.networks.policy, frames_per_batch=frames, total_frames=-1, auto_register_policy_transforms=False
         )
@@ -96,9 +105,11 @@ class Pipeline:
             self.collector.shutdown()
 
     @torch.no_grad()
-    def recompute(self, batch, frames):
-        """Log-prob and value of all frames ``[N, T]`` from the stored windows."""
-        contexts = TensorDict(context=self.buffer.storage.contexts(frames.flatten()), batch_size=[frames.numel()])
+    def recompute(self, batch, frames, *, alone=False):
+        """Log-prob and value of all frames ``[N, T]`` from the stored windows, or each from its stored state."""
+        starts = torch.ones(frames.numel(), dtype=torch.bool) if alone else None
+        contexts = self.buffer.storage.contexts(frames.flatten(), starts)
+        contexts = TensorDict(context=contexts, batch_size=[frames.numel()])
         dist = self.networks.actor.get_dist(contexts)
         self.networks.encoder(contexts)
         value = self.networks.critic(contexts)[keys.STATE_VALUE]
@@ -126,6 +137,26 @@ def test_rollout_equals_recomputation_over_updates(choices, environment):
         pipeline.buffer._sampler._empty()
 
 
+@pytest.mark.parametrize("segment_frames", [1, 4, 18])
+@pytest.mark.parametrize("environment", ENVIRONMENTS)
+@pytest.mark.parametrize("critic_kind", ["shared", "separate"])
+def test_recurrent_segments_of_any_length_have_ratio_one_in_every_minibatch(environment, segment_frames, critic_kind):
+    """Equal segments and, on the walks, flat samples of unequal ones; segments within an episode, and over several."""
+    choices = {"encoder_kind": "rl2", "critic_kind": critic_kind}
+    pipeline = Pipeline(environment, choices, segment_frames=segment_frames)
+    shapes = set()
+    for _ in pipeline.batches(3):
+        for minibatch in pipeline.buffer:
+            shapes.add(minibatch.ndim)
+            losses = pipeline.loss(minibatch)
+            assert_same(losses["max_ratio"], torch.tensor(1.0))
+            assert losses["clip_fraction"] == 0
+            recorded = minibatch[keys.STATE_VALUE].clone()
+            assert_same(pipeline.networks.critic(pipeline.networks.encoder(minibatch))[keys.STATE_VALUE], recorded)
+    equal = segment_frames == 1 or (environment == "toy" and segment_frames == 18)  # a frame, or a whole trial
+    assert (1 in shapes) == (not equal)
+
+
 def test_the_walks_are_what_they_should_be():
     """Staggered resets, cut episodes and trials, terminated and truncated ends, short episodes."""
     pipeline = Pipeline("walks", {})
@@ -143,12 +174,12 @@ def test_the_walks_are_what_they_should_be():
 # ------------------------------------------------------------------------------------------- negative controls
 
 
-def spoiled(change, environment="walks", choices=None):
+def spoiled(change, environment="walks", choices=None, alone=False):
     """Largest error of log-prob and value after ``change`` spoiled the stored batch."""
     pipeline = Pipeline(environment, choices or {})
     for batch, frames in pipeline.batches(1):
         change(pipeline, batch, frames)
-        log_prob, value = pipeline.recompute(batch, frames)
+        log_prob, value = pipeline.recompute(batch, frames, alone=alone)
         return max((batch[keys.LOG_PROB] - log_prob).abs().max(), (batch[keys.STATE_VALUE] - value).abs().max())
 
 
@@ -171,6 +202,27 @@ def forget_the_final_tokens(pipeline, batch, frames):
 
 def shift_the_tokens(pipeline, batch, frames):
     pipeline.buffer.storage.tokens = pipeline.buffer.storage.tokens.roll(1, 0)
+
+
+def zero_the_states(pipeline, batch, frames):
+    pipeline.buffer.storage._storage[keys.RECURRENT, "state"].zero_()
+
+
+def shift_the_states(pipeline, batch, frames):
+    stored = pipeline.buffer.storage._storage[keys.RECURRENT, "state"]
+    stored.copy_(stored.roll(1, 0))
+
+
+def forget_the_last_rewards(pipeline, batch, frames):
+    table = pipeline.buffer.storage.table
+    pipeline.buffer.storage.tokens[table["first_token"] + table["frames"], -2] = 0
+
+
+@pytest.mark.parametrize("change", [zero_the_states, shift_the_states, forget_the_last_rewards])
+def test_wrong_states_are_noticed(change):
+    """Frame by frame, so that each starts from its stored state."""
+    assert spoiled(change, choices={"encoder_kind": "rl2"}, alone=True) > 1e-4
+    assert spoiled(lambda *_: None, choices={"encoder_kind": "rl2"}, alone=True) < 1e-5
 
 
 @pytest.mark.parametrize("change", [move_starts, forget_the_final_tokens, shift_the_tokens, swap_slots])

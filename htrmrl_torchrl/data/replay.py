@@ -95,7 +95,7 @@ class _Segments(SampleUnit):
         length = info.pop("segment_length")
         offset = torch.arange(int(length.sum()), device=index.device)
         offset = offset - (length.cumsum(0) - length).repeat_interleave(length)
-        info = {**info, "segments": None if bool((length != length[:1]).any()) else len(length)}
+        info = {**info, "segments": None if bool((length != length[:1]).any()) else len(length), "starts": offset == 0}
         return index.repeat_interleave(length) + offset, info
 
 
@@ -110,7 +110,8 @@ class EpisodicReplayBuffer(TensorDictReplayBuffer):
         storage: an `EpisodicStorage`.
         batch_size: frames of a minibatch, a multiple of `segment_frames`.
         segment_frames: consecutive frames S of one episode that stay together. Larger segments share more of the past's
-            encoding and make a minibatch of fewer, more correlated pieces.
+            encoding and make a minibatch of fewer, more correlated pieces. With a recurrent encoder segments are of one
+            trial, and S is how far gradients go back.
 
     Raises:
         ValueError: if the sizes do not fit or the storage is of another kind.
@@ -159,10 +160,10 @@ class EpisodicReplayBuffer(TensorDictReplayBuffer):
 
     def _sample(self, batch_size: int) -> tuple[Any, dict[str, Any]]:
         data, info = super()._sample(batch_size)
-        segments = info.pop("segments")
+        segments, starts = info.pop("segments"), info.pop("starts")
         index = info["index"]
         if segments is not None:
-            index, data = index.view(segments, -1), data.reshape(segments, -1)
+            index, starts, data = index.view(segments, -1), starts.view(segments, -1), data.reshape(segments, -1)
         info["index"] = index
-        context = self._storage.contexts(index)
+        context = self._storage.contexts(index, starts)
         return data.set(keys.CONTEXT, context), info

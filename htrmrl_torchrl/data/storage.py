@@ -18,7 +18,7 @@ from torch import Tensor
 from torchrl.data import LazyTensorStorage
 
 from htrmrl_torchrl import keys
-from htrmrl_torchrl.data.windows import make_token, window_at
+from htrmrl_torchrl.data.windows import carry_over, make_token, window_at
 
 # What the token table holds already, and what only says how the rollout went on.
 _NOT_STORED = (keys.OBSERVATION, keys.PREV_ACTION, keys.PREV_REWARD, keys.FINAL_OBSERVATION[0], keys.CONTEXT, "next")
@@ -181,32 +181,79 @@ class EpisodicStorage(LazyTensorStorage):
     # --------------------------------------------------------------------------------------------------- reading
 
     def segments(self, length: int) -> tuple[Tensor, Tensor]:
-        """Runs of at most ``length`` consecutive trainable frames of one episode.
+        """Runs of at most ``length`` consecutive trainable frames of one episode, of one trial with a recurrent state.
 
         Returns:
-            Their first frames ``[n]`` and numbers of frames ``[n]``; only an episode's last run may be shorter.
+            Their first frames ``[n]`` and numbers of frames ``[n]``; only the last run of each may be shorter.
         """
         if length < 1:
             raise ValueError(f"A segment of {length} frames is empty; it must be at least 1.")
-        trainable = self.table["trainable"]
-        # Context-only frames of an episode are its beginning: the trainable ones end with the episode.
-        begin = self.table["first_frame"] + self.table["frames"] - trainable
+        path = torch.arange(len(self.table), device=self.tokens.device)
+        if self._is_recurrent:  # gradients may pass from episode to episode
+            begins = self._storage.get(keys.RECURRENT_BEGINS)[self.table["first_frame"], 0]
+            begins = begins[1:] | (self.table["lane"][1:] != self.table["lane"][:-1])
+            path[1:] = begins.cumsum(0)
+        zeros = torch.zeros(int(path[-1]) + 1, dtype=torch.long, device=path.device)
+        trainable = zeros.index_add(0, path, self.table["trainable"])
+        # Context-only frames of a path are its beginning: the trainable ones end with it.
+        end = zeros.scatter_reduce(0, path, self.table["first_frame"] + self.table["frames"], "amax")
         runs = (trainable + length - 1) // length
-        episode = torch.arange(len(runs), device=runs.device).repeat_interleave(runs)
-        nth = torch.arange(len(episode), device=runs.device) - (runs.cumsum(0) - runs)[episode]
-        return begin[episode] + nth * length, (trainable[episode] - nth * length).clamp(max=length)
+        path = torch.arange(len(runs), device=runs.device).repeat_interleave(runs)
+        nth = torch.arange(len(path), device=runs.device) - (runs.cumsum(0) - runs)[path]
+        return (end - trainable)[path] + nth * length, (trainable[path] - nth * length).clamp(max=length)
 
-    def contexts(self, frames: Tensor) -> TensorDictBase:
+    def contexts(self, frames: Tensor, starts: Tensor | None = None) -> TensorDictBase:
         """The contexts that decisions at ``frames`` ``[*shape]`` saw, a tensordict ``[*shape]``.
 
         If ``frames`` is ``[n, S]`` with each row inside one episode, the past is expanded along S without a copy.
+
+        Args:
+            frames: storage rows.
+            starts: ``[*shape]``, where a segment starts from its stored state, if the batch has recurrent states; by
+                default where a frame does not follow the one before it in the last axis.
         """
-        return self._gather(frames, frames + self.episode_of_frame[frames])
+        token = frames + self.episode_of_frame[frames]
+        context = self._gather(frames, token)
+        return context.update(self._states_before(frames, token, starts)) if self._is_recurrent else context
 
     def final_contexts(self) -> tuple[TensorDictBase, Tensor]:
         """The contexts that follow each episode's last step, ``[episodes]``, and the rows of those steps."""
         last = self.table["first_frame"] + self.table["frames"] - 1
-        return self._gather(last, last + self.episode_of_frame[last] + 1), last
+        context = self._gather(last, last + self.episode_of_frame[last] + 1)
+        if self._is_recurrent:
+            context.set(keys.STATE_BEFORE[1], self._states_after(last))
+        return context, last
+
+    @property
+    def _is_recurrent(self) -> bool:
+        return keys.RECURRENT in self._storage.keys()
+
+    def _states_after(self, frames: Tensor) -> TensorDictBase:
+        return self._storage.get(keys.RECURRENT).exclude(keys.RECURRENT_BEGINS[1])[frames]
+
+    def _states_before(self, frames: Tensor, token: Tensor, starts: Tensor | None) -> TensorDict:
+        """What a recurrent context has besides: the state before each frame and the token that entered there."""
+        begins = self._storage.get(keys.RECURRENT_BEGINS)[frames]  # [*shape, 1]
+        before = (frames - 1).clamp(min=0)
+        lane = self._storage.get(_LANE)
+        if not bool((begins.squeeze(-1) | ((frames > 0) & (lane[before] == lane[frames]))).all()):
+            raise ValueError(
+                "A recurrent state comes from a frame that is not in the storage. Batches must be extended in the "
+                "order they were collected, and a trial's first batch may not be skipped."
+            )
+        if starts is None:
+            starts = torch.ones_like(frames, dtype=torch.bool)
+            starts[..., 1:] = frames[..., 1:] != frames[..., :-1] + 1
+        action_dim = self._storage.get(keys.ACTION).shape[-1]
+        # The row before an episode's first token holds the final token of the lane's episode before.
+        entering = carry_over(self.tokens[token], self.tokens[token - 1], action_dim=action_dim)
+        goes_on = self._storage.get(keys.IS_INIT)[frames] & ~begins
+        return TensorDict(
+            current=torch.where(goes_on, entering, self.tokens[token]).unsqueeze(-2),
+            before=self._states_after(before).apply(lambda state: state.masked_fill(begins, 0)),
+            starts=starts.unsqueeze(-1) | begins,
+            batch_size=frames.shape,
+        )
 
     def _gather(self, frames: Tensor, newest: Tensor) -> TensorDictBase:
         episode = self.episode_of_frame[frames]

@@ -43,6 +43,13 @@ def final_token(tensordict: TensorDictBase) -> Tensor:
     return torch.cat([observation, action.to(observation.dtype), reward.to(observation.dtype), 0 * reward], -1)
 
 
+def carry_over(token: Tensor, final: Tensor, *, action_dim: int) -> Tensor:
+    """How a recurrent network enters a trial's next episode: observation and flag of its first ``token`` ``[*batch,
+    x]``, but the last action and reward of the episode before, out of its ``final`` token ``[*batch, x]`` (RL2)."""
+    observation_dim = token.shape[-1] - action_dim - 2
+    return torch.cat([token[..., :observation_dim], final[..., observation_dim:-1], token[..., -1:]], -1)
+
+
 def window_at(table: Tensor, newest: Tensor, first: Tensor, length: int) -> tuple[Tensor, Tensor]:
     """Windows that end at row `newest` and reach back at most to row `first`.
 

@@ -13,7 +13,8 @@ afterwards the goal is known:
     return by episode    0.063  1  1  ...
 
 (The mean of the goals points to within 2 degrees of one of them, so both first entries are reached together.)
-A player without memory gets the first entry in all episodes.
+A player without memory gets the first entry in all episodes, and so does one that remembers the running episode alone,
+which tells nothing of the goal before its last step.
 """
 
 import numpy as np

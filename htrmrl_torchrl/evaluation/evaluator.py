@@ -20,7 +20,7 @@ from htrmrl_torchrl.evaluation.official import MetaLearner, run_official
 from htrmrl_torchrl.evaluation.protocols import Actions, Protocol, named_protocol
 from htrmrl_torchrl.evaluation.report import EvaluationReport
 from htrmrl_torchrl.evaluation.trials import goal_grid, play_trials
-from htrmrl_torchrl.modules.encoder import HierarchicalEncoder
+from htrmrl_torchrl.modules.contract import ContextEncoder
 from htrmrl_torchrl.networks import Networks, acting_policy, load_networks
 from htrmrl_torchrl.versions import versions
 
@@ -190,7 +190,7 @@ def _policy(own: Any, seed: int) -> TensorDictModuleBase:
 
 
 def _check_sizes(policy: TensorDictModuleBase, env: EnvBase) -> None:
-    encoder = next((module for module in policy.modules() if isinstance(module, HierarchicalEncoder)), None)
+    encoder = next((module for module in policy.modules() if isinstance(module, ContextEncoder)), None)
     if encoder is None:
         return
     expected = (encoder.observation_dim, encoder.action_dim)

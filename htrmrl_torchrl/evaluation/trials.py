@@ -15,6 +15,7 @@ from tqdm import tqdm
 from htrmrl_torchrl import keys
 from htrmrl_torchrl.envs.trial import TrialEnv
 from htrmrl_torchrl.modules.memory import EpisodicMemory
+from htrmrl_torchrl.modules.recurrent import RecurrentMemory
 
 
 def goal_grid(*, num_tasks: int, goals_per_task: int) -> list[tuple[int, int]]:
@@ -68,7 +69,7 @@ def play_trials(
         )
     trials = env.batch_size[0] if trials is None else trials
     for module in policy.modules():
-        if isinstance(module, EpisodicMemory):
+        if isinstance(module, EpisodicMemory | RecurrentMemory):
             module.restart()
     rounds = math.ceil(trials / env.batch_size[0])
     frames = rounds * total * env.horizon * env.batch_size[0]

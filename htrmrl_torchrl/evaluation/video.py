@@ -18,6 +18,7 @@ from htrmrl_torchrl.envs.trial import check_positive
 from htrmrl_torchrl.evaluation.overlay import MIN_SIZE, Caption, draw_caption
 from htrmrl_torchrl.media import Frames, write_frames
 from htrmrl_torchrl.modules.memory import EpisodicMemory
+from htrmrl_torchrl.modules.recurrent import RecurrentMemory
 from htrmrl_torchrl.opengl import choose_backend
 
 _STEPS_PER_SECOND = {"toy": 4.0}  # the toy has no time of its own
@@ -159,7 +160,7 @@ class _Camera:
 
 def _play(policy: TensorDictModuleBase, env: EnvBase, camera: _Camera, *, total: int, seed: int) -> None:
     for module in policy.modules():
-        if isinstance(module, EpisodicMemory):
+        if isinstance(module, EpisodicMemory | RecurrentMemory):
             module.restart()
     with torch.random.fork_rng(), torch.no_grad():
         torch.manual_seed(seed)

@@ -12,17 +12,17 @@ are computed once for all decisions of an episode.
 
 import torch
 from tensordict import TensorDictBase
-from tensordict.nn import TensorDictModuleBase
 from tensordict.utils import NestedKey
-from torch import Tensor
+from torch import Tensor, nn
 
 from htrmrl_torchrl import keys
+from htrmrl_torchrl.modules.contract import ContextEncoder, check_sizes
 from htrmrl_torchrl.modules.inter import ATTENTION_MODES, AttentionMode, InterEpisodeEncoder
 from htrmrl_torchrl.modules.intra import IntraEpisodeEncoder
 from htrmrl_torchrl.modules.transformer import Norm
 
 
-class HierarchicalEncoder(TensorDictModuleBase):
+class HierarchicalEncoder(ContextEncoder):
     """TensorDict module from ``"context"`` to ``"_hidden"``: what a decision sees -> one vector.
 
     It is a pure function of its input: the episodic memory (rollouts) or the replay buffer (updates) writes the
@@ -86,24 +86,19 @@ class HierarchicalEncoder(TensorDictModuleBase):
         hidden_key: NestedKey = keys.HIDDEN,
         cache_key: tuple[str, str] = keys.PAST_CACHE,
     ) -> None:
-        super().__init__()
-        for name, value, low in (
-            ("observation_dim", observation_dim, 1),
-            ("action_dim", action_dim, 1),
-            ("window", window, 1),
-            ("episodes", episodes, 1),
-            ("intra_layers", intra_layers, 1),
-            ("inter_layers", inter_layers, 0),
-        ):
-            if value < low:
-                raise ValueError(f"{name}={value} is too small; it must be at least {low}.")
+        check_sizes(window=window, episodes=episodes, intra_layers=intra_layers)
+        check_sizes(least=0, inter_layers=inter_layers)
         if attention not in ATTENTION_MODES:
             raise ValueError(f"attention={attention!r} is unknown; choose one of {', '.join(ATTENTION_MODES)}.")
-        self.in_keys: list[NestedKey] = [keys.CONTEXT]
-        self.out_keys: list[NestedKey] = [hidden_key]
-        self.observation_dim, self.action_dim = observation_dim, action_dim
-        self.token_dim = observation_dim + action_dim + 2
-        self.window, self.episodes, self.d_model = window, episodes, d_model
+        super().__init__(
+            observation_dim=observation_dim,
+            action_dim=action_dim,
+            window=window,
+            episodes=episodes,
+            d_model=d_model,
+            reward_scale=reward_scale,
+            hidden_key=hidden_key,
+        )
         self.attention: AttentionMode = attention
         self.cache_key = cache_key
         d_feedforward = 4 * d_model if d_feedforward is None else d_feedforward
@@ -124,10 +119,15 @@ class HierarchicalEncoder(TensorDictModuleBase):
             d_feedforward=d_feedforward,
             norm=norm,
         )
-        token_scale = torch.ones(self.token_dim)
-        token_scale[-2] = reward_scale
-        self.token_scale: Tensor
-        self.register_buffer("token_scale", token_scale, persistent=False)
+
+    @property
+    def own_key(self) -> str | None:
+        return self.cache_key[1]
+
+    @property
+    def compiled_part(self) -> nn.Module:
+        """Most of the arithmetic is in the windows."""
+        return self.intra
 
     @property
     def remembers(self) -> bool:

@@ -19,8 +19,9 @@ from torchrl.modules import (
 )
 
 from htrmrl_torchrl import keys
-from htrmrl_torchrl.modules.encoder import HierarchicalEncoder
+from htrmrl_torchrl.modules.contract import ContextEncoder
 from htrmrl_torchrl.modules.memory import EpisodicMemory
+from htrmrl_torchrl.modules.recurrent import RecurrentMemory
 
 Std = Literal["independent", "dependent"]
 CriticKind = Literal["shared", "separate", "single_step"]
@@ -86,22 +87,23 @@ class ValueHead(nn.Module):
 
 def make_actor_critic(
     *,
-    encoder: HierarchicalEncoder,
-    memory: EpisodicMemory,
+    encoder: ContextEncoder,
+    memory: EpisodicMemory | RecurrentMemory,
     action_spec: TensorSpec,
     hidden: Sequence[int] = (64, 64),
     std: Std = "independent",
     init_std: float = 1.0,
     observe_token: bool = False,
     critic_kind: CriticKind = "shared",
-    critic_encoder: HierarchicalEncoder | None = None,
+    critic_encoder: ContextEncoder | None = None,
     value_norm: bool = False,
 ) -> tuple[TensorDictSequential, ProbabilisticActor, TensorDictModuleBase]:
     """Builds policy, actor and critic around an encoder and its memory.
 
     Args:
         encoder: the actor's encoder.
-        memory: writes the context during rollouts; give it the same encoder (and the critic's) to cache the past.
+        memory: writes the context during rollouts: an `EpisodicMemory`, which caches the past if it has the same
+            encoder (and the critic's), or for a `RecurrentEncoder` a `RecurrentMemory` of it (and the critic's).
         action_spec: of the environment; an unbounded or bounded continuous action ``[a]``. Actions are not squashed:
             the environment clips them, and the unclipped action stays beside its log-prob.
         hidden: channels of the tanh layers of both heads.
@@ -110,19 +112,21 @@ def make_actor_critic(
         observe_token: the actor's head also reads the newest token directly, not only through the encoder.
         critic_kind: ``"shared"``: reads the actor's context vector. ``"separate"``: has `critic_encoder`, at twice the
             cost. ``"single_step"``: an MLP on the newest token (TrMRL).
-        critic_encoder: only for ``"separate"``; must have a ``hidden_key`` and ``cache_key`` of its own.
+        critic_encoder: only for ``"separate"``; must have a ``hidden_key`` and a ``cache_key`` or ``state_key`` of its
+            own.
         value_norm: the critic learns normalised values, see `ValueHead`.
 
     Returns:
         ``policy``, for collectors: memory, actor and critic; writes ``action``, ``action_log_prob``, ``state_value``
-        and the window keys. ``actor`` and ``critic``, for losses: they read ``"context"`` (a shared critic reads the
-        ``"_hidden"`` that the actor leaves).
+        and the memory's keys for the replay buffer. ``actor`` and ``critic``, for losses: they read ``"context"`` (a
+        shared critic reads the ``"_hidden"`` that the actor leaves).
 
     Raises:
         ValueError: for unknown kinds, or a critic encoder that is missing, superfluous or shares the actor's cache.
 
     Example:
         >>> from torchrl.data import Bounded
+        >>> from htrmrl_torchrl import HierarchicalEncoder
         >>> encoder = HierarchicalEncoder(observation_dim=3, action_dim=1)
         >>> policy, actor, critic = make_actor_critic(
         ...     encoder=encoder, memory=EpisodicMemory(encoder), action_spec=Bounded(-1, 1, (1,)))
@@ -151,11 +155,9 @@ def make_actor_critic(
         memory,
         actor,
         critic,
-        selected_out_keys=[
-            keys.ACTION, keys.LOG_PROB, keys.STATE_VALUE,
-            keys.WINDOW_EPISODE, keys.WINDOW_START, keys.WINDOW_CURRENT,
-        ],
-    )  # fmt: skip
+        # Of what the memory writes, all but the context, which is rebuilt from the rest.
+        selected_out_keys=[keys.ACTION, keys.LOG_PROB, keys.STATE_VALUE, *memory.out_keys[1:]],
+    )
     return policy, actor, critic
 
 
@@ -166,8 +168,8 @@ def value_head(critic: TensorDictModuleBase) -> ValueHead:
 
 def _make_critic(
     kind: CriticKind,
-    encoder: HierarchicalEncoder,
-    critic_encoder: HierarchicalEncoder | None,
+    encoder: ContextEncoder,
+    critic_encoder: ContextEncoder | None,
     hidden: Sequence[int],
     value_norm: bool,
 ) -> TensorDictModuleBase:
@@ -219,8 +221,8 @@ def _check_kinds(
     std: str,
     init_std: float,
     critic_kind: str,
-    encoder: HierarchicalEncoder,
-    critic_encoder: HierarchicalEncoder | None,
+    encoder: ContextEncoder,
+    critic_encoder: ContextEncoder | None,
 ) -> None:
     if std not in STDS:
         raise ValueError(f"std={std!r} is unknown; choose one of {', '.join(STDS)}.")
@@ -234,6 +236,8 @@ def _check_kinds(
             "critic_encoder with 'separate' and only then."
         )
     if critic_encoder is not None and (
-        critic_encoder.cache_key == encoder.cache_key or critic_encoder.out_keys == encoder.out_keys
+        critic_encoder.out_keys == encoder.out_keys or critic_encoder.own_key == encoder.own_key is not None
     ):
-        raise ValueError("Actor and critic encoders share hidden_key or cache_key; give the critic's keys of its own.")
+        raise ValueError(
+            "Actor and critic encoders share hidden_key, cache_key or state_key; give the critic's keys of its own."
+        )

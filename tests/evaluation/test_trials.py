@@ -150,8 +150,9 @@ def test_the_same_call_gives_the_same_result(strategy):
     assert not (play_trials(policy, env, adaptation_episodes=K, seed=3)["return"] == first["return"]).all()
 
 
-def test_evaluation_changes_no_weights_no_random_stream_and_no_other_memory():
-    networks = networks_for_toy()
+@pytest.mark.parametrize("encoder_kind", ["htrmrl", "rl2"])
+def test_evaluation_changes_no_weights_no_random_stream_and_no_other_memory(encoder_kind):
+    networks = networks_for_toy(encoder_kind=encoder_kind)
     training = make_env("toy", num_envs=4, episodes_per_trial=2)
     now = training.reset()
     with torch.no_grad():
@@ -167,10 +168,11 @@ def test_evaluation_changes_no_weights_no_random_stream_and_no_other_memory():
         assert torch.equal(value, weights[name]), name
 
 
-def test_training_goes_on_as_if_there_had_been_no_evaluation():
+@pytest.mark.parametrize("encoder_kind", ["htrmrl", "rl2"])
+def test_training_goes_on_as_if_there_had_been_no_evaluation(encoder_kind):
     rollouts = []
     for evaluates in (False, True):
-        networks = networks_for_toy()
+        networks = networks_for_toy(encoder_kind=encoder_kind)
         env = make_env("toy", num_envs=4, episodes_per_trial=2)
         torch.manual_seed(1)
         now, seen = env.reset(), []

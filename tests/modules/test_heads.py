@@ -206,7 +206,7 @@ def test_the_value_head_is_found_in_every_critic():
         ({"critic_kind": "twin"}, r"critic_kind='twin' is unknown; choose one of shared, separate, single_step"),
         ({"critic_kind": "separate"}, r"critic_encoder with 'separate' and only then"),
         ({"critic_encoder": make_encoder()}, r"critic_encoder with 'separate' and only then"),
-        ({"critic_kind": "separate", "critic_encoder": make_encoder()}, r"share hidden_key or cache_key"),
+        ({"critic_kind": "separate", "critic_encoder": make_encoder()}, r"share hidden_key, cache_key or state_key"),
     ],
 )
 def test_bad_choices(wrong, message):

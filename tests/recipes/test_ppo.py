@@ -86,17 +86,32 @@ def test_stopped_and_continued_equals_uninterrupted(toy_run, tmp_path):
     assert metrics(tmp_path / "run") == metrics(toy_run)
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("encoder", ["trmrl", "rl2", "mlp"])
+def test_a_baseline_trains_with_ratio_one_and_continues_as_if_nothing_had_happened(encoder, tmp_path):
+    small = [*TINY, f"encoder={encoder}", "loss.segment_frames=4"]
+    for name, stops in (("straight", [768]), ("continued", [384, 768])):
+        for frames in stops:
+            run("toy_ppo", tmp_path / name, f"total_frames={frames}", *small)
+    straight = metrics(tmp_path / "straight")
+    assert metrics(tmp_path / "continued") == straight
+    ratios = [float(value) for (_, name), value in straight.items() if name == "ppo/first_minibatch_ratio"]
+    assert len(ratios) == 4 and all(abs(ratio - 1) <= 1e-5 for ratio in ratios)
+    assert len({value for (_, name), value in straight.items() if name == "loss/critic"}) == 4
+    attention = {name for _, name in straight if name.startswith("attention/")}
+    assert attention == ({"attention/intra_entropy"} if encoder == "trmrl" else set())
+
+
 def test_another_seed_is_another_run(toy_run, tmp_path):
     run("toy_ppo", tmp_path / "run", "total_frames=192", "seed=2", *TINY)
     assert metrics(tmp_path / "run")[192, "train/return"] != metrics(toy_run)[192, "train/return"]
 
 
-def test_a_run_goes_on_with_its_own_settings_only(toy_run):
-    done = subprocess.run(
-        command("toy_ppo", toy_run, "total_frames=960", "optim.lr=2e-3", *TINY), capture_output=True, text=True
-    )
+@pytest.mark.parametrize("other,said", [("optim.lr=2e-3", "optim.lr"), ("encoder=rl2", "encoder.kind=htrmrl")])
+def test_a_run_goes_on_with_its_own_settings_only(toy_run, other, said):
+    done = subprocess.run(command("toy_ppo", toy_run, "total_frames=960", other, *TINY), capture_output=True, text=True)
     assert done.returncode == 2
-    assert "optim.lr" in done.stderr
+    assert said in done.stderr
     assert done.stderr.count("\n") == 1
     assert len(metrics(toy_run)) > 0
 
@@ -137,6 +152,7 @@ def test_interrupt_keeps_the_checkpoint_and_exits_cleanly(tmp_path, number):
         ["encoder.attention=full", "encoder.norm=tfixup", "critic.kind=single_step", "policy.std=dependent"],
         ["encoder.episodes=1", "encoder.inter_layers=0", "encoder.window=1", "policy.observe_token=true"],
         ["loss.advantage_norm=none", "loss.value_norm=false", "memory.strategy=uniform", "loss.segment_frames=4"],
+        ["encoder=rl2", "loss.credit=trial", "loss.bootstrap=true", "critic.kind=separate", "loss.segment_frames=24"],
     ],
 )
 def test_every_switch_trains_with_ratio_one(tmp_path, overrides):

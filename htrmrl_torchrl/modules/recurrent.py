@@ -1,0 +1,261 @@
+"""RL2 (Duan et al. 2016): a GRU that runs through a whole trial, and the memory that keeps its state.
+
+::
+
+    trial      x0 x1 x2 | x0 x1 x2 | x0 ..         tokens; an episode's first one takes the last action and reward along
+    state   0  h0 h1 h2   h3 h4 h5   h6 ..         carried across episodes, zero again when the next trial begins
+    segments      [------------]  [------ ..       the update unrolls S frames from the state that the rollout stored
+
+Back-propagation is truncated: no gradient passes a segment's start. The state there is the one that acted ("stored
+state", Kapturowski et al. 2019, R2D2): exact before the first optimizer step of an update, a little stale after it.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from tensordict import TensorDict, TensorDictBase
+from tensordict.nn import TensorDictModuleBase
+from tensordict.utils import NestedKey
+from torch import Tensor, nn
+from torchrl.modules import GRUModule, set_recurrent_mode
+
+from htrmrl_torchrl import keys
+from htrmrl_torchrl.data.windows import carry_over, final_token, make_token
+from htrmrl_torchrl.modules.contract import ContextEncoder, check_sizes
+from htrmrl_torchrl.modules.memoryless import feature_mlp
+
+
+class RecurrentEncoder(ContextEncoder):
+    """MLP and GRU over a trial: TensorDict module from ``"context"`` to ``"_hidden"``, which is the GRU's state.
+
+    In rollouts the `RecurrentMemory` has run it already and left the state after the newest token; it is passed on. In
+    updates the last axis of the batch is time: sequences start from the given states where ``starts`` is True, and run
+    on where it is not.
+
+    A collector must not add primers for the state (``auto_register_policy_transforms=False``): the memory keeps it.
+
+    Args:
+        observation_dim: size o of an observation.
+        action_dim: size a of an action. A token is [observation, previous action, previous reward, first], o + a + 2.
+        d_model: channels D of the MLP's layers and of the state. The rollout stores D floats a frame.
+        mlp_layers: layers before the GRU, each with a tanh.
+        reward_scale: factor on the previous reward inside the token.
+        hidden_key: where the vector goes.
+        state_key: name of the state; a critic's encoder of its own needs another one.
+
+    Shapes:
+        ``("context", "current")`` ``[*batch, 1, x]`` with ``("context", "before", state_key)`` ``[*batch, D]`` and
+        ``("context", "starts")`` ``[*batch, 1]`` (by default True: every element by itself), or ``("context", "after",
+        state_key)`` ``[*batch, D]`` -> ``_hidden`` ``[*batch, D]``.
+
+    Raises:
+        ValueError: for sizes below 1.
+
+    Example:
+        >>> import torch
+        >>> from tensordict import TensorDict
+        >>> encoder = RecurrentEncoder(observation_dim=3, action_dim=1, d_model=8)
+        >>> starts = torch.tensor([[True], [False], [False], [True], [False]]).expand(2, 5, 1)
+        >>> context = TensorDict(current=torch.randn(2, 5, 1, 6), before={"state": torch.zeros(2, 5, 8)}, starts=starts,
+        ...     batch_size=[2, 5])
+        >>> encoder(TensorDict(context=context, batch_size=[2, 5]))["_hidden"].shape
+        torch.Size([2, 5, 8])
+    """
+
+    def __init__(
+        self,
+        *,
+        observation_dim: int,
+        action_dim: int,
+        d_model: int = 256,
+        mlp_layers: int = 2,
+        reward_scale: float = 1.0,
+        hidden_key: NestedKey = keys.HIDDEN,
+        state_key: str = "state",
+    ) -> None:
+        check_sizes(mlp_layers=mlp_layers)
+        super().__init__(
+            observation_dim=observation_dim,
+            action_dim=action_dim,
+            window=1,
+            episodes=1,
+            d_model=d_model,
+            reward_scale=reward_scale,
+            hidden_key=hidden_key,
+        )
+        self.state_key = state_key
+        self.mlp = feature_mlp(self.token_dim, d_model, mlp_layers, nn.Tanh)
+        self.gru = GRUModule(
+            input_size=d_model,
+            hidden_size=d_model,
+            in_keys=["features", "state"],
+            out_keys=["hidden", ("next", "state")],
+        )
+        for name, parameter in self.gru.named_parameters():
+            for gate in parameter.data.chunk(3):  # three gates are stacked in one tensor
+                if "bias" in name:
+                    nn.init.zeros_(gate)
+                else:
+                    (nn.init.orthogonal_ if "hh" in name else nn.init.xavier_uniform_)(gate)
+
+    @property
+    def own_key(self) -> str | None:
+        return self.state_key
+
+    @property
+    def compiled_part(self) -> nn.Module:
+        """The GRU is one kernel already."""
+        return self.mlp
+
+    def forward(self, tensordict: TensorDictBase) -> TensorDictBase:
+        context = tensordict.get(keys.CONTEXT)
+        hidden = context.get((keys.STATE_AFTER[1], self.state_key), None)
+        if hidden is None:
+            starts = context.get(keys.SEQUENCE_START[1], None)
+            state = context.get((keys.STATE_BEFORE[1], self.state_key))
+            if starts is None:
+                starts = torch.ones_like(state[..., :1], dtype=torch.bool)
+            hidden = self._run(context.get(keys.CURRENT[1])[..., -1, :], state, starts, recurrent=True)
+        return tensordict.set(self.out_keys[0], hidden)
+
+    def step(self, token: Tensor, state: Tensor) -> Tensor:
+        """The state ``[N, D]`` after one ``token`` ``[N, x]`` more."""
+        return self._run(token, state, torch.zeros_like(state[..., :1], dtype=torch.bool), recurrent=False)
+
+    def _run(self, token: Tensor, state: Tensor, starts: Tensor, *, recurrent: bool) -> Tensor:
+        if token.shape[-1] != self.token_dim:
+            raise ValueError(f"The context's tokens have size {token.shape[-1]}; the encoder's is {self.token_dim}.")
+        features = self.mlp(token * self.token_scale).to(state.dtype)
+        # torchrl's key for "starts from the given state" (recurrent) or "from zero" (single steps, unused here).
+        sequence = TensorDict(features=features, state=state.unsqueeze(-2), is_init=starts, batch_size=token.shape[:-1])
+        # The GRU itself in full precision: its state is fed back to it, and torch's CPU kernel wants one type.
+        with set_recurrent_mode(recurrent), torch.autocast(token.device.type, enabled=False):
+            hidden: Tensor = self.gru(sequence).get("hidden")
+        return hidden
+
+
+@dataclass
+class _LaneState:
+    """What the memory holds of N lanes. What is handed out is replaced, never written into."""
+
+    episode: Tensor  # [N, 1] running counter of the episode being played
+    states: TensorDict  # [N] by name, [N, D]
+
+
+class RecurrentMemory(TensorDictModuleBase):
+    """Carries the state of recurrent encoders through each lane's trial and writes the context of the next decision.
+
+    The counterpart of `EpisodicMemory` for `RecurrentEncoder`: put it first in the policy of a collector. Each call
+    must be the next step of every lane, in order. The state is carried across episodes and is zero again at
+    ``trial_init``. An episode's last action and reward, which no step of its own shows, come with the first step of the
+    next one, as in RL2.
+
+    Args:
+        encoder: the encoder, or all encoders (a separate critic), each with a ``state_key`` of its own. They are used,
+            not owned.
+
+    Shapes:
+        ``observation`` ``[*batch, o]`` and the trial keys (see `htrmrl_torchrl.keys`) -> ``"context"`` ``[*batch]``;
+        ``("recurrent", state_key)`` ``[*batch, D]``, the state after the step, and ``("recurrent", "begins")``
+        ``[*batch, 1]``, for the replay buffer; window keys without windows.
+
+    Raises:
+        ValueError: if two encoders have the same ``state_key``.
+        KeyError: if the environment does not give an ended episode's final step.
+
+    Example:
+        >>> from torchrl.envs import GymEnv, TransformedEnv
+        >>> from htrmrl_torchrl import TrialTransform
+        >>> env = TransformedEnv(GymEnv("Pendulum-v1"), TrialTransform(episodes_per_trial=2))
+        >>> memory = RecurrentMemory(RecurrentEncoder(observation_dim=3, action_dim=1, d_model=8))
+        >>> memory(env.reset())["recurrent", "state"].shape
+        torch.Size([8])
+    """
+
+    def __init__(self, encoder: RecurrentEncoder | Sequence[RecurrentEncoder]) -> None:
+        super().__init__()
+        # A tuple hides the encoders from Module registration: their weights belong to the actor's state dict alone.
+        self._encoders = (encoder,) if isinstance(encoder, RecurrentEncoder) else tuple(encoder)
+        names = [e.state_key for e in self._encoders]
+        if len(set(names)) < len(names):
+            raise ValueError(f"Encoders share a state_key, {names}; each needs one of its own.")
+        self.in_keys: list[NestedKey] = [
+            keys.OBSERVATION, keys.PREV_ACTION, keys.PREV_REWARD, keys.IS_INIT, keys.TRIAL_INIT,
+            keys.FINAL_OBSERVATION, keys.FINAL_ACTION, keys.FINAL_REWARD,
+        ]  # fmt: skip
+        self.out_keys: list[NestedKey] = [
+            keys.CONTEXT, keys.WINDOW_EPISODE, keys.WINDOW_START, keys.WINDOW_CURRENT, keys.RECURRENT_BEGINS,
+            *((keys.RECURRENT, name) for name in names),
+        ]  # fmt: skip
+        self._state: _LaneState | None = None
+        self._restored: dict[str, Any] | None = None
+
+    @torch.no_grad()
+    def forward(self, tensordict: TensorDictBase) -> TensorDictBase:
+        batch = tensordict.batch_size
+        flat = tensordict if len(batch) == 1 else tensordict.select(*self.in_keys, strict=False).reshape(-1)
+        token, first = make_token(flat), flat.get(keys.IS_INIT)  # [N, x], [N, 1]
+        begins = flat.get(keys.TRIAL_INIT)
+        lanes = self._state
+        if lanes is None or len(lanes.episode) != len(token):
+            self._state = lanes = self._fresh_state(token)
+            begins = torch.ones_like(begins)  # nothing is known of lanes that appear: they begin here
+        goes_on = first & ~begins
+        if goes_on.any():
+            entering = carry_over(token, final_token(flat), action_dim=self._encoders[0].action_dim)
+            token = torch.where(goes_on, entering, token)
+        before = lanes.states.apply(lambda state: state.masked_fill(begins, 0))
+        lanes.states = before.named_apply(lambda name, state: self._encoder(name).step(token, state))
+        lanes.episode = lanes.episode + (first | begins)
+        context = TensorDict(
+            current=token.unsqueeze(-2),
+            current_mask=torch.ones_like(begins),
+            before=before,
+            after=lanes.states,
+            starts=torch.ones_like(begins),
+            batch_size=[len(token)],
+        )
+        tensordict.set(keys.CONTEXT, context.reshape(batch))
+        none = torch.empty(*batch, 0, dtype=torch.long, device=token.device)
+        tensordict.set(keys.WINDOW_EPISODE, none).set(keys.WINDOW_START, none)
+        tensordict.set(keys.WINDOW_CURRENT, lanes.episode.reshape(*batch, 1))
+        tensordict.set(keys.RECURRENT_BEGINS, begins.reshape(*batch, 1))
+        for name, state in lanes.states.items():
+            tensordict.set((keys.RECURRENT, name), state.reshape(*batch, -1))
+        return tensordict
+
+    def forget(self) -> None:
+        """Drops all lanes: the next call begins new trials everywhere, whatever its flags."""
+        self._restored, self._state = self.checkpoint_state(), None
+
+    def restart(self) -> None:
+        """Back to how it was built."""
+        self._restored = self._state = None
+
+    def checkpoint_state(self) -> dict[str, Any]:
+        """Episode counters, exact at trial boundaries (states are not kept: they are zero where a trial begins)."""
+        if self._state is None:
+            return self._restored or {"lanes": 0}
+        return {"lanes": len(self._state.episode), "episode": self._state.episode.flatten().tolist()}
+
+    def load_checkpoint_state(self, state: dict[str, Any]) -> None:
+        """Continues the counters of `checkpoint_state`; the next step must begin a trial in every lane."""
+        self._restored, self._state = state, None
+
+    def __getstate__(self) -> dict[str, Any]:
+        # Copies (workers, deep copies) start with an empty memory: state is tied to the lanes it was made for.
+        return {**super().__getstate__(), "_state": None, "_restored": None}
+
+    def _encoder(self, name: str) -> RecurrentEncoder:
+        return next(encoder for encoder in self._encoders if encoder.state_key == name)
+
+    def _fresh_state(self, token: Tensor) -> _LaneState:
+        n = len(token)
+        saved = self._restored if self._restored is not None and self._restored["lanes"] == n else None
+        self._restored = None
+        return _LaneState(
+            episode=torch.tensor(saved["episode"] if saved else [-1] * n, device=token.device).unsqueeze(-1),
+            states=TensorDict({e.state_key: token.new_zeros(n, e.d_model) for e in self._encoders}, batch_size=[n]),
+        )
