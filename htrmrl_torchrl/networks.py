@@ -16,6 +16,7 @@ from torchrl.modules import ProbabilisticActor
 
 from htrmrl_torchrl import keys
 from htrmrl_torchrl.checkpoint import read_component, refused_by_name
+from htrmrl_torchrl.data.past import Scope
 from htrmrl_torchrl.data.strategies import WindowStrategy
 from htrmrl_torchrl.modules.encoder import HierarchicalEncoder
 from htrmrl_torchrl.modules.heads import CriticKind, Std, make_actor_critic
@@ -50,6 +51,8 @@ def build_networks(
     norm: Norm = "pre_ln",
     reward_scale: float = 1.0,
     strategy: str = "uniform",
+    scope: Scope = "trial",
+    max_episodes: int | None = None,
     std: Std = "independent",
     init_std: float = 1.0,
     observe_token: bool = False,
@@ -64,7 +67,7 @@ def build_networks(
         action_low, action_high: bounds of each action dimension.
         window, episodes, d_model, num_heads, intra_layers, inter_layers, attention, norm, reward_scale: see
             `HierarchicalEncoder`.
-        strategy: see `EpisodicMemory`.
+        strategy, scope, max_episodes: see `EpisodicMemory`.
         std, init_std, observe_token, critic_kind, value_norm: see `make_actor_critic`.
         seed: of the memory's random streams. Weights come from torch's global generator.
 
@@ -96,7 +99,11 @@ def build_networks(
             **sizes, hidden_key="_critic_hidden", cache_key=(keys.CONTEXT, "critic_past_cache")
         )
     memory = EpisodicMemory(
-        [encoder] if critic_encoder is None else [encoder, critic_encoder], strategy=strategy, seed=seed
+        [encoder] if critic_encoder is None else [encoder, critic_encoder],
+        strategy=strategy,
+        scope=scope,
+        max_episodes=max_episodes,
+        seed=seed,
     )
     action_spec = Bounded(torch.tensor(action_low), torch.tensor(action_high))
     policy, actor, critic = make_actor_critic(
@@ -114,7 +121,11 @@ def build_networks(
 
 
 def acting_policy(
-    networks: Networks, *, strategy: str | WindowStrategy | None = None, seed: int = 0
+    networks: Networks,
+    *,
+    strategy: str | WindowStrategy | None = None,
+    scope: Scope = "trial",
+    seed: int = 0,
 ) -> TensorDictSequential:
     """A policy with a memory of its own and the weights of `networks`, for evaluation beside training.
 
@@ -123,9 +134,18 @@ def acting_policy(
     Args:
         networks: whose weights to use, not to copy.
         strategy: how windows are drawn; default: as in `networks`.
+        scope: ``"trial"``, however `networks` were trained: a trial is judged by what it finds out itself, and never
+            sees the trial of another goal. ``"lane"`` must be asked for, and needs networks with `max_episodes`; what
+            a trial sees then depends on which trials its lane played before, and so on the number of lanes.
         seed: of the new memory's random streams.
     """
-    memory = EpisodicMemory(networks.encoder, strategy=strategy or networks.memory.strategy, seed=seed)
+    memory = EpisodicMemory(
+        networks.encoder,
+        strategy=strategy or networks.memory.strategy,
+        scope=scope,
+        max_episodes=networks.memory.max_episodes,
+        seed=seed,
+    )
     return TensorDictSequential(memory, networks.actor, selected_out_keys=[keys.ACTION])
 
 

@@ -34,7 +34,7 @@ from htrmrl_torchrl.modules.heads import value_head
 from htrmrl_torchrl.networks import Networks, build_networks
 from recipes._environment import evaluate_on_held_out, names_of_tasks, training_environment
 from recipes._run_folder import checkpoint_to_resume, commit_of_code, plain, print_results, write_summary
-from recipes._validate import frames_per_batch
+from recipes._validate import frames_of_context, frames_per_batch
 
 
 def train(config: DictConfig) -> None:
@@ -70,8 +70,13 @@ def train(config: DictConfig) -> None:
     )
     batch_frames = frames_per_batch(config)
     buffer = EpisodicReplayBuffer(
-        # Where a batch cuts trials, their beginnings stay as context: hence twice the room.
-        storage=EpisodicStorage(2 * batch_frames, window=config.encoder.window, episodes=config.encoder.episodes),
+        storage=EpisodicStorage(
+            batch_frames + frames_of_context(config),
+            window=config.encoder.window,
+            episodes=config.encoder.episodes,
+            scope=config.memory.scope,
+            max_episodes=config.memory.max_episodes,
+        ),
         batch_size=config.loss.minibatch_frames,
         segment_frames=config.loss.segment_frames,
     )
@@ -99,6 +104,7 @@ def train(config: DictConfig) -> None:
         optimizer=optimizer,
         env=env if isinstance(env, TrialEnv) else None,
         memory=networks.memory,
+        storage=buffer.storage if config.memory.scope == "lane" else None,
     )
     if resume_from is not None:
         checkpoints.restore(resume_from)
@@ -240,7 +246,7 @@ def _agent_arguments(config: DictConfig, env: EnvBase) -> dict[str, Any]:
         "action_high": action.high.tolist(),
         **plain(config.encoder),
         "reward_scale": config.env.reward_scale,
-        "strategy": config.memory.strategy,
+        **plain(config.memory),
         **plain(config.policy),
         "critic_kind": config.critic.kind,
         "value_norm": config.loss.value_norm,
