@@ -7,7 +7,7 @@
     episodes  a, b, c, d, ...                                         lane, running counter, first frame, frames
 
 Frame f of the i-th episode stands at token row f + i, because each episode before it owns one token more than frames.
-Memory is O(frames), whatever the window length and the number of slots; frames that may still be drawn as context count.
+Memory is O(frames), those that may still be shown as context included, whatever the window length and the slots.
 """
 
 from typing import Any
@@ -41,8 +41,8 @@ class EpisodicStorage(LazyTensorStorage):
         scope, max_episodes: those of the `EpisodicMemory` that draws the windows.
 
     Raises:
-        ValueError: for sizes below 1, an unknown scope, a batch that would overflow it or lacks the trial flags, and a context whose
-            episodes are not here.
+        ValueError: for sizes below 1, an unknown scope, a batch that would overflow it or lacks the trial flags, and a
+            context whose episodes are not here.
 
     Example:
         >>> storage = EpisodicStorage(10_000, window=5, episodes=10)
@@ -220,7 +220,7 @@ class EpisodicStorage(LazyTensorStorage):
         state = {
             "tokens": tokens,
             "lane": rows[_LANE][begins],
-            "counter": numbers[begins],
+            "counter": rows[keys.WINDOW_CURRENT].squeeze(-1)[begins],
             "frames": torch.bincount(episode),
             "trial_init": rows[keys.TRIAL_INIT].squeeze(-1)[begins],
         }

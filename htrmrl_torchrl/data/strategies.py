@@ -4,15 +4,15 @@ A strategy is called with what the lane remembers (`PastEpisodes`), the number o
 lane's own random stream. It returns pairs (episode index, first token); order does not matter, the caller sorts them.
 Fewer pairs than slots leave slots empty. Your own strategy is any such callable.
 
-====================  ===========================================================  ======================================
-name                  what it shows                                                cost, at each episode's start
-====================  ===========================================================  ======================================
-``recent``            the last window of the latest episodes, one each             none
-``uniform``           independent draws over all windows                           none
-``best_return``       the best moment of the episodes of highest return            a sum over the remembered rewards
-``diverse``           all episodes alike, and in each the states least alike       slots * candidates distances
-``similar``           what looks most like the present                             embedding of the candidate windows
-====================  ===========================================================  ======================================
+===============  ======================================================  ==================================
+name             what it shows                                           cost, at each episode's start
+===============  ======================================================  ==================================
+``recent``       the last window of the latest episodes, one each        none
+``uniform``      independent draws over all windows                      none
+``best_return``  the best moment of the episodes of highest return       a sum over the remembered rewards
+``diverse``      all episodes alike, and in each the states least alike  slots * candidates distances
+``similar``      what looks most like the present                        embedding of the candidate windows
+===============  ======================================================  ==================================
 """
 
 from collections.abc import Sequence

@@ -245,7 +245,7 @@ class EpisodicMemory(TensorDictModuleBase):
         window_episode, window_start = lanes.new_tensor(episode), lanes.new_tensor(start)  # [lanes, E-1]
         # Unique to the lane's episode, not to its rows in the history, which the next trial uses again.
         past_id = (lanes.unsqueeze(-1) << 44) + (window_episode << 22) + window_start
-        past = {
+        shown = {
             "past": torch.stack([tokens for tokens, _ in windows]),
             "past_mask": torch.stack([mask for _, mask in windows]),
             "past_id": torch.where(window_episode >= 0, past_id, -1),
@@ -253,7 +253,7 @@ class EpisodicMemory(TensorDictModuleBase):
         }
         state.window_episode = state.window_episode.index_copy(0, lanes, window_episode)
         state.window_start = state.window_start.index_copy(0, lanes, window_start)
-        state.past = state.past.copy().update({k: state.past[k].index_copy(0, lanes, v) for k, v in past.items()})
+        state.past = state.past.copy().update({k: state.past[k].index_copy(0, lanes, v) for k, v in shown.items()})
 
     def _past(self, state: _LaneState, lane: int, token: Tensor) -> PastEpisodes:
         """What the lane's strategy may look at when an episode begins with ``token`` ``[x]``."""
@@ -304,6 +304,6 @@ def _check_drawn(drawn: list[Window], ended: list[Ended], slots: int) -> None:
         if not (0 <= episode < len(ended) and 0 <= start < ended[episode].length):
             lengths = [length for _, _, length in ended]
             raise ValueError(
-                f"The window strategy returned ({episode}, {start}), but the remembered episodes have {lengths} tokens; "
-                "return pairs (index of an episode, index of its token)."
+                f"The window strategy returned ({episode}, {start}), but the remembered episodes have {lengths} "
+                "tokens; return pairs (index of an episode, index of its token)."
             )

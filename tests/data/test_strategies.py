@@ -253,7 +253,7 @@ def test_candidates_are_every_nth_window_from_the_last_one_back(seed, at_most):
     assert len(received) <= max(at_most, len(lengths))
 
     def every(stride):
-        last = {e: s for e, s in windows}
+        last = dict(windows)
         return [(e, s) for e, s in windows if (last[e] - s) % stride == 0]
 
     fitting = [every(n * step) for n in range(1, 40) if len(every(n * step)) <= max(at_most, len(lengths))]
