@@ -33,7 +33,14 @@ from htrmrl_torchrl.metrics import attention_entropy, explained_variance, traini
 from htrmrl_torchrl.modules.heads import value_head
 from htrmrl_torchrl.networks import Networks, build_networks
 from recipes._environment import evaluate_on_held_out, names_of_tasks, training_environment
-from recipes._run_folder import checkpoint_to_resume, commit_of_code, plain, print_results, write_summary
+from recipes._run_folder import (
+    checkpoint_to_resume,
+    commit_of_code,
+    complete_summary,
+    plain,
+    print_results,
+    write_summary,
+)
 from recipes._validate import frames_of_context, frames_per_batch
 
 
@@ -116,6 +123,9 @@ def train(config: DictConfig) -> None:
     logger = RunLogger(run_dir, resume_from_frames=progress["frames"] if (run_dir / "metrics.csv").exists() else None)
     logger.log_text("config", f"```yaml\n{OmegaConf.to_yaml(config, resolve=True)}```")
     bar = tqdm(total=config.total_frames, initial=progress["frames"], unit=" frames", unit_scale=True, smoothing=0.1)
+
+    if progress["frames"] >= config.total_frames:
+        complete_summary(run_dir, config, progress)
 
     # While acting, more than one thread only gets in the way of the environment workers.
     threads = torch.get_num_threads()
