@@ -145,7 +145,7 @@ def figure(rows: Sequence[Row], axis: str, metric: str) -> Any:
     figure = Figure(figsize=(9.0, 4.0), layout="constrained")
     scores, speed = figure.subplots(1, 2, width_ratios=[3, 2])
     for index, (label, members) in enumerate(lines.items()):
-        offset = 0.0 if len(lines) == 1 else 0.3 * (index / (len(lines) - 1) - 0.5)  # intervals beside each other
+        offset = 0.0 if len(lines) == 1 else 0.16 * (index / (len(lines) - 1) - 0.5)  # intervals beside each other
         x = [where[row.values[axis]] + offset for row in members]
         color = f"C{index}"
         scores.plot(x, [row.mean for row in members], color=color, marker="o", label=label)
@@ -179,10 +179,7 @@ def main() -> None:
     sys.argv = [sys.argv[0], *own]
 
     def run(config: DictConfig) -> None:
-        """Sweep keys of a training recipe over several seeds.
-
-        Keys below are the ablation's own; all others are the recipe's, those with several values the axes.
-        """
+        """Sweep a recipe over seeds: all keys but those below are the recipe's, those with several values the axes."""
         ablate(config, overrides)
 
     run_recipe(run, config_name="ablate", check=check)

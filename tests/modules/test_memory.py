@@ -132,6 +132,22 @@ def test_what_ran_before_a_trial_of_which_nothing_ended_is_no_episode():
     assert expected[keys.SLOT_MASK].all()
 
 
+def test_a_restored_lane_whose_environment_begins_anew_drops_what_ran():
+    """A foreign environment is not saved: it cannot say how the last episode ended, but those before it stay."""
+    recording = record([[[3, 2], [2, 2]]], window=2, episodes=4)
+    rows = steps(as_batch(recording))
+    saved, loaded = (
+        EpisodicMemory(window=2, episodes=4, strategy="recent", scope="lane", max_episodes=9) for _ in range(2)
+    )
+    for row in rows[:5]:
+        saved(row)
+    loaded.load_checkpoint_state(saved.checkpoint_state())
+    begins_anew = rows[5].clone()
+    begins_anew["final"] = begins_anew["final"].clone().zero_()
+    assert loaded(begins_anew)[keys.WINDOW_EPISODE].tolist() == [[-1, -1, 0]]
+    assert saved(rows[5])[keys.WINDOW_EPISODE].tolist() == [[-1, 0, 1]]
+
+
 def test_a_dropped_episode_is_never_shown_and_leaves_a_gap_in_the_numbers():
     recording = record([[[3, 2, 2]]], window=2, episodes=4)
     rows = steps(as_batch(recording))
