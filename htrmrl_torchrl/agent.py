@@ -2,7 +2,7 @@
 
 ::
 
-    agent.reset()                        a new trial: everything is forgotten
+    agent.reset()                        a new trial: everything is forgotten (unless scope="lane")
     action = agent.act(observation)      decide
     agent.observe(reward, ...)           close the step; at an episode's end it moves into memory
     action = agent.act(observation)      decide again, perhaps in the next episode, knowing the last one
@@ -19,7 +19,9 @@ from torch import Tensor
 from torchrl.envs.utils import ExplorationType, set_exploration_type
 
 from htrmrl_torchrl import keys
+from htrmrl_torchrl.data.past import Scope
 from htrmrl_torchrl.envs.trial import TrialCounter, check_positive
+from htrmrl_torchrl.modules.memory import EpisodicMemory
 from htrmrl_torchrl.networks import Networks, acting_policy, load_networks
 
 ArrayOrTensor = TypeVar("ArrayOrTensor", npt.NDArray[Any], Tensor)
@@ -34,6 +36,8 @@ class HTrMRLAgent:
         num_envs: lanes N. One lane takes observations ``[o]`` as well as ``[1, o]``, and answers alike.
         device: where the networks run, and are moved to; default where they are.
         seed: of the memory's random streams. Action noise comes from torch's global generator.
+        scope: ``"trial"``, however the networks were trained: `reset` forgets. ``"lane"``: the episodes of earlier
+            trials stay visible, as many as the networks' ``max_episodes`` says.
 
     Raises:
         ValueError: by all methods, for a wrong shape, a value that is not finite, or an environment that cannot be
@@ -53,11 +57,18 @@ class HTrMRLAgent:
     """
 
     def __init__(
-        self, networks: Networks, *, num_envs: int = 1, device: str | torch.device | None = None, seed: int = 0
+        self,
+        networks: Networks,
+        *,
+        num_envs: int = 1,
+        device: str | torch.device | None = None,
+        seed: int = 0,
+        scope: Scope = "trial",
     ) -> None:
         check_positive(num_envs=num_envs)
         self.networks, self.num_envs = networks, num_envs
-        self._policy = acting_policy(networks, seed=seed).to(device)
+        self._policy = acting_policy(networks, scope=scope, seed=seed).to(device)
+        self._memory = self._policy.module[0]
         self.device = next(self._policy.parameters()).device
         space = networks.action_spec.space
         self.action_low, self.action_high = space.low.to(self.device), space.high.to(self.device)
@@ -73,7 +84,13 @@ class HTrMRLAgent:
 
     @classmethod
     def from_checkpoint(
-        cls, path: str | Path, num_envs: int = 1, device: str | torch.device = "cpu", *, seed: int = 0
+        cls,
+        path: str | Path,
+        num_envs: int = 1,
+        device: str | torch.device = "cpu",
+        *,
+        seed: int = 0,
+        scope: Scope = "trial",
     ) -> Self:
         """The agent of a checkpoint, for instance ``runs/ml10_ppo_seed1/checkpoints/best-....torchrl``.
 
@@ -83,7 +100,7 @@ class HTrMRLAgent:
             FileNotFoundError: if there is none at `path`.
             ValueError: if it is not a checkpoint of this package.
         """
-        return cls(load_networks(path), num_envs=num_envs, device=device, seed=seed)
+        return cls(load_networks(path), num_envs=num_envs, device=device, seed=seed, scope=scope)
 
     def check_env(self, env: Any) -> None:
         """Whether this agent can play a gymnasium environment, vectorised or not.
@@ -110,7 +127,7 @@ class HTrMRLAgent:
                 raise ValueError(f"The environment's {name}s have shape {shape}; the agent was trained with ({size},).")
 
     def reset(self, mask: npt.ArrayLike | Tensor | None = None) -> None:
-        """Starts a new trial: memory is forgotten.
+        """Starts a new trial: memory is forgotten, but for ``scope="lane"``.
 
         Args:
             mask: ``[N]`` bool, the lanes concerned; default all. An episode that runs there is dropped.
@@ -121,11 +138,16 @@ class HTrMRLAgent:
         lanes = torch.ones(self.num_envs, dtype=torch.bool) if mask is None else torch.as_tensor(mask, dtype=torch.bool)
         if lanes.shape != (self.num_envs,):
             raise ValueError(f"mask has shape {list(lanes.shape)} but must be [{self.num_envs}], one flag per lane.")
-        if lanes.all():
-            self._acted = None
-        elif self._acted is not None:
+        if self._acted is not None and not lanes.all():
             raise RuntimeError("reset(mask) was called between act and observe; close the step with observe first.")
-        self._counter.reset(lanes.to(self.device).unsqueeze(-1), new_trial=True)
+        lanes = lanes.to(self.device)
+        if (
+            isinstance(self._memory, EpisodicMemory) and self._memory.scope == "lane"
+        ):  # else the new trial forgets it anyway
+            runs = ~self._counter.is_init.squeeze(-1) | (self._acted is not None)
+            self._memory.drop_running((lanes & runs).nonzero().squeeze(-1))
+        self._acted = None
+        self._counter.reset(lanes.unsqueeze(-1), new_trial=True)
 
     @torch.no_grad()
     def act(self, observation: ArrayOrTensor, *, deterministic: bool = False) -> ArrayOrTensor:

@@ -53,6 +53,7 @@ class RunCheckpoints:
         actor, critic, optimizer: what is trained.
         env, memory: whose streams and counters continue. A foreign environment cannot be saved (``None``): it begins
             anew.
+        storage: whose context-only frames later trials may still be shown (``scope="lane"``); ``None`` for others.
 
     Example:
         see ``recipes/ppo.py``.
@@ -71,6 +72,7 @@ class RunCheckpoints:
         optimizer: Optimizer,
         env: Resumable | None,
         memory: Resumable,
+        storage: Resumable | None = None,
     ) -> None:
         self._progress = progress
         self._checkpoint = Checkpoint(
@@ -84,6 +86,7 @@ class RunCheckpoints:
             optimizer=optimizer,
             **({} if env is None else {"env": _State(env)}),
             memory=_State(memory),
+            **({} if storage is None else {"storage": _State(storage)}),
             rng=GlobalRNGState(),
         )
         self._latest = CheckpointRotation(folder, keep_last=keep, prefix="step")

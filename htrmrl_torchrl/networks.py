@@ -16,6 +16,7 @@ from torchrl.modules import ProbabilisticActor
 
 from htrmrl_torchrl import keys
 from htrmrl_torchrl.checkpoint import read_component, refused_by_name
+from htrmrl_torchrl.data.past import Scope
 from htrmrl_torchrl.data.strategies import WindowStrategy
 from htrmrl_torchrl.modules.contract import ContextEncoder
 from htrmrl_torchrl.modules.encoder import HierarchicalEncoder
@@ -65,6 +66,8 @@ def build_networks(
     norm: Norm = "pre_ln",
     reward_scale: float = 1.0,
     strategy: str = "uniform",
+    scope: Scope = "trial",
+    max_episodes: int | None = None,
     std: Std = "independent",
     init_std: float = 1.0,
     observe_token: bool = False,
@@ -83,7 +86,7 @@ def build_networks(
         d_model, reward_scale: of any encoder.
         window, episodes, num_heads, intra_layers, inter_layers, attention, norm: see `HierarchicalEncoder`.
         mlp_layers: see `RecurrentEncoder` and `MemorylessEncoder`.
-        strategy: see `EpisodicMemory`.
+        strategy, scope, max_episodes: see `EpisodicMemory`.
         std, init_std, observe_token, critic_kind, value_norm: see `make_actor_critic`.
         seed: of the memory's random streams. Weights come from torch's global generator.
 
@@ -112,7 +115,7 @@ def build_networks(
     encoder = _make_encoder(encoder_kind, sizes)
     critic_encoder = _make_encoder(encoder_kind, sizes, of_critic=True) if critic_kind == "separate" else None
     encoders = [encoder] if critic_encoder is None else [encoder, critic_encoder]
-    memory = _make_memory(encoders, strategy=strategy, seed=seed)
+    memory = _make_memory(encoders, strategy=strategy, scope=scope, max_episodes=max_episodes, seed=seed)
     action_spec = Bounded(torch.tensor(action_low), torch.tensor(action_high))
     policy, actor, critic = make_actor_critic(
         encoder=encoder,
@@ -129,7 +132,11 @@ def build_networks(
 
 
 def acting_policy(
-    networks: Networks, *, strategy: str | WindowStrategy | None = None, seed: int = 0
+    networks: Networks,
+    *,
+    strategy: str | WindowStrategy | None = None,
+    scope: Scope = "trial",
+    seed: int = 0,
 ) -> TensorDictSequential:
     """A policy with a memory of its own and the weights of `networks`, for evaluation beside training.
 
@@ -138,11 +145,17 @@ def acting_policy(
     Args:
         networks: whose weights to use, not to copy.
         strategy: how windows are drawn; default: as in `networks`.
+        scope: ``"trial"``, however `networks` were trained: a trial is judged by what it finds out itself, and never
+            sees the trial of another goal. ``"lane"`` must be asked for, and needs networks with `max_episodes`; what
+            a trial sees then depends on which trials its lane played before, and so on the number of lanes.
         seed: of the new memory's random streams.
     """
+    max_episodes = None
     if isinstance(networks.memory, EpisodicMemory):
-        strategy = strategy or networks.memory.strategy
-    memory = _make_memory([networks.encoder], strategy=strategy or "uniform", seed=seed)
+        strategy, max_episodes = strategy or networks.memory.strategy, networks.memory.max_episodes
+    memory = _make_memory(
+        [networks.encoder], strategy=strategy or "uniform", scope=scope, max_episodes=max_episodes, seed=seed
+    )
     return TensorDictSequential(memory, networks.actor, selected_out_keys=[keys.ACTION])
 
 
@@ -182,10 +195,15 @@ def _make_encoder(kind: EncoderKind, sizes: dict[str, Any], *, of_critic: bool =
 
 
 def _make_memory(
-    encoders: Sequence[ContextEncoder], *, strategy: str | WindowStrategy, seed: int
+    encoders: Sequence[ContextEncoder],
+    *,
+    strategy: str | WindowStrategy,
+    scope: Scope,
+    max_episodes: int | None,
+    seed: int,
 ) -> EpisodicMemory | RecurrentMemory:
     if recurrent := [encoder for encoder in encoders if isinstance(encoder, RecurrentEncoder)]:
         return RecurrentMemory(recurrent)
     if hierarchical := [encoder for encoder in encoders if isinstance(encoder, HierarchicalEncoder)]:
-        return EpisodicMemory(hierarchical, strategy=strategy, seed=seed)
+        return EpisodicMemory(hierarchical, strategy=strategy, scope=scope, max_episodes=max_episodes, seed=seed)
     return EpisodicMemory(window=encoders[0].window, episodes=encoders[0].episodes, seed=seed)  # draws nothing

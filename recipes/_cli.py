@@ -5,7 +5,7 @@
 
 Hydra's compose API is used instead of ``@hydra.main``: the configuration is checked as a whole before anything is
 built, a fault is one sentence instead of a pruned traceback, and no working directory, ``outputs/`` folder or logging
-is set up behind the recipe's back. Sweeps are a loop in the shell.
+is set up behind the recipe's back. Sweeps are for ``recipes/ablate.py``.
 """
 
 import os
@@ -126,7 +126,9 @@ def _keys(overrides: Sequence[str]) -> list[str]:
         if parsed.is_add() or parsed.is_force_add() or parsed.is_delete() or parsed.package:
             raise UserError(f"{override!r}: keys can be changed but not added or removed, write key=value")
         if parsed.is_sweep_override():
-            raise UserError(f"{override!r} asks for a sweep: start the recipe once for each value")
+            raise UserError(
+                f"{override!r} asks for a sweep: start the recipe once for each value, or recipes/ablate.py for all"
+            )
         keys.append(parsed.key_or_group)
     return keys
 

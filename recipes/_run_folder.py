@@ -1,5 +1,6 @@
 """What a run folder says about its run: where it stopped, with which settings, and how it ended."""
 
+import csv
 import json
 import shutil
 import subprocess
@@ -60,6 +61,15 @@ def write_summary(run_dir: Path, config: DictConfig, progress: dict[str, Any], m
         "metrics": metrics,
     }
     (run_dir / "summary.json").write_text(json.dumps(summary, indent=2))
+
+
+def complete_summary(run_dir: Path, config: DictConfig, progress: dict[str, Any]) -> None:
+    """Writes the summary of a run that was killed after its last checkpoint and before it, from ``metrics.csv``."""
+    if (run_dir / "summary.json").exists():
+        return
+    with (run_dir / "metrics.csv").open(newline="") as file:
+        rows = [row for row in csv.DictReader(file) if int(row["frames"]) == progress["frames"]]
+    write_summary(run_dir, config, progress, {row["metric"]: float(row["value"]) for row in rows})
 
 
 def print_results(run_dir: Path, metrics: dict[str, float]) -> None:

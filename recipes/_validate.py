@@ -14,6 +14,9 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
+from htrmrl_torchrl.data.past import SCOPES
+from htrmrl_torchrl.data.strategies import STRATEGIES
+
 
 class UserError(ValueError):
     """A fault in what the user asked for: shown as one sentence, without a traceback."""
@@ -65,7 +68,9 @@ RULES: dict[str, Rule] = {
     "encoder.mlp_layers": at_least(1),
     "encoder.attention": one_of("causal", "full"),
     "encoder.norm": one_of("pre_ln", "tfixup"),
-    "memory.strategy": one_of("recent", "uniform"),
+    "memory.strategy": one_of(*STRATEGIES),
+    "memory.scope": one_of(*SCOPES),
+    "memory.max_episodes": at_least(1, kind=int),
     "policy.std": one_of("independent", "dependent"),
     "policy.init_std": POSITIVE,
     "critic.kind": one_of("shared", "separate", "single_step"),
@@ -171,6 +176,13 @@ def frames_per_batch(config: DictConfig) -> int:
     return int(config.collector.frames_per_batch or frames_per_trial_batch(config))
 
 
+def frames_of_context(config: DictConfig) -> int:
+    """Most frames that are kept beside a batch because they may still be shown."""
+    if config.memory.scope == "trial":
+        return frames_per_batch(config)  # the beginnings of trials that the batch cuts
+    return int(config.env.num_envs * config.memory.max_episodes * config.env.horizon)
+
+
 def _check_value(key: str, value: Any, default: Any, rule: Rule | None) -> None:
     kind = type(default) if default is not None else rule.kind if rule else None
     if kind is None or (value is None and default is None):
@@ -213,6 +225,15 @@ def _relations(config: DictConfig) -> Iterator[tuple[bool, str]]:
         f"collector.frames_per_batch is {batch}, which doesn't fill whole trials, but must be a multiple of "
         f"env.num_envs * env.episodes_per_trial * env.horizon = {env.num_envs} * {env.episodes_per_trial} * "
         f"{env.horizon} = {trial_batch}",
+    )
+    yield (
+        config.memory.scope == "trial" or config.memory.max_episodes is not None,
+        "memory.max_episodes is null but must be a number with memory.scope=lane, which remembers across trials, for "
+        f"instance 2 * env.episodes_per_trial = {2 * env.episodes_per_trial}",
+    )
+    yield (
+        config.memory.scope == "trial" or encoder.kind == "htrmrl",
+        f"memory.scope is lane but must be trial with encoder={encoder.kind}, which sees no windows of other episodes",
     )
     yield (
         config.total_frames >= batch,

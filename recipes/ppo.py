@@ -34,8 +34,15 @@ from htrmrl_torchrl.metrics import attention_entropy, explained_variance, proces
 from htrmrl_torchrl.modules.heads import value_head
 from htrmrl_torchrl.networks import Networks, build_networks
 from recipes._environment import evaluate_on_held_out, names_of_tasks, training_environment
-from recipes._run_folder import checkpoint_to_resume, commit_of_code, plain, print_results, write_summary
-from recipes._validate import frames_per_batch
+from recipes._run_folder import (
+    checkpoint_to_resume,
+    commit_of_code,
+    complete_summary,
+    plain,
+    print_results,
+    write_summary,
+)
+from recipes._validate import frames_of_context, frames_per_batch
 
 
 def train(config: DictConfig) -> None:
@@ -71,8 +78,13 @@ def train(config: DictConfig) -> None:
     )
     batch_frames = frames_per_batch(config)
     buffer = EpisodicReplayBuffer(
-        # Where a batch cuts trials, their beginnings stay as context: hence twice the room.
-        storage=EpisodicStorage(2 * batch_frames, window=networks.encoder.window, episodes=networks.encoder.episodes),
+        storage=EpisodicStorage(
+            batch_frames + frames_of_context(config),
+            window=networks.encoder.window,
+            episodes=networks.encoder.episodes,
+            scope=config.memory.scope,
+            max_episodes=config.memory.max_episodes,
+        ),
         batch_size=config.loss.minibatch_frames,
         segment_frames=config.loss.segment_frames,
     )
@@ -100,6 +112,7 @@ def train(config: DictConfig) -> None:
         optimizer=optimizer,
         env=env if isinstance(env, TrialEnv) else None,
         memory=networks.memory,
+        storage=buffer.storage if config.memory.scope == "lane" else None,
     )
     if resume_from is not None:
         checkpoints.restore(resume_from)
@@ -111,6 +124,9 @@ def train(config: DictConfig) -> None:
     logger = RunLogger(run_dir, resume_from_frames=progress["frames"] if (run_dir / "metrics.csv").exists() else None)
     logger.log_text("config", f"```yaml\n{OmegaConf.to_yaml(config, resolve=True)}```")
     bar = tqdm(total=config.total_frames, initial=progress["frames"], unit=" frames", unit_scale=True, smoothing=0.1)
+
+    if progress["frames"] >= config.total_frames:
+        complete_summary(run_dir, config, progress)
 
     # While acting, more than one thread only gets in the way of the environment workers.
     threads = torch.get_num_threads()
@@ -244,7 +260,7 @@ def _agent_arguments(config: DictConfig, env: EnvBase) -> dict[str, Any]:
         "encoder_kind": encoder.pop("kind"),
         **encoder,
         "reward_scale": config.env.reward_scale,
-        "strategy": config.memory.strategy,
+        **plain(config.memory),
         **plain(config.policy),
         "critic_kind": config.critic.kind,
         "value_norm": config.loss.value_norm,

@@ -4,6 +4,7 @@ import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import pytest
 import torch
 from tensordict import TensorDict, TensorDictBase
@@ -12,6 +13,7 @@ from torchrl.data import Bounded, Categorical, Composite, Unbounded
 from torchrl.envs import EnvBase, SerialEnv, TransformedEnv
 
 from htrmrl_torchrl import TrialTransform, keys
+from htrmrl_torchrl.data.past import PastEpisodes
 from htrmrl_torchrl.opengl import RenderingError, choose_backend
 from tests.reference import Context, Episode, make_context
 
@@ -58,16 +60,29 @@ class Recording:
 
     trials: list[list[Trial]]  # [lane][trial][episode]
     steps: list[list[Step]]  # [lane][frame]
-    drawn: dict[tuple[int, int, int], list[tuple[int, int]]]  # (lane, trial, episode) -> windows
+    drawn: dict[tuple[int, int, int], list[tuple[int, int]]]  # (lane, trial, episode) -> windows of `visible` ones
     window: int
     episodes: int
+    scope: str = "trial"
+    max_episodes: int | None = None
+
+    def visible(self, lane: int, n: int, k: int) -> list[Episode]:
+        """The ended episodes that the trial's k-th one may be shown, oldest first."""
+        past = self.trials[lane][n][:k]
+        if self.scope == "lane":
+            past = [episode for trial in self.trials[lane][:n] for episode in trial] + past
+        return past if self.max_episodes is None else past[-self.max_episodes :]
 
     def context(self, lane: int, frame: int, after: bool = False) -> Context:
         """Of the decision at a frame, or ``after`` it: of what its step led to."""
-        step = self.steps[lane][frame]
-        trial = self.trials[lane][step.n]
-        drawn = self.drawn[lane, step.n, step.k]
-        return make_context(trial, step.k, step.t + after, drawn, self.window, self.episodes)
+        return self.context_of(self.steps[lane][frame], lane, self.drawn, after)
+
+    def context_of(
+        self, at: Step, lane: int, drawn: dict[tuple[int, int, int], list[tuple[int, int]]], after: bool = False
+    ) -> Context:
+        past = self.visible(lane, at.n, at.k)
+        episodes = [*past, self.trials[lane][at.n][at.k]]
+        return make_context(episodes, len(past), at.t + after, drawn[lane, at.n, at.k], self.window, self.episodes)
 
     def running(self, lane: int, step: Step) -> int:
         """The lane's running episode counter."""
@@ -81,6 +96,8 @@ def record(
     episodes: int,
     seed: int = 0,
     draw: Callable[[list[int]], list[tuple[int, int]]] | None = None,
+    scope: str = "trial",
+    max_episodes: int | None = None,
 ) -> Recording:
     """Random steps for ``lengths[lane][trial][episode]`` and random windows for each episode."""
     rng = random.Random(seed)
@@ -94,18 +111,30 @@ def record(
         return [rng.choice(pairs) for _ in range(count)]
 
     trials, steps, drawn = [], [], {}
+    recording = Recording(trials, steps, drawn, window, episodes, scope, max_episodes)
     for lane, of_lane in enumerate(lengths):
         trials.append([])
         steps.append([])
         for n, of_trial in enumerate(of_lane):
             trials[lane].append([])
             for k, h in enumerate(of_trial):
-                drawn[lane, n, k] = sorted((draw or any_windows)([h + 1 for h in of_trial[:k]]))
+                tokens = [len(episode.tokens) for episode in recording.visible(lane, n, k)]
+                drawn[lane, n, k] = sorted((draw or any_windows)(tokens))
                 trials[lane][n].append(
                     Episode([vector(OBSERVATION) for _ in range(h + 1)], [vector(ACTION) for _ in range(h)], vector(h))
                 )
                 steps[lane] += [Step(n, k, t) for t in range(h)]
-    return Recording(trials, steps, drawn, window, episodes)
+    return recording
+
+
+def past_of(episodes: Sequence[Episode], **others: object) -> PastEpisodes:
+    """What a strategy is shown of these episodes."""
+    return PastEpisodes(
+        [len(episode.tokens) for episode in episodes],
+        tokens=lambda index: np.array(episodes[index].tokens, dtype=np.float32),
+        observation_dim=OBSERVATION,
+        **others,
+    )
 
 
 def as_batch(
@@ -131,6 +160,7 @@ def _row(recording: Recording, lane: int, frame: int, dtype: torch.dtype) -> Ten
     running = recording.running(lane, step)
     empty = [-1] * (recording.episodes - 1 - len(recording.drawn[lane, step.n, step.k]))
     drawn = recording.drawn[lane, step.n, step.k]
+    oldest = running - len(recording.visible(lane, step.n, step.k))
 
     def token_keys(t: int) -> dict[str, Tensor]:
         token = episode.tokens[t]
@@ -158,7 +188,7 @@ def _row(recording: Recording, lane: int, frame: int, dtype: torch.dtype) -> Ten
             },
             keys.ACTION: torch.tensor(episode.actions[step.t], dtype=dtype),
             "window": {
-                "episode": torch.tensor([*empty, *(running - step.k + e for e, _ in drawn)], dtype=torch.long),
+                "episode": torch.tensor([*empty, *(oldest + e for e, _ in drawn)], dtype=torch.long),
                 "start": torch.tensor([*empty, *(s for _, s in drawn)], dtype=torch.long),
                 "current": torch.tensor([running]),
             },

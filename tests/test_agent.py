@@ -120,6 +120,52 @@ def test_a_new_trial_forgets_and_only_on_its_lanes():
     assert not torch.isclose(kept, forgotten).any()
 
 
+LANE = {"strategy": "recent", "scope": "lane", "max_episodes": 5}
+
+
+def test_with_scope_lane_it_equals_the_collector_policy_across_trials():
+    networks = networks_for(OBSERVATION, ACTION, **LANE)
+    steps = recorded(networks, walking_trials(2), frames=60)
+    assert torch.equal(replay(HTrMRLAgent(networks, num_envs=3, seed=7, scope="lane"), steps), expected_means(steps))
+    # Unless asked for, another trial is not seen: only each lane's first one is the same.
+    forgetful = replay(HTrMRLAgent(networks, num_envs=3, seed=7), steps)
+    same = (forgetful == expected_means(steps)).all(-1).T  # [lanes, frames]
+    clamped = (expected_means(steps).abs() == 1).all(-1).T
+    second = [[t for t, step in enumerate(steps) if step[keys.TRIAL_INIT][lane]][1] for lane in range(3)]
+    for lane, start in enumerate(second):
+        assert same[lane, :start].all() and not (same & ~clamped)[lane, start:].any()
+
+
+@pytest.mark.parametrize("acted", [False, True])
+def test_an_episode_that_a_reset_broke_off_is_never_remembered(acted):
+    """Neither in mid-episode nor after its first action; what had ended before is."""
+    networks = networks_for(OBSERVATION, ACTION, **LANE)
+    steps = recorded(networks, walking_trials(100), frames=20)
+    observation = steps[-1]["next", keys.OBSERVATION]
+
+    def decide(count, broken):
+        agent = HTrMRLAgent(networks, num_envs=3, scope="lane")
+        replay(agent, steps[:count])
+        if acted:
+            agent.act(observation + 1)
+        if broken:
+            agent.reset()
+        return agent, agent.act(observation, deterministic=True)
+
+    agent, after = decide(15, True)
+    ended = [agent._memory._state.history.ended(lane) for lane in range(3)]
+    begun = torch.stack([step[keys.IS_INIT] for step in steps[:15]]).sum(0).flatten().tolist()
+    assert [len(of_lane) for of_lane in ended] == [count - 1 for count in begun]
+    assert all(a.counter == b for of_lane in ended for b, a in enumerate(of_lane))
+    with pytest.raises(RuntimeError if acted else AssertionError):
+        assert torch.equal(decide(15, False)[1], after)
+
+
+def test_scope_lane_needs_networks_that_say_how_much():
+    with pytest.raises(ValueError, match="give max_episodes"):
+        HTrMRLAgent(networks_for(OBSERVATION, ACTION), scope="lane")
+
+
 # ------------------------------------------------------------------------------------------------------ forms
 
 

@@ -23,6 +23,7 @@ from htrmrl_torchrl import (
     make_env,
 )
 from htrmrl_torchrl.checkpoint import RunCheckpoints, latest_checkpoint, read_component
+from htrmrl_torchrl.data.strategies import STRATEGIES
 from htrmrl_torchrl.evaluation import play_trials
 from htrmrl_torchrl.modules.heads import value_head
 from htrmrl_torchrl.networks import acting_policy, build_networks, load_networks
@@ -34,19 +35,27 @@ LANES, K, H = 3, 3, 6
 class Run:
     """A small training run; `seed` decides everything."""
 
-    def __init__(self, folder, *, seed=0, value_norm=True, critic_kind="shared", encoder_kind="htrmrl"):
+    def __init__(
+        self, folder, *, seed=0, value_norm=True, critic_kind="shared", encoder_kind="htrmrl", strategy="uniform",
+        scope="trial", max_episodes=None,
+    ):  # fmt: skip
         torch.manual_seed(seed)
         self.env = make_env("toy", num_envs=LANES, episodes_per_trial=K, seed=seed)
         self.arguments = {
             "observation_dim": 3, "action_low": [-1.0] * 2, "action_high": [1.0] * 2, "window": 2, "episodes": 3,
             "d_model": 8, "num_heads": 2, "intra_layers": 1, "inter_layers": 1, "value_norm": value_norm,
-            "critic_kind": critic_kind, "seed": seed, "encoder_kind": encoder_kind,
+            "critic_kind": critic_kind, "encoder_kind": encoder_kind, "strategy": strategy, "scope": scope,
+            "max_episodes": max_episodes, "seed": seed,
         }  # fmt: skip
         self.networks = build_networks(**self.arguments)
         self.loss = NormalizedClipPPOLoss(self.networks.actor, self.networks.critic, loss_critic_type="l2")
         self.optimizer = torch.optim.Adam(self.loss.parameters(), lr=0.01)
         encoder = self.networks.encoder
-        storage = EpisodicStorage(LANES * K * H, window=encoder.window, episodes=encoder.episodes)
+        remembered = LANES * H * max_episodes if scope == "lane" else 0
+        storage = EpisodicStorage(
+            LANES * K * H + remembered, window=encoder.window, episodes=encoder.episodes, scope=scope,
+            max_episodes=max_episodes,
+        )  # fmt: skip
         self.buffer = EpisodicReplayBuffer(storage=storage, batch_size=18, segment_frames=H)
         self.collector = Collector(
             self.env, self.networks.policy, frames_per_batch=LANES * K * H, total_frames=-1,
@@ -56,7 +65,7 @@ class Run:
         self.checkpoints = RunCheckpoints(
             folder, keep=2, agent=self.arguments, config={"seed": seed}, progress=self.progress,
             actor=self.networks.actor, critic=self.networks.critic, optimizer=self.optimizer, env=self.env,
-            memory=self.networks.memory,
+            memory=self.networks.memory, storage=storage if scope == "lane" else None,
         )  # fmt: skip
         self.batches = None
 
@@ -89,7 +98,8 @@ class Run:
             "weights": {**self.networks.policy.state_dict()},
             "moments": {(i, k): v for i, of in optimizer["state"].items() for k, v in of.items()},
             "groups": str(optimizer["param_groups"]),
-            "memory": self.networks.memory.checkpoint_state(),
+            "memory": str(self.networks.memory.checkpoint_state()),
+            "storage": str(self.buffer.storage.checkpoint_state()),
             "deck": self.env.checkpoint_state()["deck"],
             "progress": dict(self.progress),
         }
@@ -100,7 +110,7 @@ def assert_equal(received, expected):
         assert received[part].keys() == expected[part].keys()
         for name, value in expected[part].items():
             assert torch.equal(received[part][name], value), name
-    for part in ("groups", "memory", "deck", "progress"):
+    for part in ("groups", "memory", "storage", "deck", "progress"):
         assert received[part] == expected[part], part
 
 
@@ -118,21 +128,48 @@ def test_everything_is_restored_bit_for_bit_into_new_objects(tmp_path, critic_ki
     assert_equal(other.state(), expected)
 
 
-@pytest.mark.parametrize("encoder_kind", ["htrmrl", "rl2"])
-def test_a_resumed_run_equals_one_that_was_not_interrupted(tmp_path, encoder_kind):
-    straight = Run(tmp_path / "a", encoder_kind=encoder_kind)
+REMEMBER = [
+    {},
+    {"encoder_kind": "rl2"},
+    {"strategy": "similar", "max_episodes": 2},
+    *({"strategy": strategy, "scope": "lane", "max_episodes": 5} for strategy in STRATEGIES),
+]
+
+
+@pytest.mark.parametrize("remember", REMEMBER, ids=str)
+def test_a_resumed_run_equals_one_that_was_not_interrupted(tmp_path, remember):
+    torch.set_printoptions(threshold=1_000_000, precision=10)  # states are compared as text
+    straight = Run(tmp_path / "a", **remember)
     expected = straight.iterate(4)[2:]
-    interrupted = Run(tmp_path / "b", encoder_kind=encoder_kind)
+    interrupted = Run(tmp_path / "b", **remember)
     interrupted.iterate(2)
     path = interrupted.checkpoints.save()
     interrupted.iterate(1)  # what was not saved is lost
-    resumed = Run(tmp_path / "c", seed=3, encoder_kind=encoder_kind)
+    resumed = Run(tmp_path / "c", seed=3, **remember)
     resumed.restore(path)
     for batch, other in zip(resumed.iterate(2), expected, strict=True):
         for key in (keys.ACTION, keys.OBSERVATION, keys.GOAL, keys.LOG_PROB, keys.STATE_VALUE, keys.WINDOW_START,
                     keys.WINDOW_EPISODE, keys.WINDOW_CURRENT):  # fmt: skip
             assert torch.equal(batch[key], other[key]), key
     assert_equal(resumed.state(), straight.state())
+
+
+@pytest.mark.parametrize("forgets", ["memory", "storage"])
+def test_with_scope_lane_memory_and_storage_must_both_go_on(tmp_path, forgets):
+    """Negative control: without either, a resumed run is another one, or ends."""
+    remember = {"strategy": "recent", "scope": "lane", "max_episodes": 5}
+    run = Run(tmp_path / "a", **remember)
+    run.iterate(2)
+    resumed = Run(tmp_path / "b", **remember)
+    resumed.restore(run.checkpoints.save())
+    if forgets == "memory":
+        resumed.networks.memory.forget()
+        assert not (resumed.iterate()[0][:, 0] == run.iterate()[0][:, 0])[keys.WINDOW_EPISODE].all()
+    else:
+        resumed.buffer.storage.load_checkpoint_state({})
+        frames = resumed.buffer.extend(next(iter(resumed.collector)))
+        with pytest.raises(ValueError, match="not in the storage"):
+            resumed.buffer.storage.contexts(frames)
 
 
 @pytest.mark.parametrize("encoder_kind", ["htrmrl", "trmrl", "rl2", "mlp"])

@@ -56,6 +56,7 @@ def test_every_choice_of_the_parts_can_be_made_with_plain_numbers():
             lambda n: "pre_ln" if any(isinstance(m, nn.LayerNorm) for m in n.encoder.modules()) else "tfixup",
         ),
         ("reward_scale", 0.5, lambda n: n.encoder.token_scale[-2].item()),
+        ("max_episodes", 3, lambda n: n.memory.max_episodes),
         ("strategy", "recent", lambda n: type(n.memory.strategy).__name__.lower()),
         ("init_std", 0.25, lambda n: round(n.actor.get_dist(n.memory(rows()[0])).stddev[0, 0].item(), 6)),
         ("seed", 7, lambda n: n.memory.seed),
@@ -90,6 +91,14 @@ def test_a_recurrent_separate_critic_has_a_state_of_its_own():
     assert memory._encoders == (networks.encoder, critic.module[0])
     out = networks.policy(rows()[0])
     assert differ(out[keys.RECURRENT, "state"], out[keys.RECURRENT, "critic_state"])
+
+
+def test_the_scope_arrives_and_evaluation_does_not_inherit_it():
+    networks = build_networks(**SIZES, scope="lane", max_episodes=3)
+    assert networks.memory.scope == "lane"
+    for asked, scope in (({}, "trial"), ({"scope": "lane"}, "lane")):
+        memory = acting_policy(networks, **asked).module[0]
+        assert (memory.scope, memory.max_episodes) == (scope, 3)
 
 
 def test_the_parts_are_shared_not_copied():

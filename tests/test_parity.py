@@ -24,6 +24,16 @@ SMALL = {"window": 3, "episodes": 3, "d_model": 8, "num_heads": 2, "intra_layers
 CHOICES = {
     "default": {},
     "recent": {"strategy": "recent"},
+    "best return": {"strategy": "best_return"},
+    "diverse": {"strategy": "diverse"},
+    "similar": {"strategy": "similar"},
+    "two episodes": {"strategy": "similar", "max_episodes": 2},
+    "lane, recent": {"strategy": "recent", "scope": "lane", "max_episodes": 4},
+    "lane, uniform": {"scope": "lane", "max_episodes": 7},
+    "lane, best return": {"strategy": "best_return", "scope": "lane", "max_episodes": 4},
+    "lane, diverse": {"strategy": "diverse", "scope": "lane", "max_episodes": 1},
+    "lane, similar": {"strategy": "similar", "scope": "lane", "max_episodes": 4},
+    "lane, separate critic, full": {"critic_kind": "separate", "attention": "full", "scope": "lane", "max_episodes": 4},
     "full attention": {"attention": "full"},
     "tfixup": {"norm": "tfixup"},
     "full tfixup recent": {"attention": "full", "norm": "tfixup", "strategy": "recent"},
@@ -76,7 +86,8 @@ class Pipeline:
         self.optimizer = torch.optim.Adam(self.loss.parameters(), lr=0.003)
         self.gae = TrialGAE(credit="trial", bootstrap=True, advantage_norm="batch")
         encoder = self.networks.encoder
-        storage = EpisodicStorage(4 * frames, window=encoder.window, episodes=encoder.episodes)
+        remembers = {name: arguments[name] for name in ("scope", "max_episodes") if name in arguments}
+        storage = EpisodicStorage(4 * frames, window=encoder.window, episodes=encoder.episodes, **remembers)
         batch_size = 12 if 12 % segment_frames == 0 else 2 * segment_frames
         self.buffer = EpisodicReplayBuffer(storage=storage, batch_size=batch_size, segment_frames=segment_frames)
         self.collector = Collector(
@@ -169,6 +180,28 @@ def test_the_walks_are_what_they_should_be():
     assert (trial.sum(1) >= 3).all()
     assert whole["next", keys.TERMINATED].any() and whole["next", keys.TRUNCATED].any()
     assert (whole[keys.WINDOW_EPISODE] >= 0).any()
+
+
+@pytest.mark.parametrize("environment", ENVIRONMENTS)
+def test_other_trials_are_seen_with_scope_lane_only(environment):
+    """Windows of episodes before the running trial's first one, as often as there are any to draw from."""
+
+    def shares(choices):
+        begun = torch.zeros(3, dtype=torch.long)
+        seen = of_earlier = 0
+        collector = Pipeline(environment, choices).collector
+        for _, batch in zip(range(3), collector, strict=False):
+            for t in range(batch.shape[1]):
+                step = batch[:, t]
+                begun = torch.where(step[keys.TRIAL_INIT].squeeze(-1), step[keys.WINDOW_CURRENT].squeeze(-1), begun)
+                drawn = step[keys.WINDOW_EPISODE]
+                seen += (drawn >= 0).sum().item()
+                of_earlier += ((drawn >= 0) & (drawn < begun.unsqueeze(-1))).sum().item()
+        collector.shutdown()
+        return of_earlier / seen
+
+    assert shares({"strategy": "uniform"}) == 0
+    assert shares({"strategy": "uniform", "scope": "lane", "max_episodes": 7}) > 0.4
 
 
 # ------------------------------------------------------------------------------------------- negative controls

@@ -24,6 +24,15 @@ def test_embedding_is_short_and_trains_on_pendulum(tmp_path):
     assert len(re.findall(r"return -\d+", done.stdout)) == 3
 
 
+def test_an_own_strategy_takes_ten_lines(tmp_path):
+    (code,) = (block for block in BLOCKS if "slots, window, rng" in block)
+    (strategy,) = re.findall(r"class Rewarded:\n(?:    .*\n|\n)*", code)
+    assert len(strategy.strip().splitlines()) <= 10
+    done = execute(code, tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith("tensor(")
+
+
 @pytest.fixture(scope="module")
 def checkpoint(tmp_path_factory):
     """Of an agent that has seen ``reach-v3`` for two short episodes."""

@@ -7,7 +7,7 @@
     episodes  a, b, c, d, ...                                         lane, running counter, first frame, frames
 
 Frame f of the i-th episode stands at token row f + i, because each episode before it owns one token more than frames.
-Memory is O(frames), whatever the window length and the number of slots.
+Memory is O(frames), those that may still be shown as context included, whatever the window length and the slots.
 """
 
 from typing import Any
@@ -18,6 +18,7 @@ from torch import Tensor
 from torchrl.data import LazyTensorStorage
 
 from htrmrl_torchrl import keys
+from htrmrl_torchrl.data.past import Scope, check_scope
 from htrmrl_torchrl.data.windows import carry_over, make_token, window_at
 
 # What the token table holds already, and what only says how the rollout went on.
@@ -31,15 +32,17 @@ class EpisodicStorage(LazyTensorStorage):
     `EpisodicReplayBuffer.extend` fills it with batches ``[N, T]`` as collectors give them, one row a lane. Frames of
     one lane stay together in time order, over several batches too. Where a batch cuts a trial, the frames of its
     beginning outlive `EpisodicReplayBuffer.empty` as context until the trial is over; they are never trained on again.
+    With ``scope="lane"`` so do the `max_episodes` latest episodes of each lane, which later trials may be shown.
 
     Args:
         max_size: most frames it may hold, those kept as context included. More is an error, never an overwrite.
         window: tokens T of a window.
         episodes: windows E of a context.
+        scope, max_episodes: those of the `EpisodicMemory` that draws the windows.
 
     Raises:
-        ValueError: for sizes below 1, a batch that would overflow it or lacks the trial flags, and a context whose
-            episodes are not here.
+        ValueError: for sizes below 1, an unknown scope, a batch that would overflow it or lacks the trial flags, and a
+            context whose episodes are not here.
 
     Example:
         >>> storage = EpisodicStorage(10_000, window=5, episodes=10)
@@ -47,11 +50,15 @@ class EpisodicStorage(LazyTensorStorage):
         (10000, 0)
     """
 
-    def __init__(self, max_size: int, *, window: int, episodes: int) -> None:
+    def __init__(
+        self, max_size: int, *, window: int, episodes: int, scope: Scope = "trial", max_episodes: int | None = None
+    ) -> None:
         if window < 1 or episodes < 1:
             raise ValueError(f"window={window} and episodes={episodes} must be at least 1.")
+        check_scope(scope, max_episodes)
         super().__init__(max_size, device="auto")  # that of the first batch
         self.window, self.episodes = window, episodes
+        self.scope, self.max_episodes = scope, max_episodes
         self._context_only: TensorDictBase | None = None
         self._clear_index()
 
@@ -73,12 +80,11 @@ class EpisodicStorage(LazyTensorStorage):
         rows = rows.reshape(-1)
         earlier = [held for held in (self._continuing(batch), self._rows()) if held is not None]
         if earlier:
-            columns = rows.keys(True, True)
-            rows = TensorDict.cat([*(held.select(*columns) for held in earlier), rows])
+            rows = TensorDict.cat([*(_with_columns_of(rows, held) for held in earlier), rows])
             rows = rows[rows[_LANE].argsort(stable=True)]
         if len(rows) > self.max_size:
             raise ValueError(
-                f"{len(rows)} frames (context of unfinished trials included) do not fit into max_size={self.max_size}. "
+                f"{len(rows)} frames ({self._kept_for()} included) do not fit into max_size={self.max_size}. "
                 "Call empty() before each new batch, or make max_size larger."
             )
         return rows
@@ -100,7 +106,7 @@ class EpisodicStorage(LazyTensorStorage):
             self._storage.get(key)[frames] = value
 
     def retire(self) -> None:
-        """Turns all frames into context: readable from later frames of the same trial, gone when it is over."""
+        """Turns all frames into context: readable from later frames that may see them, then gone."""
         rows = self._rows()
         if rows is not None:
             self._context_only = rows.set(_TRAINABLE, torch.zeros_like(rows[_TRAINABLE]))
@@ -129,15 +135,26 @@ class EpisodicStorage(LazyTensorStorage):
         return self._storage[: len(self)].clone().update(held)
 
     def _continuing(self, batch: TensorDictBase) -> TensorDictBase | None:
-        """Context-only frames of the trials that ``batch`` goes on with."""
-        rows = self._context_only
-        if rows is None:
+        """Context-only frames that ``batch`` may see."""
+        if self._context_only is None:
             return None
+        rows = self._lately(self._context_only, batch[keys.WINDOW_CURRENT][:, 0, 0])
+        if self.scope == "lane":
+            return rows
         goes_on = ~batch[keys.TRIAL_INIT][:, 0, 0]
         trial = rows[keys.TRIAL_INIT].squeeze(-1).cumsum(0)  # lanes stand one after the other, so this counts trials
         last = torch.zeros(len(goes_on), dtype=trial.dtype, device=trial.device)
         last = last.scatter_reduce(0, rows[_LANE], trial, "amax", include_self=False)
         return rows[(trial == last[rows[_LANE]]) & goes_on[rows[_LANE]]]
+
+    def _lately(self, rows: TensorDictBase, counter: Tensor) -> TensorDictBase:
+        """Frames of the `max_episodes` latest episodes before those with the running numbers ``counter`` ``[N]``."""
+        if self.max_episodes is None:
+            return rows
+        return rows[rows[keys.WINDOW_CURRENT].squeeze(-1) >= counter[rows[_LANE]] - self.max_episodes]
+
+    def _kept_for(self) -> str:
+        return "context of unfinished trials" if self.scope == "trial" else "context of remembered episodes"
 
     def _clear_index(self) -> None:
         self.tokens = torch.empty(0)
@@ -178,6 +195,57 @@ class EpisodicStorage(LazyTensorStorage):
         self._offset = torch.zeros(int(lane.max()) + 1, dtype=torch.long, device=lane.device)
         self._offset[lane[first]] = order - counter
 
+    # ------------------------------------------------------------------------------------------- checkpoints
+
+    def checkpoint_state(self) -> dict[str, Tensor]:
+        """What the next batch may be shown of this one and those before it, if that begins new trials in all lanes.
+
+        Returns:
+            Empty with ``scope="trial"``; else ``tokens`` ``[frames + episodes, x]`` and, ``[episodes]``, ``lane``,
+            ``counter``, ``frames`` and ``trial_init``.
+        """
+        rows = self._rows()
+        if rows is None:
+            rows = self._context_only
+        if rows is None or self.scope == "trial":
+            return {}
+        numbers = rows[keys.WINDOW_CURRENT].squeeze(-1)
+        last = numbers.new_zeros(int(rows[_LANE].max()) + 1).scatter_reduce(0, rows[_LANE], numbers, "amax")
+        rows = self._lately(rows, last + 1)
+        begins = rows[keys.IS_INIT].squeeze(-1)
+        frame, episode = torch.arange(len(rows), device=begins.device), begins.cumsum(0) - 1
+        tokens = rows[_TOKEN].new_empty(len(rows) + int(begins.sum()), rows[_TOKEN].shape[-1])
+        tokens[frame + episode + 1] = rows[_NEXT_TOKEN]
+        tokens[frame + episode] = rows[_TOKEN]
+        state = {
+            "tokens": tokens,
+            "lane": rows[_LANE][begins],
+            "counter": rows[keys.WINDOW_CURRENT].squeeze(-1)[begins],
+            "frames": torch.bincount(episode),
+            "trial_init": rows[keys.TRIAL_INIT].squeeze(-1)[begins],
+        }
+        return {name: value.cpu() for name, value in state.items()}
+
+    def load_checkpoint_state(self, state: dict[str, Tensor]) -> None:
+        """Puts back what `checkpoint_state` returned, as context only."""
+        self._context_only = None
+        if not state:
+            return
+        frames = state["frames"]
+        episode = torch.arange(len(frames)).repeat_interleave(frames)
+        frame = torch.arange(len(episode))
+        begins = torch.cat([torch.ones(1, dtype=torch.bool), episode[1:] != episode[:-1]])
+        columns = {
+            _LANE: state["lane"][episode],
+            _TRAINABLE: torch.zeros_like(begins),
+            _TOKEN: state["tokens"][frame + episode],
+            _NEXT_TOKEN: state["tokens"][frame + episode + 1],
+            keys.IS_INIT: begins.unsqueeze(-1),
+            keys.TRIAL_INIT: (begins & state["trial_init"][episode]).unsqueeze(-1),
+            keys.WINDOW_CURRENT: state["counter"][episode].unsqueeze(-1),
+        }
+        self._context_only = TensorDict(columns, batch_size=[len(frame)])
+
     # --------------------------------------------------------------------------------------------------- reading
 
     def segments(self, length: int) -> tuple[Tensor, Tensor]:
@@ -217,8 +285,9 @@ class EpisodicStorage(LazyTensorStorage):
         return context.update(self._states_before(frames, token, starts)) if self._is_recurrent else context
 
     def final_contexts(self) -> tuple[TensorDictBase, Tensor]:
-        """The contexts that follow each episode's last step, ``[episodes]``, and the rows of those steps."""
-        last = self.table["first_frame"] + self.table["frames"] - 1
+        """The contexts that follow the last step of each episode with trainable frames, and the rows of those steps."""
+        table = self.table[self.table["trainable"] > 0]
+        last = table["first_frame"] + table["frames"] - 1
         context = self._gather(last, last + self.episode_of_frame[last] + 1)
         if self._is_recurrent:
             context.set(keys.STATE_BEFORE[1], self._states_after(last))
@@ -292,3 +361,12 @@ class EpisodicStorage(LazyTensorStorage):
             slot_mask=slot_mask,
             batch_size=frames.shape,
         )
+
+
+def _with_columns_of(rows: TensorDictBase, held: TensorDictBase) -> TensorDictBase:
+    """``held`` with exactly the columns of ``rows``; zeros where it lacks one, as frames from a checkpoint do."""
+    columns = {
+        key: held.get(key, None) if key in held.keys(True, True) else value.new_zeros(len(held), *value.shape[1:])
+        for key, value in rows.items(True, True)
+    }
+    return TensorDict(columns, batch_size=held.batch_size, device=rows.device)

@@ -55,7 +55,9 @@ def evaluate(
     Args:
         agent: path of a checkpoint, or of several (training seeds; one report of all); a `HTrMRLAgent`; what
             `build_networks` returned; or any TensorDict policy that reads the keys of `htrmrl_torchrl.keys` and writes
-            ``action`` (played in a copy). With ``protocol="metaworld"`` a ``MetaLearningAgent`` too.
+            ``action`` (played in a copy; its memory keeps its scope, while that of the others sees nothing of other
+            trials, see `htrmrl_torchrl.networks.acting_policy`). With ``protocol="metaworld"`` a ``MetaLearningAgent``
+            too.
         benchmark: a name that `make_env` knows, but no factory.
         split: ``"train"``, ``"val"`` or ``"test"``.
         protocol: ``"strict"``, ``"garage"`` or ``"metaworld"``, see `htrmrl_torchrl.evaluation.protocols`.

@@ -179,6 +179,10 @@ class HierarchicalEncoder(ContextEncoder):
         past = self._embed_distinct(flat["past"], flat["past_mask"], flat["past_id"], slot_mask)
         return intra, self.inter.attention(current, past, slot_mask, mode=self.attention)
 
+    def embed_windows(self, tokens: Tensor, mask: Tensor) -> Tensor:
+        """Embeddings ``[W, D]`` of windows ``[W, T, x]`` with their masks ``[W, T]``, the lower level alone."""
+        return self.intra(tokens * self.token_scale, mask)
+
     def _flat_current(self, context: TensorDictBase) -> tuple[Tensor, Tensor]:
         tokens, mask = context.get("current"), context.get("current_mask")
         if tokens.shape[-2:] != (self.window, self.token_dim):

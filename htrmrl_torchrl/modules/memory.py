@@ -1,4 +1,4 @@
-"""The rollout side of memory: what each lane has lived through in its trial, and what it sees of it now.
+"""The rollout side of memory: what each lane has lived through, and what it sees of it now.
 
 The memory belongs to the acting policy. It is inference state, not experience: nothing of it enters the collected batch
 but which windows were drawn (two small integer keys, and the number of the running episode), from which the replay
@@ -18,7 +18,8 @@ from tensordict.utils import NestedKey
 from torch import Tensor
 
 from htrmrl_torchrl import keys
-from htrmrl_torchrl.data.history import LaneHistories
+from htrmrl_torchrl.data.history import Ended, LaneHistories
+from htrmrl_torchrl.data.past import Array, PastEpisodes, Scope, Window, check_scope
 from htrmrl_torchrl.data.strategies import WindowStrategy, make_strategy
 from htrmrl_torchrl.data.windows import final_token, make_token
 from htrmrl_torchrl.modules.encoder import HierarchicalEncoder
@@ -29,6 +30,7 @@ class _LaneState:
     """What the memory holds of N lanes, E-1 slots each. What is handed out is replaced, never written into."""
 
     history: LaneHistories
+    observation_dim: int
     streams: list[np.random.Generator]  # one a lane
     episode: Tensor  # [N, 1] running counter of the episode being played
     window_episode: Tensor  # [N, E-1]
@@ -44,6 +46,10 @@ class EpisodicMemory(TensorDictModuleBase):
     appends the step's token, moves an episode into memory when the next one begins (``is_init``), forgets everything at
     ``trial_init``, and draws the windows of an episode once at its start from the lane's own random stream.
 
+    With ``scope="lane"`` it forgets nothing at ``trial_init``: the lane's `max_episodes` latest episodes stay visible,
+    of whatever goal or task they were. (Where an environment says at a trial's start that no episode has ended, by a
+    ``"final"`` of zeros, what ran till then is dropped: that is how a collector tries out its policy.)
+
     Args:
         encoder: the encoder, or all encoders (a separate critic), that read the context. The past is encoded with each
             of them once per episode, and again when their weights have changed in place. ``None`` keeps no cache; the
@@ -51,7 +57,11 @@ class EpisodicMemory(TensorDictModuleBase):
             no parameters and adds nothing to a state dict.
         window: tokens T of a window; default: the encoder's.
         episodes: windows E of a context; default: the encoder's.
-        strategy: ``"recent"``, ``"uniform"`` or a callable, see `htrmrl_torchrl.data.strategies`.
+        strategy: ``"recent"``, ``"uniform"``, ``"best_return"``, ``"diverse"``, ``"similar"`` or a callable, see
+            `htrmrl_torchrl.data.strategies`.
+        scope: what may be seen: ``"trial"``, the running trial; ``"lane"``, earlier trials too.
+        max_episodes: how many ended episodes of a lane are remembered, the latest; ``None``: all of the trial. Needed
+            with ``scope="lane"``. Give the storage the same two.
         seed: of the lanes' random streams.
 
     Shapes:
@@ -60,7 +70,8 @@ class EpisodicMemory(TensorDictModuleBase):
         ``[*batch, 1]``.
 
     Raises:
-        ValueError: if neither an encoder nor sizes are given, or the strategy is unknown.
+        ValueError: if neither an encoder nor sizes are given, the strategy or scope is unknown, or the strategy draws
+            windows that do not exist or asks for embeddings without an encoder.
         KeyError: if the environment does not give an ended episode's final step.
 
     Example:
@@ -79,9 +90,12 @@ class EpisodicMemory(TensorDictModuleBase):
         window: int | None = None,
         episodes: int | None = None,
         strategy: str | WindowStrategy = "uniform",
+        scope: Scope = "trial",
+        max_episodes: int | None = None,
         seed: int = 0,
     ) -> None:
         super().__init__()
+        check_scope(scope, max_episodes)
         encoders = () if encoder is None else (encoder,) if isinstance(encoder, HierarchicalEncoder) else tuple(encoder)
         if encoders:
             window = encoders[0].window if window is None else window
@@ -93,7 +107,9 @@ class EpisodicMemory(TensorDictModuleBase):
         # Listed once: walking the modules at every step would cost as much as the attention.
         self._watched = tuple(parameter for e in self._encoders for parameter in e.parameters())
         self.window, self.episodes = window, episodes
+        self._embedder = encoders[:1]  # for strategies that ask for embeddings, whether the encoder remembers or not
         self.strategy = make_strategy(strategy)
+        self.scope, self.max_episodes = scope, max_episodes
         self.seed = seed
         self.in_keys: list[NestedKey] = [
             keys.OBSERVATION, keys.PREV_ACTION, keys.PREV_REWARD, keys.IS_INIT, keys.TRIAL_INIT,
@@ -111,11 +127,11 @@ class EpisodicMemory(TensorDictModuleBase):
         trial = flat.get(keys.TRIAL_INIT).squeeze(-1)
         state = self._state
         if state is None or len(state.history) != len(token):
-            self._state = state = self._fresh_state(token)
+            self._state = state = self._fresh_state(token, flat.get(keys.OBSERVATION).shape[-1])
             trial = torch.ones_like(trial)  # nothing is known of lanes that appear: they begin here
         begins = (trial | flat.get(keys.IS_INIT).squeeze(-1)).nonzero().squeeze(-1)
         if len(begins):
-            self._begin_episodes(state, flat, begins, trial)
+            self._begin_episodes(state, flat, token, begins, trial)
         state.history.append(token)
         if self._encoders and self._weights_version() != state.version:
             self.refresh()
@@ -135,31 +151,40 @@ class EpisodicMemory(TensorDictModuleBase):
 
     def forget(self) -> None:
         """Drops all lanes: the next call begins new trials everywhere, whatever its flags. Random streams go on."""
-        self._restored, self._state = self.checkpoint_state(), None
+        kept = self.checkpoint_state()
+        kept.pop("history", None)
+        self._restored, self._state = kept, None
+
+    def drop_running(self, lanes: Tensor) -> None:
+        """Forgets the episodes that run on `lanes` (numbers ``[n]``), which then never count as ended."""
+        if self._state is not None:
+            self._state.history.drop_running(lanes)
 
     def restart(self) -> None:
         """Back to how it was built: drops all lanes, and their random streams begin again from the seed."""
         self._restored = self._state = None
 
     def checkpoint_state(self) -> dict[str, Any]:
-        """Random streams and episode counters, exact at trial boundaries (episodes themselves are not kept)."""
+        """Random streams and episode counters, exact at trial boundaries; the episodes themselves where a new trial
+        still sees them (``scope="lane"``)."""
         if self._state is None:
-            return self._restored or {"lanes": 0}
-        return {
+            return dict(self._restored or {"lanes": 0})
+        state = {
             "lanes": len(self._state.history),
             "episode": self._state.episode.flatten().tolist(),
             "streams": [json.dumps(rng.bit_generator.state) for rng in self._state.streams],
         }
+        return state if self.scope == "trial" else state | {"history": self._state.history.checkpoint_state()}
 
     def load_checkpoint_state(self, state: dict[str, Any]) -> None:
-        """Continues the streams and counters of `checkpoint_state`; the next step must begin a trial in every lane."""
+        """Continues where `checkpoint_state` was taken; the next step must begin a trial in every lane."""
         self._restored, self._state = state, None
 
     def __getstate__(self) -> dict[str, Any]:
         # Copies (workers, deep copies) start with an empty memory: state is tied to the lanes it was made for.
         return {**super().__getstate__(), "_state": None, "_restored": None}
 
-    def _fresh_state(self, token: Tensor) -> _LaneState:
+    def _fresh_state(self, token: Tensor, observation_dim: int) -> _LaneState:
         n, slots = len(token), self.episodes - 1
         none = torch.full((n, slots), -1, dtype=torch.long, device=token.device)
         saved = self._restored if self._restored is not None and self._restored["lanes"] == n else None
@@ -167,8 +192,12 @@ class EpisodicMemory(TensorDictModuleBase):
         streams = [np.random.default_rng([self.seed, lane]) for lane in range(n)]
         for rng, stream in zip(streams, saved["streams"] if saved else (), strict=False):
             rng.bit_generator.state = json.loads(stream)
+        history = LaneHistories(token, scope=self.scope, max_episodes=self.max_episodes)
+        if saved is not None and "history" in saved:
+            history.load_checkpoint_state(saved["history"])
         return _LaneState(
-            history=LaneHistories(token),
+            history=history,
+            observation_dim=observation_dim,
             streams=streams,
             episode=torch.tensor(saved["episode"] if saved else [-1] * n, device=token.device).unsqueeze(-1),
             window_episode=none,
@@ -182,33 +211,41 @@ class EpisodicMemory(TensorDictModuleBase):
             ),
         )
 
-    def _begin_episodes(self, state: _LaneState, flat: TensorDictBase, lanes: Tensor, trial: Tensor) -> None:
-        goes_on = lanes[~trial[lanes]]
-        if len(goes_on):
-            state.history.append(final_token(flat)[goes_on], goes_on)
-        state.history.begin_episodes(lanes, trial[lanes])
+    def _begin_episodes(
+        self, state: _LaneState, flat: TensorDictBase, token: Tensor, lanes: Tensor, trial: Tensor
+    ) -> None:
+        if self.scope == "trial":
+            ends = lanes[~trial[lanes]]
+        else:
+            running = state.history.running()[lanes] > 0
+            nothing_ended = trial[lanes] & (final_token(flat)[lanes] == 0).all(-1)
+            state.history.drop_running(lanes[nothing_ended])
+            ends = lanes[running & ~nothing_ended]
+        if len(ends):
+            state.history.append(final_token(flat)[ends], ends)
+        state.history.begin_episodes(lanes, new_trial=trial[lanes], counter=state.episode[lanes].squeeze(-1))
         state.episode = state.episode.index_add(0, lanes, torch.ones_like(lanes).unsqueeze(-1))
         if self.episodes > 1:
-            self._draw_windows(state, lanes)
+            self._draw_windows(state, token, lanes)
             self._encode(state, lanes)
 
-    def _draw_windows(self, state: _LaneState, lanes: Tensor) -> None:
-        """Draws what the episodes that begin on ``lanes`` will see of the past."""
+    def _draw_windows(self, state: _LaneState, token: Tensor, lanes: Tensor) -> None:
+        """Draws what the episodes that begin on ``lanes`` with ``token`` ``[N, x]`` will see of the past."""
         slots = self.episodes - 1
         episode, start, windows = [], [], []
         for lane in lanes.tolist():
-            lengths = state.history.lengths(lane)
-            drawn = sorted(self.strategy(lengths, slots=slots, window=self.window, rng=state.streams[lane]))
-            if len(drawn) > slots:
-                raise ValueError(f"The window strategy returned {len(drawn)} windows for {slots} slots.")
-            oldest, empty = int(state.episode[lane]) - len(lengths), [-1] * (slots - len(drawn))
-            episode.append(empty + [oldest + e for e, _ in drawn])
-            start.append(empty + [s for _, s in drawn])
+            ended = state.history.ended(lane)
+            past = self._past(state, lane, token[lane])
+            drawn = sorted(self.strategy(past, slots=slots, window=self.window, rng=state.streams[lane]))
+            _check_drawn(drawn, ended, slots)
+            empty = [-1] * (slots - len(drawn))
+            episode.append(empty + [ended[e].counter for e, _ in drawn])
+            start.append(empty + [int(s) for _, s in drawn])
             windows.append(state.history.windows(lane, drawn, slots=slots, window=self.window))
         window_episode, window_start = lanes.new_tensor(episode), lanes.new_tensor(start)  # [lanes, E-1]
         # Unique to the lane's episode, not to its rows in the history, which the next trial uses again.
         past_id = (lanes.unsqueeze(-1) << 44) + (window_episode << 22) + window_start
-        past = {
+        shown = {
             "past": torch.stack([tokens for tokens, _ in windows]),
             "past_mask": torch.stack([mask for _, mask in windows]),
             "past_id": torch.where(window_episode >= 0, past_id, -1),
@@ -216,7 +253,30 @@ class EpisodicMemory(TensorDictModuleBase):
         }
         state.window_episode = state.window_episode.index_copy(0, lanes, window_episode)
         state.window_start = state.window_start.index_copy(0, lanes, window_start)
-        state.past = state.past.copy().update({k: state.past[k].index_copy(0, lanes, v) for k, v in past.items()})
+        state.past = state.past.copy().update({k: state.past[k].index_copy(0, lanes, v) for k, v in shown.items()})
+
+    def _past(self, state: _LaneState, lane: int, token: Tensor) -> PastEpisodes:
+        """What the lane's strategy may look at when an episode begins with ``token`` ``[x]``."""
+        history = state.history
+
+        def embed(windows: Sequence[Window]) -> Array:
+            tokens, mask = history.windows(lane, list(windows), slots=len(windows), window=self.window)
+            return _as_array(self._embedder[0].embed_windows(tokens, mask))
+
+        def present() -> Array:
+            rows = token.new_zeros(1, self.window, len(token))
+            rows[0, -1] = token
+            mask = torch.arange(self.window, device=token.device) == self.window - 1
+            return _as_array(self._embedder[0].embed_windows(rows, mask.unsqueeze(0)))[0]
+
+        return PastEpisodes(
+            [length for _, _, length in history.ended(lane)],
+            tokens=lambda episode: _as_array(history.tokens(lane, episode)),
+            observation_dim=state.observation_dim,
+            earlier=history.earlier(lane),
+            embed=embed if self._embedder else None,
+            present=present if self._embedder else None,
+        )
 
     def _encode(self, state: _LaneState, lanes: Tensor) -> None:
         for encoder in self._encoders:
@@ -229,3 +289,21 @@ class EpisodicMemory(TensorDictModuleBase):
 
     def _weights_version(self) -> int:
         return sum(parameter._version for parameter in self._watched)
+
+
+def _as_array(tensor: Tensor) -> Array:
+    array: Array = tensor.cpu().numpy()
+    array.flags.writeable = False  # a strategy looks, and changes nothing
+    return array
+
+
+def _check_drawn(drawn: list[Window], ended: list[Ended], slots: int) -> None:
+    if len(drawn) > slots:
+        raise ValueError(f"The window strategy returned {len(drawn)} windows for {slots} slots.")
+    for episode, start in drawn:
+        if not (0 <= episode < len(ended) and 0 <= start < ended[episode].length):
+            lengths = [length for _, _, length in ended]
+            raise ValueError(
+                f"The window strategy returned ({episode}, {start}), but the remembered episodes have {lengths} "
+                "tokens; return pairs (index of an episode, index of its token)."
+            )

@@ -10,7 +10,13 @@ from tests.helpers import OBSERVATION, TOKEN, as_batch, assert_context, record
 
 
 def make_buffer(recording, size=400, batch_size=4, segment_frames=1):
-    storage = EpisodicStorage(size, window=recording.window, episodes=recording.episodes)
+    storage = EpisodicStorage(
+        size,
+        window=recording.window,
+        episodes=recording.episodes,
+        scope=recording.scope,
+        max_episodes=recording.max_episodes,
+    )
     return EpisodicReplayBuffer(storage=storage, batch_size=batch_size, segment_frames=segment_frames)
 
 
@@ -55,6 +61,80 @@ def test_contexts_of_trials_cut_by_batches_equal_the_reference(seed, emptied):
         check_contexts(buffer, recording, frames, begin)
         # The rows that were returned are those of the batch, although context-only frames stand between them.
         assert torch.equal(buffer.storage.get(slice(0, len(buffer)))["frame"][frames], batch["frame"])
+
+
+SCOPED = [("trial", 2), ("lane", 1), ("lane", 3), ("lane", 100)]
+
+
+@pytest.mark.parametrize(("scope", "max_episodes"), SCOPED)
+@pytest.mark.parametrize("seed", range(2))
+def test_contexts_of_remembered_trials_equal_the_reference(seed, scope, max_episodes):
+    """Whatever the cuts, what may be drawn is there, and nothing else stays beside the batch."""
+    recording = record(ragged(seed), window=3, episodes=4, seed=seed, scope=scope, max_episodes=max_episodes)
+    buffer = make_buffer(recording)
+    for begin, end in ((0, 9), (9, 10), (10, 23), (23, 40)):
+        buffer.empty()
+        frames = buffer.extend(as_batch(recording, begin, end))
+        check_contexts(buffer, recording, frames, begin)
+        expected = 0
+        for lane in range(3):
+            at = recording.steps[lane][begin]
+            lived = sum(len(past.rewards) for past in recording.visible(lane, at.n, at.k))
+            expected += lived + at.t + (end - begin)
+        if scope == "lane":
+            assert len(buffer) == expected
+        assert len(buffer) - 3 * (end - begin) <= expected  # a new trial sees nothing of what may still be here
+        contexts, last = buffer.storage.final_contexts()
+        assert set(last.tolist()) <= set(frames.flatten().tolist())
+        assert contexts.batch_size == last.shape
+
+
+def test_what_later_trials_may_see_is_saved_and_restored():
+    """The storage of a resumed run shows the contexts of one that went on, and keeps nothing else."""
+    lengths = [[[3, 4, 2]] * 3, [[2, 3, 4]] * 3]
+    recording = record(lengths, window=3, episodes=4, scope="lane", max_episodes=4)
+    went_on, resumed = make_buffer(recording), make_buffer(recording)
+    for begin, end in ((0, 9), (9, 18)):
+        went_on.empty()
+        frames = went_on.extend(as_batch(recording, begin, end))
+        went_on.assign(frames, as_batch(recording, begin, end).select().set(keys.ADVANTAGE, torch.ones(2, 9, 1)))
+        state = went_on.storage.checkpoint_state()
+    assert state["frames"].tolist() == [2, 3, 4, 2, 4, 2, 3, 4] and state["counter"].tolist() == [2, 3, 4, 5] * 2
+    assert state["tokens"].shape == (24 + 8, TOKEN)
+    resumed.storage.load_checkpoint_state(state)
+    went_on.empty()
+    for buffer in (went_on, resumed):
+        frames = buffer.extend(as_batch(recording, 18, 27))
+        check_contexts(buffer, recording, frames, 18)
+        assert len(buffer) == 24 + 18
+        seen = torch.cat([minibatch["frame"].flatten() for minibatch in buffer])
+        assert sorted(seen.tolist()) == sorted(as_batch(recording, 18, 27)["frame"].flatten().tolist())
+    forgot = make_buffer(recording)
+    frames = forgot.extend(as_batch(recording, 18, 27))
+    with pytest.raises(ValueError, match="not in the storage"):
+        check_contexts(forgot, recording, frames, 18)
+
+
+def test_emptied_or_not_the_same_is_saved():
+    recording = record([[[3, 4]] * 2], window=3, episodes=4, scope="lane", max_episodes=3)
+    buffer = make_buffer(recording)
+    assert buffer.storage.checkpoint_state() == {}
+    buffer.extend(as_batch(recording))
+    before = buffer.storage.checkpoint_state()
+    buffer.empty()
+    after = buffer.storage.checkpoint_state()
+    assert before.keys() == after.keys() and all(torch.equal(before[name], after[name]) for name in before)
+    other = make_buffer(recording)
+    other.storage.load_checkpoint_state(before)
+    again = other.storage.checkpoint_state()
+    assert all(torch.equal(before[name], again[name]) for name in before)
+
+
+def test_with_scope_trial_nothing_is_saved():
+    recording = record([[[3, 4]] * 2], window=3, episodes=4)
+    buffer = make_buffer(recording)
+    buffer.extend(as_batch(recording))
+    assert buffer.storage.checkpoint_state() == {}
 
 
 def test_the_contexts_of_cut_trials_need_what_came_before():
@@ -217,6 +297,13 @@ def test_missing_frames_are_refused(begin, end, later):
         begin, end = later, 9
     with pytest.raises(ValueError, match="Frames are missing"):
         buffer.extend(as_batch(recording, begin, end))
+
+
+def test_an_unknown_scope_is_refused():
+    with pytest.raises(ValueError, match=r"'task' is unknown; the known ones are trial, lane"):
+        EpisodicStorage(10, window=2, episodes=2, scope="task")
+    with pytest.raises(ValueError, match="give max_episodes"):
+        EpisodicStorage(10, window=2, episodes=2, scope="lane")
 
 
 @pytest.mark.parametrize("sizes", [{"window": 0, "episodes": 2}, {"window": 2, "episodes": 0}])

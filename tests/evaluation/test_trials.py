@@ -168,6 +168,20 @@ def test_evaluation_changes_no_weights_no_random_stream_and_no_other_memory(enco
         assert torch.equal(value, weights[name]), name
 
 
+def test_a_trial_never_sees_that_of_another_goal_unless_asked_for():
+    """Networks that were trained with scope=lane are evaluated like those with scope=trial, in several rounds."""
+    lane, trial = (networks_for_toy(strategy="recent", **scope) for scope in ({"scope": "lane", "max_episodes": 9}, {}))
+    env = toy_grid(lanes=2)
+
+    def play(policy):
+        return play_trials(policy, env, adaptation_episodes=K, trials=4)["return"]
+
+    expected = play(acting_policy(trial))
+    assert torch.equal(play(acting_policy(lane)), expected)
+    asked = play(acting_policy(lane, scope="lane"))
+    assert torch.equal(asked[:2], expected[:2]) and not (asked[2:] == expected[2:]).any()
+
+
 @pytest.mark.parametrize("encoder_kind", ["htrmrl", "rl2"])
 def test_training_goes_on_as_if_there_had_been_no_evaluation(encoder_kind):
     rollouts = []

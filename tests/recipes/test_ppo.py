@@ -102,6 +102,16 @@ def test_a_baseline_trains_with_ratio_one_and_continues_as_if_nothing_had_happen
     assert attention == ({"attention/intra_entropy"} if encoder == "trmrl" else set())
 
 
+def test_with_memory_across_trials_too(tmp_path):
+    lane = ["memory.scope=lane", "memory.max_episodes=6", "memory.strategy=similar", *TINY]
+    run("toy_ppo", tmp_path / "whole", "total_frames=768", *lane)
+    run("toy_ppo", tmp_path / "parts", "total_frames=384", *lane)
+    run("toy_ppo", tmp_path / "parts", "total_frames=768", *lane)
+    assert metrics(tmp_path / "parts") == metrics(tmp_path / "whole")
+    occupancy = [float(value) for (_, name), value in metrics(tmp_path / "whole").items() if name == "memory/occupancy"]
+    assert occupancy[0] < occupancy[1] == occupancy[2] == 1  # once there was a trial, every slot has a window
+
+
 def test_another_seed_is_another_run(toy_run, tmp_path):
     run("toy_ppo", tmp_path / "run", "total_frames=192", "seed=2", *TINY)
     assert metrics(tmp_path / "run")[192, "train/return"] != metrics(toy_run)[192, "train/return"]
@@ -148,9 +158,15 @@ def test_interrupt_keeps_the_checkpoint_and_exits_cleanly(tmp_path, number):
 @pytest.mark.parametrize(
     "overrides",
     [
-        ["loss.credit=trial", "loss.bootstrap=true", "critic.kind=separate"],
-        ["encoder.attention=full", "encoder.norm=tfixup", "critic.kind=single_step", "policy.std=dependent"],
-        ["encoder.episodes=1", "encoder.inter_layers=0", "encoder.window=1", "policy.observe_token=true"],
+        ["loss.credit=trial", "loss.bootstrap=true", "critic.kind=separate", "memory.strategy=diverse"],
+        ["encoder.attention=full", "encoder.norm=tfixup", "critic.kind=single_step", "memory.strategy=best_return"],
+        [
+            "policy.std=dependent",
+            "encoder.episodes=1",
+            "encoder.inter_layers=0",
+            "encoder.window=1",
+            "policy.observe_token=true",
+        ],
         ["loss.advantage_norm=none", "loss.value_norm=false", "memory.strategy=uniform", "loss.segment_frames=4"],
         ["encoder=rl2", "loss.credit=trial", "loss.bootstrap=true", "critic.kind=separate", "loss.segment_frames=24"],
     ],

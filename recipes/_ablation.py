@@ -1,0 +1,162 @@
+"""Cells of an ablation: which there are, which are finished, and what they say together.
+
+A cell is one run of a training recipe, with one value of every axis and one seed. Its folder follows from its values,
+so that the same command finds it again.
+"""
+
+import hashlib
+import json
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.errors import HydraException
+from omegaconf import DictConfig, OmegaConf
+
+from recipes._cli import load_config
+from recipes._validate import UserError, flatten
+
+# What two runs of one cell may differ in: it changes no number but how far they go.
+_FREE = ("total_frames", "resume", "run_dir", "env.num_workers", "checkpoint.", "eval.every_frames")
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One run: its values on the axes ``{key: value as written}``, all its overrides and its folder."""
+
+    values: dict[str, str]
+    overrides: list[str]
+    run_dir: Path
+    total_frames: int
+
+    def summary(self) -> dict[str, Any] | None:
+        """What the run left when it ended, unless it has to go on."""
+        path = self.run_dir / "summary.json"
+        if not path.is_file():
+            return None
+        summary: dict[str, Any] = json.loads(path.read_text())
+        return summary if summary["progress"]["frames"] >= self.total_frames else None
+
+
+def expand(overrides: Sequence[str]) -> tuple[list[str], list[dict[str, str]]]:
+    """The axes (keys with several values) and all combinations ``{key: value}``, as Hydra's ``--multirun`` reads them.
+
+    Raises:
+        UserError: for an override that cannot be read, or a sweep without end.
+
+    Example:
+        >>> expand(["a=1,2", "b=x", "seed=range(1,3)"])[0]
+        ['a', 'seed']
+    """
+    try:
+        parsed = OverridesParser.create().parse_overrides(list(overrides))
+        (combinations,) = BasicSweeper.split_arguments(parsed, max_batch_size=None)
+    except HydraException as error:
+        raise UserError(str(error).splitlines()[0]) from error
+    cells = [dict(pair.split("=", 1) for pair in combination) for combination in combinations]
+    axes = [key for key in cells[0] if len({cell[key] for cell in cells}) > 1]
+    return axes, cells
+
+
+def plan(recipe: str, overrides: Sequence[str], out: Path) -> tuple[list[str], list[Cell]]:
+    """Axes (without the seed) and cells, every one's configuration checked.
+
+    Raises:
+        UserError: for the first cell that cannot run, or whose folder holds a run with other settings.
+    """
+    axes, combinations = expand(overrides)
+    if "run_dir" in combinations[0]:
+        raise UserError("run_dir is each cell's own: give out=<folder> instead")
+    cells = []
+    for values in combinations:
+        swept = {key: values[key] for key in axes if key != "seed"}
+        run_dir = out / _folder_name(swept) / f"seed={values.get('seed', '')}"
+        pairs = [f"{key}={value}" for key, value in values.items()] + [f"run_dir='{run_dir}'"]
+        try:
+            config = load_config(recipe, pairs)
+        except UserError as error:
+            shown = " ".join(f"{key}={values[key]}" for key in axes)
+            raise UserError(f"the cell {shown or run_dir}: {error}") from error
+        _check_same_settings(config, run_dir)
+        cells.append(Cell(swept, pairs, run_dir, config.total_frames))
+    return [key for key in axes if key != "seed"], cells
+
+
+def _folder_name(values: dict[str, str]) -> str:
+    """Readable, safe in a path, and different for different values."""
+    name = ",".join(f"{key}={value}" for key, value in values.items()) or "all"
+    safe = re.sub(r"[^A-Za-z0-9_.,=-]+", "_", name)[:80]
+    return safe if safe == name else f"{safe}-{hashlib.sha256(name.encode()).hexdigest()[:8]}"
+
+
+def _check_same_settings(config: DictConfig, run_dir: Path) -> None:
+    path = run_dir / "config.yaml"
+    if not path.is_file():
+        return
+    before: Any = OmegaConf.load(path)
+    before = flatten(before)
+    for key, value in flatten(config).items():
+        if before.get(key) != value and not key.startswith(_FREE):
+            raise UserError(
+                f"{run_dir} holds a run with {key}={before.get(key)} and this one has {key}={value}: choose another "
+                "out, or remove that folder"
+            )
+
+
+@dataclass(frozen=True)
+class Row:
+    """Runs that differ in their seed only: the metric of each, and what they cost."""
+
+    values: dict[str, str]
+    scores: list[float]
+    frames_per_second: float
+    seconds: float
+
+    @property
+    def mean(self) -> float:
+        return sum(self.scores) / len(self.scores)
+
+    @property
+    def interval(self) -> tuple[float, float] | None:
+        """95%, seeds drawn anew; none of a single one."""
+        from htrmrl_torchrl.evaluation.intervals import bootstrap_runs  # late: scipy takes a while
+
+        return bootstrap_runs(self.scores)
+
+
+def tabulate(cells: Sequence[Cell], metric: str) -> list[Row]:
+    """One row for each combination of the axes, in the order of the sweep, from the cells that are finished.
+
+    Speed is frames over the seconds that collection and update took, evaluations and start-up not included, and a
+    row's is the mean over its seeds; so is its number of seconds.
+
+    Raises:
+        UserError: if a finished cell does not have the metric.
+    """
+    from recipes.plot import read_metrics
+
+    groups: dict[str, list[tuple[Cell, dict[str, Any]]]] = {}
+    for cell in cells:
+        if (summary := cell.summary()) is not None:
+            groups.setdefault(json.dumps(cell.values), []).append((cell, summary))
+    rows = []
+    for members in groups.values():
+        scores, speeds, durations = [], [], []
+        for cell, summary in members:
+            if metric not in summary["metrics"]:
+                raise UserError(
+                    f"metric is {metric} but the runs have none of that name; they have "
+                    f"{', '.join(sorted(summary['metrics']))}"
+                )
+            curves = read_metrics(cell.run_dir)
+            seconds = float(sum(curves[stage][1].sum() for stage in ("time/collect", "time/update")))
+            scores.append(float(summary["metrics"][metric]))
+            durations.append(seconds)
+            speeds.append(summary["progress"]["frames"] / seconds)
+        count = len(members)
+        rows.append(Row(members[0][0].values, scores, sum(speeds) / count, sum(durations) / count))
+    return rows

@@ -1,0 +1,248 @@
+"""Sweeps: what the cells are, that all are checked first, what is run again, and what the table says."""
+
+import csv
+import json
+import os
+import signal
+import statistics
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from recipes import _ablation
+from recipes._ablation import Cell, expand, plan, tabulate
+from recipes._cli import UserError, load_config
+from recipes.ablate import AXES, check, figure, write_table
+
+ROOT = Path(__file__).resolve().parents[2]
+TINY = ["env.num_envs=8", "loss.minibatch_frames=96", "total_frames=384"]
+
+
+def command(*arguments):
+    return [sys.executable, str(ROOT / "recipes" / "ablate.py"), *arguments]
+
+
+def run(*arguments):
+    return subprocess.run(command(*arguments), capture_output=True, text=True, timeout=600)
+
+
+# ------------------------------------------------------------------------------------------------------- cells
+
+
+def test_cells_are_all_combinations_in_hydras_reading():
+    axes, cells = expand(["a.b=1,2", "c=x", "seed=range(1,4)"])
+    assert axes == ["a.b", "seed"]
+    assert cells == [{"a.b": b, "c": "x", "seed": s} for b in "12" for s in "123"]
+
+
+def test_quoted_values_stay_whole():
+    axes, cells = expand(["env.name='custom:[a,b]/[c]','custom:[a]/[c]'"])
+    assert axes == ["env.name"] and [cell["env.name"] for cell in cells] == ["'custom:[a,b]/[c]'", "'custom:[a]/[c]'"]
+
+
+@pytest.mark.parametrize("wrong", ["optim.lr=interval(0,1)", "seed", "env.name=custom:[a]/[b]"])
+def test_what_is_no_sweep_is_refused_in_one_sentence(wrong):
+    with pytest.raises(UserError) as refused:
+        expand([wrong])
+    assert "\n" not in str(refused.value)
+
+
+def test_folders_follow_from_the_values_and_are_different_for_different_ones(tmp_path):
+    names = [["env.name='custom:[reach-v3]/[push-v3]'"], ["env.name='custom:{reach-v3}/{push-v3}'"]]
+    folders = {_ablation._folder_name(expand([*name])[1][0]) for name in names}
+    assert len(folders) == 2 and not any(set("/[]{}' ") & set(folder) for folder in folders)
+    axes, cells = plan("toy_ppo", ["encoder.window=1,3", "seed=1,2", *TINY], tmp_path)
+    assert axes == ["encoder.window"]
+    assert [cell.run_dir.relative_to(tmp_path).as_posix() for cell in cells] == [
+        f"encoder.window={window}/seed={seed}" for window in (1, 3) for seed in (1, 2)
+    ]
+
+
+@pytest.mark.parametrize("axis", AXES)
+def test_every_ready_made_axis_is_a_sweep_of_valid_cells(axis, tmp_path):
+    config = load_config("ablate", [f"axis={axis}", "recipe=ml10_ppo"], check)
+    axes, cells = plan("ml10_ppo", [*config.axes[axis], "seed=1"], tmp_path)
+    assert axes and len(cells) > 1
+
+
+WRONG = {
+    "a value": (["encoder.window=1,0"], ["encoder.window=0", "must be at least 1"]),
+    "a combination": (["encoder.d_model=32,64", "encoder.num_heads=4,48"], ["encoder.num_heads=48", "multiple of"]),
+    "unknown strategy": (["memory.strategy=recent,best"], ["'best'", "recent or uniform or best_return"]),
+    "unknown key": (["encoder.widow=1,2"], ["unknown key 'encoder.widow'", "encoder.window"]),
+    "run_dir": (["run_dir=here", "seed=1,2"], ["run_dir is each cell's own", "out=<folder>"]),
+    "recipe": (["recipe=toy"], ["recipe is 'toy'", "toy_ppo"]),
+    "axis": (["axis=width"], ["axis is 'width'", "window or episodes"]),
+    "seeds": (["seeds=[]"], ["seeds is []", "a list of numbers"]),
+    "jobs": (["jobs=0"], ["jobs is 0", "at least 1"]),
+    "option": (["--multirun"], ["--multirun", "--cfg"]),
+}
+
+
+@pytest.mark.parametrize(("arguments", "parts"), WRONG.values(), ids=WRONG)
+def test_a_wrong_sweep_ends_before_anything_starts(arguments, parts, tmp_path, monkeypatch, capsys):
+    from recipes import ablate
+
+    monkeypatch.setattr(sys, "argv", ["ablate.py", f"out={tmp_path / 'out'}", *arguments])
+    with pytest.raises(SystemExit) as ended:
+        ablate.main()
+    error = capsys.readouterr().err
+    assert ended.value.code == 2 and error.startswith("error: ") and error.count("\n") == 1
+    assert all(part in error for part in parts), error
+    assert not (tmp_path / "out").exists()
+
+
+# ------------------------------------------------------------------------------------------------- table and figure
+
+
+def made_up(folder, window, strategy, seed, score, *, seconds, frames=1000):
+    """A finished run of which only the numbers exist."""
+    run_dir = folder / f"{window}{strategy}{seed}"
+    run_dir.mkdir(parents=True)
+    (run_dir / "summary.json").write_text(
+        json.dumps({"progress": {"frames": frames}, "metrics": {"eval/val_success": score}})
+    )
+    lines = ["frames,metric,value"]
+    for at, share in ((frames // 2, 0.25), (frames, 0.75)):
+        lines += [f"{at},time/collect,{0.6 * share * seconds}", f"{at},time/update,{0.4 * share * seconds}"]
+        lines += [f"{at},time/evaluate,99"]
+    (run_dir / "metrics.csv").write_text("\n".join(lines) + "\n")
+    return Cell({"encoder.window": window, "memory.strategy": strategy}, [], run_dir, 1000)
+
+
+@pytest.fixture
+def cells(tmp_path):
+    return [
+        made_up(tmp_path, "1", "recent", 1, 0.25, seconds=10),
+        made_up(tmp_path, "1", "recent", 2, 0.75, seconds=40),
+        made_up(tmp_path, "3", "recent", 1, 0.5, seconds=5),
+        made_up(tmp_path, "1", "uniform", 1, 1.0, seconds=20),
+        made_up(tmp_path, "3", "uniform", 1, 0.0, seconds=20, frames=999),  # has to go on
+    ]
+
+
+def test_the_table_is_what_one_works_out_by_hand(cells, tmp_path):
+    rows = tabulate(cells, "eval/val_success")
+    write_table(rows, ["encoder.window", "memory.strategy"], "eval/val_success", tmp_path / "table.csv")
+    with (tmp_path / "table.csv").open(newline="") as file:
+        table = list(csv.reader(file))
+    assert table[0] == [
+        "encoder.window", "memory.strategy", "seeds", "eval/val_success", "low", "high", "frames_per_second", "seconds",
+    ]  # fmt: skip
+    # Two seeds: 1000 frames in 10 and 40 s are 100 and 25 frames/s. Drawn anew, two numbers are both the lower one in a
+    # quarter of the cases, so the interval is from one to the other.
+    assert table[1][:3] == ["1", "recent", "2"]
+    assert [float(x) for x in table[1][3:]] == pytest.approx([0.5, 0.25, 0.75, 62.5, 25.0])
+    assert table[2][:6] == ["3", "recent", "1", "0.5", "", ""]
+    assert [float(x) for x in table[2][6:]] == pytest.approx([200, 5])
+    assert table[3][:4] == ["1", "uniform", "1", "1.0"] and len(table) == 4
+
+
+def test_a_metric_that_the_runs_do_not_have_is_named(cells):
+    with pytest.raises(UserError, match=r"metric is eval/success but .* eval/val_success"):
+        tabulate(cells, "eval/success")
+
+
+def test_the_figure_shows_every_row(cells):
+    scores, speed = figure(tabulate(cells, "eval/val_success"), "encoder.window", "eval/val_success").axes
+    assert [text.get_text() for text in scores.get_xticklabels()] == ["1", "3"]
+    recent, _, _, uniform, _ = scores.lines  # each line of means, then the seeds of its rows
+    assert list(recent.get_ydata()) == [0.5, 0.5] and list(uniform.get_ydata()) == [1.0]
+    assert [list(line.get_ydata()) for line in speed.lines] == [pytest.approx([62.5, 200]), pytest.approx([50])]
+
+
+# ------------------------------------------------------------------------------------------------------- real runs
+
+
+@pytest.fixture(scope="module")
+def swept(tmp_path_factory):
+    out = tmp_path_factory.mktemp("ablation") / "out"
+    arguments = [f"out={out}", "encoder.window=1,3", "seed=1,2", *TINY]
+    done = run(*arguments)
+    assert done.returncode == 0, done.stderr
+    return out, arguments, done
+
+
+@pytest.mark.slow
+def test_a_real_sweep_leaves_runs_table_and_figure(swept):
+    out, _, done = swept
+    assert "4 cells, 0 finished; axes: encoder.window" in done.stdout
+    assert {path.name for path in out.iterdir()} == {
+        "encoder.window=1", "encoder.window=3", "table.csv", "encoder.window.png", "ablation.yaml",
+    }  # fmt: skip
+    with (out / "table.csv").open(newline="") as file:
+        table = list(csv.DictReader(file))
+    for row in table:
+        folder = out / f"encoder.window={row['encoder.window']}"
+        runs = [json.loads((folder / f"seed={seed}" / "summary.json").read_text()) for seed in (1, 2)]
+        assert [r["config"]["encoder"]["window"] for r in runs] == [int(row["encoder.window"])] * 2
+        assert [r["config"]["seed"] for r in runs] == [1, 2]
+        scores = [r["metrics"]["eval/val_success"] for r in runs]
+        assert float(row["eval/val_success"]) == statistics.mean(scores)
+        assert [float(row["low"]), float(row["high"])] == sorted(scores)
+        assert float(row["frames_per_second"]) > 0
+    assert len(table) == 2
+
+
+@pytest.mark.slow
+def test_only_what_is_missing_runs_again(swept):
+    """A cell without a summary; the others are left alone. More frames, and all go on."""
+    out, arguments, _ = swept
+    table = (out / "table.csv").read_text()
+    kept, lost = (out / "encoder.window=3" / f"seed={seed}" / "summary.json" for seed in (1, 2))
+    before, stamp = json.loads(lost.read_text()), kept.stat().st_mtime_ns
+    lost.unlink()
+    done = run(*arguments)
+    assert done.returncode == 0 and "4 cells, 3 finished" in done.stdout
+    assert json.loads(lost.read_text())["metrics"] == before["metrics"]
+    assert (out / "table.csv").read_text() == table and kept.stat().st_mtime_ns == stamp
+    done = run(*arguments, "optim.lr=0.5")
+    assert done.returncode == 2 and "optim.lr=0.001 and this one has optim.lr=0.5" in done.stderr
+    done = run(*arguments[:-1], "total_frames=576", "encoder.window=1", "seed=1")
+    assert done.returncode == 0 and "1 cells, 0 finished" in done.stdout
+
+
+def children(pid):
+    return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+
+
+def wait_for(condition, seconds=120):
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
+@pytest.mark.slow
+def test_a_killed_cell_does_not_stop_the_others_and_goes_on_later(tmp_path):
+    out = tmp_path / "out"
+    arguments = [f"out={out}", "seed=1,2", "env.num_envs=8", "loss.minibatch_frames=96", "checkpoint.every_frames=192"]
+    arguments += ["total_frames=7680"]
+    process = subprocess.Popen(command(*arguments), stderr=subprocess.PIPE, text=True)
+    first = out / "all" / "seed=1"
+    wait_for(lambda: list(first.glob("checkpoints/step-*")))
+    (child,) = children(process.pid)
+    os.kill(child, signal.SIGKILL)
+    _, errors = process.communicate(timeout=300)
+    assert process.returncode == 1 and f"did not finish: {first}, exit code -9" in errors
+    assert (out / "all" / "seed=2" / "summary.json").exists() and not (first / "summary.json").exists()
+    done = run(*arguments)
+    assert done.returncode == 0 and "2 cells, 1 finished" in done.stdout
+    assert "continuing" in (first / "log.txt").read_text()
+
+
+@pytest.mark.slow
+def test_stopping_it_stops_the_running_cell_and_the_same_command_goes_on(tmp_path):
+    out = tmp_path / "out"
+    arguments = [f"out={out}", "seed=1,2", "env.num_envs=8", "loss.minibatch_frames=96", "checkpoint.every_frames=192"]
+    process = subprocess.Popen(command(*arguments, "total_frames=1_000_000"), stderr=subprocess.PIPE, text=True)
+    wait_for(lambda: list((out / "all" / "seed=1").glob("checkpoints/step-*")))
+    (child,) = children(process.pid)
+    process.send_signal(signal.SIGTERM)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 0 and "the same command continues" in errors
+    assert not Path(f"/proc/{child}").exists()
+    assert not (out / "all" / "seed=2").exists()
