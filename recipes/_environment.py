@@ -21,6 +21,7 @@ def training_environment(config: DictConfig) -> EnvBase:
         "seed": config.seed,
         "benchmark_seed": config.env.benchmark_seed,
         "num_workers": config.env.num_workers,
+        "worker_timeout": config.env.worker_timeout,
         "backend": config.env.backend,
     }
     if is_dotted_path(config.env.name):
@@ -55,6 +56,7 @@ def evaluate_on_held_out(config: DictConfig, networks: Networks, folder: Path, *
             seed=config.seed,
             num_envs=config.env.num_envs,
             num_workers=config.env.num_workers,
+            worker_timeout=config.env.worker_timeout,
         )
         report.runs[0]["frames"] = frames
         report.save(folder / f"{split}_{frames:012d}.json")

@@ -18,6 +18,8 @@ from omegaconf import DictConfig, OmegaConf
 class UserError(ValueError):
     """A fault in what the user asked for: shown as one sentence, without a traceback."""
 
+    exit_code = 2
+
 
 @dataclass(frozen=True)
 class Rule:
@@ -50,6 +52,7 @@ RULES: dict[str, Rule] = {
     "env.name": NOT_EMPTY,
     "env.num_envs": at_least(1),
     "env.num_workers": at_least(0),
+    "env.worker_timeout": POSITIVE,
     "env.backend": one_of("fast", "official"),
     "env.episodes_per_trial": at_least(1),
     "env.horizon": at_least(1),
@@ -85,6 +88,7 @@ RULES: dict[str, Rule] = {
     "eval.goals_per_task": at_least(1),
     "eval.protocol": one_of("strict", "garage"),
     "eval.adaptation_episodes": at_least(0, kind=int),
+    "faults.max_in_a_row": at_least(1),
     "checkpoint.every_frames": at_least(1),
     "checkpoint.keep": at_least(1),
 }

@@ -16,7 +16,7 @@ from htrmrl_torchrl.envs.metaworld import MetaWorldLanes
 from htrmrl_torchrl.envs.toy import ToyLanes
 from htrmrl_torchrl.envs.transform import TrialTransform
 from htrmrl_torchrl.envs.trial import TrialEnv, check_positive
-from htrmrl_torchrl.envs.workers import WorkerLanes
+from htrmrl_torchrl.envs.workers import WORKER_TIMEOUT, WorkerLanes
 
 TOY_HORIZON = 6
 
@@ -31,6 +31,7 @@ def make_env(
     seed: int = 0,
     benchmark_seed: int = 0,
     num_workers: int = 0,
+    worker_timeout: float = WORKER_TIMEOUT,
     backend: str = "fast",
     pairs: Sequence[tuple[int, int]] | None = None,
     **factory_kwargs: Any,
@@ -52,12 +53,16 @@ def make_env(
         seed: seeds the deck; the same seed gives the same trajectories whatever ``num_workers`` is.
         benchmark_seed: decides the 50 goals per task, as in ``metaworld.ML10(seed=...)``.
         num_workers: worker processes the simulators are spread over; 0 keeps them in this process.
+        worker_timeout: seconds within which a worker must answer a step, else it counts as hanging and is killed; ten
+            times as long for starting and resetting, which build simulators. Workers only.
         backend: ``fast``, or ``official`` for Meta-World's own code, with the same trajectories. Not for factories.
         pairs: (task index, goal index) pairs that the lanes play in this order instead of the deck, at least one for
             each lane: lane ``i`` plays ``pairs[i]``, ``pairs[i + num_envs]``, ... For evaluation.
 
     Raises:
         ValueError: for an unknown name, split or task, or a number out of range, before any simulator is built.
+        WorkerFault: (a RuntimeError) if a worker fails. Also from the environment's reset and step, after which a full
+            reset starts new workers and new trials; ``close()`` ends them for good.
 
     Example:
         >>> env = make_env("toy", num_envs=2, episodes_per_trial=3)
@@ -76,7 +81,7 @@ def make_env(
     _refuse(name, sorted(factory_kwargs))
     tasks = benchmarks.task_names(name, split)
     horizon = resolve_horizon(name, horizon)
-    _check_workers(num_workers, num_envs)
+    _check_workers(num_workers, num_envs, worker_timeout)
     benchmarks.check_benchmark_seed(benchmark_seed)
     deck: Deck
     if pairs is None:
@@ -85,7 +90,7 @@ def make_env(
         )
     else:
         deck = FixedGrid(_check_pairs(pairs, num_envs, len(tasks), benchmarks.num_goals(name)), num_lanes=num_envs)
-    lanes = _make_lanes(name, split, tasks, num_envs, horizon, benchmark_seed, num_workers, backend)
+    lanes = _make_lanes(name, split, tasks, num_envs, horizon, benchmark_seed, num_workers, worker_timeout, backend)
     return TrialEnv(lanes, deck, episodes_per_trial=episodes_per_trial, horizon=horizon)
 
 
@@ -147,6 +152,7 @@ def _make_lanes(
     horizon: int,
     benchmark_seed: int,
     num_workers: int,
+    worker_timeout: float,
     backend: str,
 ) -> Lanes:
     builder: Callable[[int], Lanes]
@@ -165,6 +171,7 @@ def _make_lanes(
         obs_dim=kind.obs_dim,
         action_low=kind.action_low,
         action_high=kind.action_high,
+        timeout=worker_timeout,
     )
 
 
@@ -187,9 +194,11 @@ def resolve_horizon(name: str, horizon: int | None) -> int:
     return horizon
 
 
-def _check_workers(num_workers: int, num_envs: int) -> None:
+def _check_workers(num_workers: int, num_envs: int, timeout: float) -> None:
     if isinstance(num_workers, bool) or not isinstance(num_workers, int) or not 0 <= num_workers <= num_envs:
         raise ValueError(f"num_workers must be from 0 to num_envs ({num_envs}), received {num_workers!r}.")
+    if isinstance(timeout, bool) or not isinstance(timeout, int | float) or not timeout > 0:
+        raise ValueError(f"worker_timeout must be a number of seconds above 0, received {timeout!r}.")
 
 
 def _check_seed(seed: int) -> int:

@@ -24,6 +24,11 @@ class Lanes(Protocol):
     action_low: FloatArray  # [a]
     action_high: FloatArray  # [a]
 
+    @property
+    def divergences(self) -> int:
+        """How often a simulator has diverged in a step so far, all lanes together (see ``divergence.py``)."""
+        ...
+
     def reset(self, lanes: IntArray, tasks: IntArray, goals: IntArray) -> FloatArray:
         """Start an episode of ``(tasks[i], goals[i])`` on lane ``lanes[i]``; returns ``[len(lanes), obs_dim]``."""
         ...

@@ -48,6 +48,7 @@ class ToyLanes:
     """
 
     obs_dim = 3  # position x, y and the share of the episode that is left
+    divergences = 0  # nothing here can
     action_low: FloatArray = np.array([-1.0, -1.0], dtype=np.float32)
     action_high: FloatArray = np.array([1.0, 1.0], dtype=np.float32)
 

@@ -24,6 +24,8 @@ from torchrl.envs import EnvBase
 
 from htrmrl_torchrl import keys
 from htrmrl_torchrl.envs.lanes import Deck, Lanes, Picture
+from htrmrl_torchrl.envs.workers import WorkerLanes
+from htrmrl_torchrl.faults import check_finite
 
 
 class TrialCounter:
@@ -136,6 +138,9 @@ class TrialEnv(EnvBase):
     A full reset starts a new trial on all lanes; a masked one (the ``"_reset"`` mask that TorchRL passes where lanes
     are done, even if it is all True) starts the lane's next episode, or its next trial after ``episodes_per_trial``.
 
+    Nothing that is not finite passes through here: a NaN or infinite observation, reward or action raises, and so does a
+    worker that fails. After a full reset the environment goes on with new trials.
+
     Args:
         lanes: the simulators; closed with the environment.
         deck: deals (task, goal) at each trial's start.
@@ -143,7 +148,9 @@ class TrialEnv(EnvBase):
         horizon: H, steps per episode; a trial takes K * H frames of its lane.
 
     Raises:
-        ValueError: if ``episodes_per_trial`` or ``horizon`` is below 1, or an action is not finite.
+        ValueError: if ``episodes_per_trial`` or ``horizon`` is below 1.
+        NonFiniteError: (a ValueError) from the reset or step in which something is not finite, naming it and its lanes.
+        WorkerFault: (a RuntimeError) from the reset or step in which a worker process raises, dies or hangs.
 
     Example:
         >>> from htrmrl_torchrl.envs.deck import FixedGrid
@@ -204,6 +211,7 @@ class TrialEnv(EnvBase):
             tasks, goals = self._pair[started].unbind(-1)
             observation = torch.from_numpy(self._lanes.reset(started.numpy(), tasks.numpy(), goals.numpy()))
             self._observation = self._observation.index_copy(0, started, observation)
+            check_finite([(keys.OBSERVATION, self._observation)])
             self._steps = self._steps.index_fill(0, started, 0)
         return self._row(self._steps >= self.horizon)
 
@@ -211,11 +219,10 @@ class TrialEnv(EnvBase):
         if "_step" in tensordict.keys():
             raise RuntimeError("TrialEnv steps all lanes together; use rollout(..., break_when_any_done=False).")
         action = tensordict.get(keys.ACTION).detach()
-        if not torch.isfinite(action).all():
-            lanes = torch.nonzero(~torch.isfinite(action).all(-1))[:, 0].tolist()
-            raise ValueError(f"The action of lanes {lanes} is not finite: {action[lanes].tolist()}; check the policy.")
+        check_finite([(keys.ACTION, action)])  # a policy's fault, but this is where it would do harm
         action = torch.clamp(action, self._low, self._high)
         observation, reward, success = (torch.from_numpy(x) for x in self._lanes.step(action.numpy()))
+        check_finite([(keys.OBSERVATION, observation), (keys.REWARD, reward)])
         self._observation, self._steps = observation, self._steps + 1
         self._counter.step(observation, action, reward[:, None])
         result = self._row(self._steps >= self.horizon)
@@ -290,6 +297,16 @@ class TrialEnv(EnvBase):
         self._counter.observation = final["observation"].clone()
         self._counter.action = final["action"].clone()
         self._counter.reward = final["reward"].clone()
+
+    @property
+    def divergences(self) -> int:
+        """How often a simulator has diverged so far and was put back by MuJoCo, all lanes together."""
+        return self._lanes.divergences
+
+    @property
+    def worker_restarts(self) -> int:
+        """How often new worker processes took the place of failed ones so far."""
+        return self._lanes.restarts if isinstance(self._lanes, WorkerLanes) else 0
 
     def render_lane(self, lane: int, *, size: int = 256) -> Picture:
         """A picture of one lane, uint8 [size, size, 3]; nothing that is played changes by looking.

@@ -103,7 +103,7 @@ class FastSawyer(SawyerXYZEnv):
         grip = action[-1]
         self._ctrl[0], self._ctrl[1] = grip, -grip
         model, data, steps = self.model, self.data, self.frame_skip
-        if self._stepped_to == self._state():
+        if self._stepped_to == self._state() and _is_stable(model, data):
             _first_step(model, data)
             steps -= 1
         mujoco.mj_step(model, data, nstep=steps)
@@ -160,6 +160,13 @@ class FastSawyer(SawyerXYZEnv):
             if not sum(forces[addresses[index]] for index in touching if pad_id in geoms[index]) > 0:
                 return False
         return True
+
+
+def _is_stable(model: Any, data: Any) -> bool:
+    """``mj_step``'s first two checks: where a position or velocity has diverged they put back the whole simulation."""
+    mujoco.mj_checkPos(model, data)
+    mujoco.mj_checkVel(model, data)
+    return bool(data.time > 0)
 
 
 def _first_step(model: Any, data: Any) -> None:

@@ -1,0 +1,81 @@
+"""Environments that fail on demand, for recipes (``env.name=tests.faulty:factory``) and for worker processes.
+
+What they do is told by environment variables, because they run in processes of their own:
+
+    FAULT=<kind>:<number>   in which step of the process (counted from 1 over its resets) the fault happens
+    FAULT_FLAG=<path>       a file that exists once the fault has happened: it then does not happen again
+"""
+
+import os
+import signal
+from pathlib import Path
+
+import numpy as np
+
+from htrmrl_torchrl.envs.toy import ToyLanes
+
+HORIZON = 6
+
+
+class FaultyLanes(ToyLanes):
+    """Toy lanes whose last lane (or process) meets a fault at one step of its life."""
+
+    def __init__(self, *, num_lanes, horizon=HORIZON):
+        super().__init__(num_lanes=num_lanes, horizon=horizon)
+        kind, _, number = os.environ.get("FAULT", "none:0").partition(":")
+        self.kind, self.at, self.count = kind, int(number), 0
+
+    def step(self, actions):
+        observation, reward, success = super().step(actions)
+        self.count += 1
+        if self.count == self.at and self._happens():
+            if self.kind in ("nan", "inf"):
+                observation[-1, 0] = float(self.kind)
+            elif self.kind == "reward":
+                reward[-1] = np.nan
+            elif self.kind == "huge_reward":
+                reward[-1] = 1e25  # finite, but not its square
+            elif self.kind == "kill":
+                os.kill(os.getpid(), signal.SIGKILL)
+            elif self.kind == "stop":
+                os.kill(os.getpid(), signal.SIGSTOP)
+            elif self.kind == "loop":
+                while True:
+                    pass
+            elif self.kind == "raise":
+                raise ArithmeticError("the simulator exploded")
+        return observation, reward, success
+
+    def _happens(self):
+        flag = os.environ.get("FAULT_FLAG")
+        if flag is None:
+            return True
+        first = not Path(flag).exists()
+        Path(flag).touch()
+        return first
+
+
+def build(num_lanes):
+    return FaultyLanes(num_lanes=num_lanes)
+
+
+def factory(*, split, num_envs, seed):
+    """Trials of four episodes, all in this process or, with WORKERS=n, in n workers."""
+    from htrmrl_torchrl.envs import TrialEnv
+    from htrmrl_torchrl.envs.deck import TaskDeck
+    from htrmrl_torchrl.envs.workers import WorkerLanes
+
+    deck = TaskDeck(num_tasks=1, num_goals=4, num_lanes=num_envs, seed=seed)
+    workers = int(os.environ.get("WORKERS", "0"))
+    lanes = build(num_envs)
+    if workers:
+        lanes = WorkerLanes(
+            build,
+            num_lanes=num_envs,
+            num_workers=workers,
+            obs_dim=ToyLanes.obs_dim,
+            action_low=ToyLanes.action_low,
+            action_high=ToyLanes.action_high,
+            timeout=float(os.environ.get("TIMEOUT", "60")),
+        )
+    return TrialEnv(lanes, deck, episodes_per_trial=4, horizon=HORIZON)
