@@ -155,8 +155,8 @@ class FaultGuard:
         tqdm.write(f"fault while {stage}, {consequence}: {fault}", file=sys.stderr)
         if self._in_row >= self.max_in_a_row:
             raise TooManyFaults(
-                f"the run ended after {self._in_row} faults in a row (faults.max_in_a_row), the last one while {stage}: "
-                f"{str(fault).strip().splitlines()[-1]}; the weights are those before it"
+                f"the run ended after {self._in_row} faults in a row (faults.max_in_a_row), the last one while "
+                f"{stage}: {str(fault).strip().splitlines()[-1]}; the weights are those before it"
             ) from fault
 
 

@@ -21,8 +21,8 @@ def checkpoint_to_resume(config: DictConfig, run_dir: Path) -> Path | None:
     path = latest_checkpoint(run_dir / "checkpoints") if config.resume == "auto" else Path(config.resume)
     if path is None:
         return None
-    free = ("total_frames", "resume", "run_dir", "env.num_workers", "env.worker_timeout", "env.restart_workers")
-    free += ("faults.", "checkpoint.", "eval.")
+    workers = ("env.num_workers", "env.worker_timeout", "env.restart_workers")
+    free = ("total_frames", "resume", "run_dir", *workers, "faults.", "checkpoint.", "eval.")
     try:
         before = flatten(OmegaConf.create(read_component(path, "config")))
     except (FileNotFoundError, ValueError) as error:

@@ -11,11 +11,11 @@ from torchrl.envs import EnvBase, TransformedEnv
 from htrmrl_torchrl import keys
 from htrmrl_torchrl.envs import benchmarks, metaworld
 from htrmrl_torchrl.envs.deck import FixedGrid, TaskDeck
-from htrmrl_torchrl.envs.lanes import Deck, Lanes
+from htrmrl_torchrl.envs.lanes import Deck, Lanes, check_positive
 from htrmrl_torchrl.envs.metaworld import MetaWorldLanes
 from htrmrl_torchrl.envs.toy import ToyLanes
 from htrmrl_torchrl.envs.transform import TrialTransform
-from htrmrl_torchrl.envs.trial import TrialEnv, check_positive
+from htrmrl_torchrl.envs.trial import TrialEnv
 from htrmrl_torchrl.envs.workers import WORKER_TIMEOUT, WorkerLanes
 
 TOY_HORIZON = 6
@@ -54,7 +54,7 @@ def make_env(
         benchmark_seed: decides the 50 goals per task, as in ``metaworld.ML10(seed=...)``.
         num_workers: worker processes the simulators are spread over; 0 keeps them in this process.
         worker_timeout: seconds within which a worker must answer a step, else it counts as hanging and is killed; ten
-            times as long for starting and resetting, which build simulators. Workers only.
+            times as long, and at least ten minutes, for starting and resetting, which build simulators. Workers only.
         backend: ``fast``, or ``official`` for Meta-World's own code, with the same trajectories. Not for factories.
         pairs: (task index, goal index) pairs that the lanes play in this order instead of the deck, at least one for
             each lane: lane ``i`` plays ``pairs[i]``, ``pairs[i + num_envs]``, ... For evaluation.

@@ -64,3 +64,10 @@ class Deck(Protocol):
     def load_state(self, state: dict[str, object]) -> None:
         """Put back what :meth:`state` returned."""
         ...
+
+
+def check_positive(**numbers: int) -> None:
+    """Raise ValueError naming the first argument that is not a whole number of at least 1."""
+    for name, number in numbers.items():
+        if isinstance(number, bool) or not isinstance(number, int | np.integer) or number < 1:
+            raise ValueError(f"{name} must be a whole number of at least 1, received {number!r}.")

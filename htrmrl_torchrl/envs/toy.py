@@ -19,8 +19,7 @@ A player without memory gets the first entry in all episodes.
 import numpy as np
 from PIL import Image, ImageDraw
 
-from htrmrl_torchrl.envs.lanes import BoolArray, FloatArray, IntArray, Picture
-from htrmrl_torchrl.envs.trial import check_positive
+from htrmrl_torchrl.envs.lanes import BoolArray, FloatArray, IntArray, Picture, check_positive
 
 TASK_NAME = "hidden-goal"
 STEP_SIZE = 0.4

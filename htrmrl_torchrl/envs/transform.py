@@ -10,7 +10,8 @@ from torchrl.envs import EnvBase
 from torchrl.envs.transforms import Transform
 
 from htrmrl_torchrl import keys
-from htrmrl_torchrl.envs.trial import TrialCounter, check_positive
+from htrmrl_torchrl.envs.lanes import check_positive
+from htrmrl_torchrl.envs.trial import TrialCounter
 from htrmrl_torchrl.faults import check_finite
 
 

@@ -15,7 +15,6 @@ observation after an episode's last step; it is never acted on, so only ``final`
 from collections.abc import Sequence
 from typing import Any
 
-import numpy as np
 import torch
 from tensordict import TensorDict, TensorDictBase
 from torch import Tensor
@@ -23,7 +22,7 @@ from torchrl.data import Bounded, Categorical, Composite, Unbounded
 from torchrl.envs import EnvBase
 
 from htrmrl_torchrl import keys
-from htrmrl_torchrl.envs.lanes import Deck, Lanes, Picture
+from htrmrl_torchrl.envs.lanes import Deck, Lanes, Picture, check_positive
 from htrmrl_torchrl.envs.workers import WorkerLanes
 from htrmrl_torchrl.faults import check_finite
 
@@ -138,8 +137,8 @@ class TrialEnv(EnvBase):
     A full reset starts a new trial on all lanes; a masked one (the ``"_reset"`` mask that TorchRL passes where lanes
     are done, even if it is all True) starts the lane's next episode, or its next trial after ``episodes_per_trial``.
 
-    Nothing that is not finite passes through here: a NaN or infinite observation, reward or action raises, and so does a
-    worker that fails. After a full reset the environment goes on with new trials.
+    Nothing that is not finite passes through here: a NaN or infinite observation, reward or action raises, and so does
+    a worker that fails. After a full reset the environment goes on with new trials.
 
     Args:
         lanes: the simulators; closed with the environment.
@@ -324,10 +323,3 @@ class TrialEnv(EnvBase):
         """Close the simulators (and worker processes, if there are any)."""
         self._lanes.close()
         super().close(**kwargs)
-
-
-def check_positive(**numbers: int) -> None:
-    """Raise ValueError naming the first argument that is not a whole number of at least 1."""
-    for name, number in numbers.items():
-        if isinstance(number, bool) or not isinstance(number, int | np.integer) or number < 1:
-            raise ValueError(f"{name} must be a whole number of at least 1, received {number!r}.")

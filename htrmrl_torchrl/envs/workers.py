@@ -7,8 +7,8 @@ through pipes go an empty message for "step" and one for "done", so that nothing
     lanes   0 1 2 3 4 5 6        num_lanes = 7, num_workers = 2
     worker  0 0 0 0 1 1 1
 
-A worker that raises, dies or gives no answer in time ends all of them with a :class:`WorkerFault`; the next reset of all
-lanes starts new ones. (All, because the trials of the others are lost as well, and what broke one may have hurt them.)
+A worker that raises, dies or gives no answer in time ends all of them with a :class:`WorkerFault`; the next reset of
+all lanes starts new ones. (All, because the others' trials are lost too, and what broke one may have hurt them.)
 """
 
 import os
@@ -33,7 +33,7 @@ from htrmrl_torchrl.faults import WorkerFault
 LaneBuilder = Callable[[int], Lanes]  # number of lanes -> lanes; pickled into the worker
 _THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
 WORKER_TIMEOUT = 60.0  # a step of 20 lanes takes some milliseconds
-BUILD_FACTOR = 10  # building 20 simulators takes seconds, on a busy machine perhaps a minute
+BUILD_TIMEOUT = 600.0  # building 20 simulators takes seconds, on a busy machine perhaps a minute
 _JOIN_SECONDS = 5.0
 _SLICE_SECONDS = 1.0
 _TYPES: dict[str, Any] = {"success": np.int8, "divergences": np.int64}  # the other arrays are float32
@@ -54,8 +54,9 @@ class WorkerLanes:
         action_low: lower action bounds [a].
         action_high: upper action bounds [a].
         timeout: seconds within which a step must be answered; a worker that takes longer counts as hanging and is
-            killed. Starting and resetting, which build simulators, may take ten times as long. Time in which this
-            process itself was stopped (Ctrl-Z) does not count.
+            killed. Time in which this process itself was stopped (Ctrl-Z) does not count.
+        build_timeout: the same for starting and resetting, which build simulators; by default ten minutes, or ten times
+            ``timeout`` if that is longer.
 
     Attributes:
         processes: the running workers.
@@ -78,6 +79,7 @@ class WorkerLanes:
         action_low: FloatArray,
         action_high: FloatArray,
         timeout: float = WORKER_TIMEOUT,
+        build_timeout: float | None = None,
     ) -> None:
         if not 1 <= num_workers <= num_lanes:
             raise ValueError(
@@ -85,7 +87,9 @@ class WorkerLanes:
             )
         self.num_lanes, self.obs_dim = num_lanes, obs_dim
         self.action_low, self.action_high = action_low, action_high
-        self.timeout, self.restarts, self._closed = timeout, 0, False
+        self.timeout = timeout
+        self.build_timeout = max(BUILD_TIMEOUT, 10 * timeout) if build_timeout is None else build_timeout
+        self.restarts, self._closed = 0, False
         self._builder, self._context = builder, get_context("spawn")
         shapes = {"action": (num_lanes, len(action_low)), "observation": (num_lanes, obs_dim), "reward": (num_lanes,)}
         self._buffers = {name: RawArray("f", int(np.prod(shape))) for name, shape in shapes.items()}
@@ -114,7 +118,7 @@ class WorkerLanes:
             if mine.any():
                 self._send(worker, pickle.dumps((lanes[mine] - block[0], tasks[mine], goals[mine])))
                 addressed.append(worker)
-        self._receive(addressed, BUILD_FACTOR * self.timeout)
+        self._receive(addressed, self.build_timeout)
         return self._arrays["observation"][lanes]
 
     def step(self, actions: FloatArray) -> tuple[FloatArray, FloatArray, BoolArray]:
@@ -151,7 +155,7 @@ class WorkerLanes:
                 theirs.close()  # so that only the worker holds its end, and its death is seen here
                 self._connections.append(ours)
                 self.processes.append(process)
-        self._receive(range(len(self._blocks)), BUILD_FACTOR * self.timeout)
+        self._receive(range(len(self._blocks)), self.build_timeout)
 
     def _stop(self) -> None:
         for connection in self._connections:

@@ -120,8 +120,15 @@ def evaluate(
             results = run_official(own, about, seed=seed, device=device)
         else:
             policy = _policy(own, seed).to(device)
-            workers = {"num_workers": num_workers, "worker_timeout": worker_timeout}
-            results = _play(policy, about, seed=seed, num_envs=num_envs, progress=progress, **workers)
+            results = _play(
+                policy,
+                about,
+                seed=seed,
+                num_envs=num_envs,
+                num_workers=num_workers,
+                worker_timeout=worker_timeout,
+                progress=progress,
+            )
         reports.append(EvaluationReport(**about, **results, runs=[{"seed": seed} | identity]))
     return EvaluationReport.merge(reports)
 

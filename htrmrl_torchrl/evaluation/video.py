@@ -13,8 +13,7 @@ from torchrl.envs.utils import ExplorationType, set_exploration_type
 
 from htrmrl_torchrl import keys
 from htrmrl_torchrl.envs import check_name, make_env, task_names
-from htrmrl_torchrl.envs.lanes import Picture
-from htrmrl_torchrl.envs.trial import check_positive
+from htrmrl_torchrl.envs.lanes import Picture, check_positive
 from htrmrl_torchrl.evaluation.overlay import MIN_SIZE, Caption, draw_caption
 from htrmrl_torchrl.media import Frames, write_frames
 from htrmrl_torchrl.modules.memory import EpisodicMemory
