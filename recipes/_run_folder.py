@@ -71,10 +71,11 @@ def print_results(run_dir: Path, metrics: dict[str, float]) -> None:
         ("eval/val_", "held-out goals"),
         ("eval/test_", "test"),
     ):
-        if f"{source}success" not in metrics:
+        name = "success" if f"{source}success" in metrics else "return"  # for benchmarks that define no success
+        if f"{source}{name}" not in metrics:
             continue
-        prefix = f"{source}success_by_episode/"
-        curve = {int(name.removeprefix(prefix)): x for name, x in metrics.items() if name.startswith(prefix)}
+        prefix = f"{source}{name}_by_episode/"
+        curve = {int(metric.removeprefix(prefix)): x for metric, x in metrics.items() if metric.startswith(prefix)}
         by_episode = " ".join(f"{curve[k]:.2f}" for k in sorted(curve))
-        print(f"success {metrics[f'{source}success']:.2f} on {meaning + ',':21} by episode {by_episode}")
+        print(f"{name} {metrics[f'{source}{name}']:.2f} on {meaning + ',':21} by episode {by_episode}")
     print(f"curves: tensorboard --logdir {run_dir.parent}")

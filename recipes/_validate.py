@@ -244,8 +244,7 @@ def _check_environment(config: DictConfig) -> None:
     # late: these imports take seconds, the checks above none
     from htrmrl_torchrl.envs import check_name, num_goals, task_names
     from htrmrl_torchrl.envs.benchmarks import check_benchmark_seed
-    from htrmrl_torchrl.envs.factory import is_dotted_path
-    from htrmrl_torchrl.envs.metaworld import MAX_HORIZON
+    from htrmrl_torchrl.envs.factory import is_dotted_path, resolve_horizon
 
     env, goals_per_task = config.env, config.eval.goals_per_task
     try:
@@ -261,8 +260,10 @@ def _check_environment(config: DictConfig) -> None:
         task_names(env.name, "test")  # evaluated during training
     except ValueError as error:
         raise UserError(f"env.name is {env.name}: {error}") from error
-    if env.name != "toy" and env.horizon > MAX_HORIZON:
-        raise UserError(f"env.horizon is {env.horizon} but must be at most {MAX_HORIZON} in Meta-World")
+    try:
+        resolve_horizon(env.name, env.horizon)
+    except ValueError as error:
+        raise UserError(f"env.horizon is {env.horizon}: {error}") from error
     if goals_per_task > num_goals(env.name):
         raise UserError(
             f"eval.goals_per_task is {goals_per_task} but must be at most {num_goals(env.name)}, the goals that "

@@ -33,7 +33,13 @@ from htrmrl_torchrl.loggers import RunLogger
 from htrmrl_torchrl.metrics import attention_entropy, explained_variance, training_metrics
 from htrmrl_torchrl.modules.heads import value_head
 from htrmrl_torchrl.networks import Networks, build_networks
-from recipes._environment import evaluate_on_held_out, names_of_tasks, training_environment
+from recipes._environment import (
+    LOWEST,
+    evaluate_on_held_out,
+    names_of_tasks,
+    score_on_val,
+    training_environment,
+)
 from recipes._faults import FaultGuard, check_losses, check_targets, clip_gradients
 from recipes._run_folder import checkpoint_to_resume, commit_of_code, plain, print_results, write_summary
 from recipes._validate import frames_per_batch
@@ -89,7 +95,7 @@ def train(config: DictConfig) -> None:
     )
 
     # A run goes on from its last checkpoint as if nothing had happened.
-    progress: dict[str, Any] = {"frames": 0, "evaluated": 0, "saved": 0, "best_val_success": -1.0, "commits": []}
+    progress: dict[str, Any] = {"frames": 0, "evaluated": 0, "saved": 0, "best_val_success": LOWEST, "commits": []}
     checkpoints = RunCheckpoints(
         run_dir / "checkpoints",
         keep=config.checkpoint.keep,
@@ -191,14 +197,15 @@ def train(config: DictConfig) -> None:
             }
             clock = now
             logger.log(metrics, frames=progress["frames"])
-            val_success = metrics.get("eval/val_success", -1.0)
+            val_success = score_on_val(metrics)
             if val_success > progress["best_val_success"]:
                 progress["best_val_success"] = val_success
                 checkpoints.save_best(val_success)
             if finished or progress["frames"] - progress["saved"] >= config.checkpoint.every_frames:
                 progress["saved"] = progress["frames"]
                 checkpoints.save()
-            bar.set_postfix_str(f"success {metrics.get('train/success', float('nan')):.2f}")
+            shown = "success" if "train/success" in metrics else "return"
+            bar.set_postfix_str(f"{shown} {metrics.get(f'train/{shown}', float('nan')):.2f}")
             bar.update(batch.numel())
             if finished:
                 write_summary(run_dir, config, progress, metrics)

@@ -66,7 +66,7 @@ class MetaWorldLanes:
         self._renderers = SimulatorRenderers()
         self.divergences = 0
 
-    def reset(self, lanes: IntArray, tasks: IntArray, goals: IntArray) -> FloatArray:
+    def reset(self, lanes: IntArray, tasks: IntArray, goals: IntArray, draws: IntArray | None = None) -> FloatArray:
         """Start an episode of ``(tasks[i], goals[i])`` on lane ``lanes[i]``; returns ``[len(lanes), 39]``."""
         assignments = [(int(lane), int(task), int(goal)) for lane, task, goal in zip(lanes, tasks, goals, strict=True)]
         for lane, task, _ in assignments:  # first all give back, then all take: so swaps need no third simulator

@@ -16,7 +16,7 @@ import pickle
 import signal
 import time
 import traceback
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from multiprocessing import get_context, parent_process
 from multiprocessing.connection import Connection, wait
@@ -27,10 +27,9 @@ from typing import Any, NoReturn
 import numpy as np
 import numpy.typing as npt
 
-from htrmrl_torchrl.envs.lanes import BoolArray, FloatArray, IntArray, Lanes, Picture
+from htrmrl_torchrl.envs.lanes import BoolArray, FloatArray, IntArray, LaneBuilder, Picture
 from htrmrl_torchrl.faults import WorkerFault
 
-LaneBuilder = Callable[[int], Lanes]  # number of lanes -> lanes; pickled into the worker
 _THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
 WORKER_TIMEOUT = 60.0  # a step of 20 lanes takes some milliseconds
 BUILD_TIMEOUT = 600.0  # building 20 simulators takes seconds, on a busy machine perhaps a minute
@@ -104,7 +103,7 @@ class WorkerLanes:
     def divergences(self) -> int:
         return int(self._arrays["divergences"].sum())
 
-    def reset(self, lanes: IntArray, tasks: IntArray, goals: IntArray) -> FloatArray:
+    def reset(self, lanes: IntArray, tasks: IntArray, goals: IntArray, draws: IntArray | None = None) -> FloatArray:
         """Start an episode of ``(tasks[i], goals[i])`` on lane ``lanes[i]``; returns ``[len(lanes), obs_dim]``.
 
         After a fault a reset of all lanes starts new workers.
@@ -116,7 +115,8 @@ class WorkerLanes:
         for worker, block in enumerate(self._blocks):
             mine = (lanes >= block[0]) & (lanes <= block[-1])
             if mine.any():
-                self._send(worker, pickle.dumps((lanes[mine] - block[0], tasks[mine], goals[mine])))
+                drawn = None if draws is None else draws[mine]
+                self._send(worker, pickle.dumps((lanes[mine] - block[0], tasks[mine], goals[mine], drawn)))
                 addressed.append(worker)
         self._receive(addressed, self.build_timeout)
         return self._arrays["observation"][lanes]
@@ -229,8 +229,8 @@ def _work(
                 arrays["observation"][:], arrays["reward"][:], arrays["success"][:] = lanes.step(arrays["action"])
                 arrays["divergences"][0] = before + lanes.divergences
             else:
-                addressed, tasks, goals = pickle.loads(message)
-                arrays["observation"][addressed] = lanes.reset(addressed, tasks, goals)
+                addressed, *start = pickle.loads(message)
+                arrays["observation"][addressed] = lanes.reset(addressed, *start)
             connection.send_bytes(_DONE)
     except (EOFError, BrokenPipeError, ConnectionResetError):
         return  # closed, or the main process is gone

@@ -26,7 +26,7 @@ class CountingLanes:
         self.number = np.zeros((num_lanes, 1), dtype=np.float32)
         self.closed = False
 
-    def reset(self, lanes, tasks, goals):
+    def reset(self, lanes, tasks, goals, draws=None):
         self.number[lanes] += 1
         return self.number[lanes].copy()
 

@@ -355,7 +355,7 @@ def test_a_failed_worker_ends_the_run_within_seconds_or_is_replaced(tmp_path, ki
 
 @pytest.mark.slow
 def test_workers_that_die_every_time_end_the_run(tmp_path):
-    run = Run(tmp_path / "run", "env.restart_workers=true", "faults.max_in_a_row=2", fault="kill:30+", workers=2)
+    run = Run(tmp_path / "run", "env.restart_workers=true", "faults.max_in_a_row=2", fault="kill:10+", workers=2)
     assert run.code == 3
     assert len(run.faults()) == 2
     assert run.stderr.strip().splitlines()[-1].startswith("error: the run ended after 2 faults in a row")
