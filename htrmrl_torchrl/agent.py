@@ -20,7 +20,8 @@ from torchrl.envs.utils import ExplorationType, set_exploration_type
 
 from htrmrl_torchrl import keys
 from htrmrl_torchrl.data.past import Scope
-from htrmrl_torchrl.envs.trial import TrialCounter, check_positive
+from htrmrl_torchrl.envs.lanes import check_positive
+from htrmrl_torchrl.envs.trial import TrialCounter
 from htrmrl_torchrl.modules.memory import EpisodicMemory
 from htrmrl_torchrl.networks import Networks, acting_policy, load_networks
 

@@ -45,23 +45,33 @@ def training_metrics(batch: TensorDictBase, task_names: list[str]) -> dict[str, 
     outcomes = episode_outcomes(batch)
     if not len(outcomes):  # episodes longer than the batch
         return memory_metrics(batch)
-    metrics = {"train/return": outcomes["return"].mean().item()}
-    if "success" in outcomes.keys():
-        success = outcomes["success"]
-        metrics["train/success"] = success.mean().item()
-        for task in outcomes["task"].unique().tolist():
-            metrics[f"train/success/{task_names[task]}"] = success[outcomes["task"] == task].mean().item()
+    metrics = {}
+    for name in ("return", "success"):
+        if name not in outcomes.keys():  # an environment need not say what success is
+            continue
+        values = outcomes[name]
+        metrics[f"train/{name}"] = values.mean().item()
         for order in outcomes["episode"].unique().tolist():
-            metrics[f"train/success_by_episode/{order}"] = success[outcomes["episode"] == order].mean().item()
+            metrics[f"train/{name}_by_episode/{order}"] = values[outcomes["episode"] == order].mean().item()
+    if "success" in outcomes.keys():
+        for task in outcomes["task"].unique().tolist():
+            of_task = outcomes["success"][outcomes["task"] == task]
+            metrics[f"train/success/{task_names[task]}"] = of_task.mean().item()
     return metrics | memory_metrics(batch)
 
 
 def evaluation_metrics(report: EvaluationReport) -> dict[str, float]:
-    """``eval/<split>_*`` of a report: its headline, by task and by episode, and the return of what counts."""
+    """``eval/<split>_*`` of a report: its headline, by task and by episode, and the return of what counts.
+
+    A benchmark that defines no success has returns only.
+    """
     prefix = f"eval/{report.split}"
-    metrics = {f"{prefix}_success": report.success_rate}
+    metrics = {f"{prefix}_return": statistics.fmean(report.task_returns().values())}
+    metrics |= {f"{prefix}_return_by_episode/{k}": x for k, x in enumerate(report.return_by_episode())}
+    if not report.has_success:
+        return metrics
+    metrics[f"{prefix}_success"] = report.success_rate
     metrics |= {f"{prefix}_success/{name}": success for name, success in report.task_success().items()}
-    metrics[f"{prefix}_return"] = statistics.fmean(report.task_returns().values())
     return metrics | {f"{prefix}_success_by_episode/{k}": x for k, x in enumerate(report.success_by_episode())}
 
 

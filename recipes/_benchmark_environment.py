@@ -50,8 +50,14 @@ def environment(config: DictConfig) -> list[dict[str, Any]]:
         f"backend=fast, {workers} workers": make_env("ML10", backend="fast", num_workers=workers, **ours),
     }
     physics = Physics(n)
-    bounds = {"action_low": physics.action_low, "action_high": physics.action_high}
-    both = WorkerLanes(Physics, num_lanes=n, num_workers=workers, obs_dim=physics.obs_dim, **bounds)
+    both = WorkerLanes(
+        Physics,
+        num_lanes=n,
+        num_workers=workers,
+        obs_dim=physics.obs_dim,
+        action_low=physics.action_low,
+        action_high=physics.action_high,
+    )
     for env in built.values():
         if hasattr(env, "call"):
             env.call("sample_tasks")
@@ -103,7 +109,7 @@ class Physics:
         num_lanes: of ML10's training tasks, in turn.
     """
 
-    obs_dim = 1
+    obs_dim, divergences = 1, 0
     action_low, action_high = np.full(4, -1, np.float32), np.full(4, 1, np.float32)
 
     def __init__(self, num_lanes: int) -> None:
@@ -115,7 +121,7 @@ class Physics:
         self._lanes = MetaWorldLanes(task_names("ML10"), goals, num_lanes=num_lanes, backend="official")
         self._lanes.reset(np.arange(num_lanes), np.arange(num_lanes) % 10, np.zeros(num_lanes, dtype=np.int64))
 
-    def reset(self, lanes: IntArray, tasks: IntArray, goals: IntArray) -> FloatArray:
+    def reset(self, lanes: IntArray, tasks: IntArray, goals: IntArray, draws: IntArray | None = None) -> FloatArray:
         """Nothing: a reset is not part of the ceiling."""
         return np.zeros((len(lanes), self.obs_dim), np.float32)
 

@@ -37,8 +37,8 @@ def run_recipe(main: Callable[[DictConfig], object], *, config_name: str, check:
     """Run ``main`` with ``configs/<config_name>.yaml`` and the overrides on the command line.
 
     ``main`` receives a read-only, resolved configuration that has been checked. A :class:`UserError`, from the checks
-    or from ``main``, ends the process with one sentence on stderr and exit code 2; every other exception keeps its
-    traceback.
+    or from ``main``, ends the process with one sentence on stderr and its exit code (2; other ends have their own);
+    every other exception keeps its traceback.
 
     Args:
         main: the recipe.
@@ -64,7 +64,7 @@ def run_recipe(main: Callable[[DictConfig], object], *, config_name: str, check:
         main(config)
     except UserError as error:
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
-        sys.exit(2)
+        sys.exit(error.exit_code)
 
 
 def load_config(config_name: str, overrides: Sequence[str] = (), check: Check = validate) -> DictConfig:

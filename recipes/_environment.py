@@ -1,5 +1,6 @@
 """From a recipe's configuration to environments and to success on held-out goals."""
 
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ def training_environment(config: DictConfig) -> EnvBase:
         "seed": config.seed,
         "benchmark_seed": config.env.benchmark_seed,
         "num_workers": config.env.num_workers,
+        "worker_timeout": config.env.worker_timeout,
         "backend": config.env.backend,
     }
     if is_dotted_path(config.env.name):
@@ -31,6 +33,14 @@ def training_environment(config: DictConfig) -> EnvBase:
 def names_of_tasks(config: DictConfig, split: str) -> list[str]:
     """What the split's task indices stand for."""
     return [config.env.name] if is_dotted_path(config.env.name) else task_names(config.env.name, split)
+
+
+LOWEST = -sys.float_info.max  # plain JSON, unlike an infinity
+
+
+def score_on_val(metrics: dict[str, float]) -> float:
+    """What the best checkpoint is chosen by: success on ``val``, or return where the benchmark defines no success."""
+    return metrics.get("eval/val_success", metrics.get("eval/val_return", LOWEST))
 
 
 def evaluate_on_held_out(config: DictConfig, networks: Networks, folder: Path, *, frames: int) -> dict[str, float]:
@@ -55,6 +65,7 @@ def evaluate_on_held_out(config: DictConfig, networks: Networks, folder: Path, *
             seed=config.seed,
             num_envs=config.env.num_envs,
             num_workers=config.env.num_workers,
+            worker_timeout=config.env.worker_timeout,
         )
         report.runs[0]["frames"] = frames
         report.save(folder / f"{split}_{frames:012d}.json")

@@ -22,7 +22,8 @@ def checkpoint_to_resume(config: DictConfig, run_dir: Path) -> Path | None:
     path = latest_checkpoint(run_dir / "checkpoints") if config.resume == "auto" else Path(config.resume)
     if path is None:
         return None
-    free = ("total_frames", "resume", "run_dir", "env.num_workers", "checkpoint.", "eval.")
+    workers = ("env.num_workers", "env.worker_timeout", "env.restart_workers")
+    free = ("total_frames", "resume", "run_dir", *workers, "faults.", "checkpoint.", "eval.")
     try:
         before = flatten(OmegaConf.create(read_component(path, "config")))
     except (FileNotFoundError, ValueError) as error:
@@ -80,10 +81,11 @@ def print_results(run_dir: Path, metrics: dict[str, float]) -> None:
         ("eval/val_", "held-out goals"),
         ("eval/test_", "test"),
     ):
-        if f"{source}success" not in metrics:
+        name = "success" if f"{source}success" in metrics else "return"  # for benchmarks that define no success
+        if f"{source}{name}" not in metrics:
             continue
-        prefix = f"{source}success_by_episode/"
-        curve = {int(name.removeprefix(prefix)): x for name, x in metrics.items() if name.startswith(prefix)}
+        prefix = f"{source}{name}_by_episode/"
+        curve = {int(metric.removeprefix(prefix)): x for metric, x in metrics.items() if metric.startswith(prefix)}
         by_episode = " ".join(f"{curve[k]:.2f}" for k in sorted(curve))
-        print(f"success {metrics[f'{source}success']:.2f} on {meaning + ',':21} by episode {by_episode}")
+        print(f"{name} {metrics[f'{source}{name}']:.2f} on {meaning + ',':21} by episode {by_episode}")
     print(f"curves: tensorboard --logdir {run_dir.parent}")

@@ -21,6 +21,8 @@ from htrmrl_torchrl.data.strategies import STRATEGIES
 class UserError(ValueError):
     """A fault in what the user asked for: shown as one sentence, without a traceback."""
 
+    exit_code = 2
+
 
 @dataclass(frozen=True)
 class Rule:
@@ -53,6 +55,7 @@ RULES: dict[str, Rule] = {
     "env.name": NOT_EMPTY,
     "env.num_envs": at_least(1),
     "env.num_workers": at_least(0),
+    "env.worker_timeout": POSITIVE,
     "env.backend": one_of("fast", "official"),
     "env.episodes_per_trial": at_least(1),
     "env.horizon": at_least(1),
@@ -92,6 +95,7 @@ RULES: dict[str, Rule] = {
     "eval.goals_per_task": at_least(1),
     "eval.protocol": one_of("strict", "garage"),
     "eval.adaptation_episodes": at_least(0, kind=int),
+    "faults.max_in_a_row": at_least(1),
     "checkpoint.every_frames": at_least(1),
     "checkpoint.keep": at_least(1),
 }
@@ -290,8 +294,7 @@ def _check_environment(config: DictConfig) -> None:
     # late: these imports take seconds, the checks above none
     from htrmrl_torchrl.envs import check_name, num_goals, task_names
     from htrmrl_torchrl.envs.benchmarks import check_benchmark_seed
-    from htrmrl_torchrl.envs.factory import is_dotted_path
-    from htrmrl_torchrl.envs.metaworld import MAX_HORIZON
+    from htrmrl_torchrl.envs.factory import is_dotted_path, resolve_horizon
 
     env, goals_per_task = config.env, config.eval.goals_per_task
     try:
@@ -307,8 +310,10 @@ def _check_environment(config: DictConfig) -> None:
         task_names(env.name, "test")  # evaluated during training
     except ValueError as error:
         raise UserError(f"env.name is {env.name}: {error}") from error
-    if env.name != "toy" and env.horizon > MAX_HORIZON:
-        raise UserError(f"env.horizon is {env.horizon} but must be at most {MAX_HORIZON} in Meta-World")
+    try:
+        resolve_horizon(env.name, env.horizon)
+    except ValueError as error:
+        raise UserError(f"env.horizon is {env.horizon}: {error}") from error
     if goals_per_task > num_goals(env.name):
         raise UserError(
             f"eval.goals_per_task is {goals_per_task} but must be at most {num_goals(env.name)}, the goals that "

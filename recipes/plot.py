@@ -46,13 +46,18 @@ def learning_curve(metrics: dict[str, Curve], name: str) -> Curve:
 
 
 def adaptation_curve(metrics: dict[str, Curve], source: str) -> Curve:
-    """Episode numbers, from 1, and the success that was logged for them last."""
-    prefix = f"{'train/' if source == 'train' else source + '_'}success_by_episode/"
+    """Episode numbers, from 1, and the success (or return, where there is none) that was logged for them last."""
+    prefix = f"{'train/' if source == 'train' else source + '_'}{measure(metrics)}_by_episode/"
     last = {int(name.removeprefix(prefix)): y[-1] for name, (_, y) in metrics.items() if name.startswith(prefix)}
     if not last:
         raise ValueError(f"no metric {prefix}<k>; there are {', '.join(sorted(metrics))}")
     order = sorted(last)
     return np.array(order) + 1, np.array([last[k] for k in order])
+
+
+def measure(metrics: dict[str, Curve]) -> str:
+    """``success``, or ``return`` if the run's benchmark defines no success."""
+    return "success" if any("success" in name for name in metrics) else "return"
 
 
 def mean_and_range(curves: Sequence[Curve]) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
@@ -85,7 +90,10 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("run_dirs", nargs="+", type=Path, metavar="RUN_DIR")
     parser.add_argument("--metric", nargs="+", default=["train/success"], help="one or more metrics over frames")
     parser.add_argument(
-        "--by-episode", nargs="+", metavar="SOURCE", help="success by episode instead: train, eval/val, eval/test"
+        "--by-episode",
+        nargs="+",
+        metavar="SOURCE",
+        help="success (or return) by episode instead: train, eval/val, eval/test",
     )
     parser.add_argument(
         "--control", nargs="+", type=Path, default=[], metavar="RUN_DIR", help="runs to compare with, drawn dashed"
@@ -115,7 +123,9 @@ def main(argv: Sequence[str] | None = None) -> None:
         if control[name]:
             draw(axes, control[name], label=f"{name}, {args.control_label}", linestyle="--", **style)
     if args.by_episode:
-        axes.set(xlabel="episode of the trial", ylabel="success rate", ylim=(-0.02, 1.02))
+        axes.set(xlabel="episode of the trial", ylabel="return")
+        if measure(read_metrics(args.run_dirs[0])) == "success":
+            axes.set(ylabel="success rate", ylim=(-0.02, 1.02))
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     else:
         axes.set(xlabel="frames", ylabel=names[0] if len(names) == 1 else "value")

@@ -6,6 +6,7 @@
 import sys
 import time
 from collections import defaultdict
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +34,14 @@ from htrmrl_torchrl.loggers import RunLogger
 from htrmrl_torchrl.metrics import attention_entropy, explained_variance, process_metrics, training_metrics
 from htrmrl_torchrl.modules.heads import value_head
 from htrmrl_torchrl.networks import Networks, build_networks
-from recipes._environment import evaluate_on_held_out, names_of_tasks, training_environment
+from recipes._environment import (
+    LOWEST,
+    evaluate_on_held_out,
+    names_of_tasks,
+    score_on_val,
+    training_environment,
+)
+from recipes._faults import FaultGuard, check_losses, check_targets, clip_gradients
 from recipes._run_folder import (
     checkpoint_to_resume,
     commit_of_code,
@@ -100,7 +108,7 @@ def train(config: DictConfig) -> None:
     )
 
     # A run goes on from its last checkpoint as if nothing had happened.
-    progress: dict[str, Any] = {"frames": 0, "evaluated": 0, "saved": 0, "best_val_success": -1.0, "commits": []}
+    progress: dict[str, Any] = {"frames": 0, "evaluated": 0, "saved": 0, "best_val_success": LOWEST, "commits": []}
     checkpoints = RunCheckpoints(
         run_dir / "checkpoints",
         keep=config.checkpoint.keep,
@@ -121,6 +129,13 @@ def train(config: DictConfig) -> None:
     progress["commits"] = sorted({*progress["commits"], commit_of_code()})
     run_dir.mkdir(parents=True, exist_ok=True)
     OmegaConf.save(config, run_dir / "config.yaml", resolve=True)
+    guard = FaultGuard(
+        max_in_a_row=config.faults.max_in_a_row,
+        restart_workers=config.env.restart_workers,
+        progress=progress,
+        loss=loss,
+        optimizer=optimizer,
+    )
     logger = RunLogger(run_dir, resume_from_frames=progress["frames"] if (run_dir / "metrics.csv").exists() else None)
     logger.log_text("config", f"```yaml\n{OmegaConf.to_yaml(config, resolve=True)}```")
     bar = tqdm(total=config.total_frames, initial=progress["frames"], unit=" frames", unit_scale=True, smoothing=0.1)
@@ -132,7 +147,7 @@ def train(config: DictConfig) -> None:
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     clock = time.perf_counter()
-    batches = iter(collector) if progress["frames"] < config.total_frames else iter(())
+    batches = guard.batches(collector) if progress["frames"] < config.total_frames else iter(())
     try:
         for batch in batches:
             collected = time.perf_counter()
@@ -148,42 +163,47 @@ def train(config: DictConfig) -> None:
                 ends = final_values(buffer, frames, TensorDictSequential(networks.encoder, networks.critic))
             targets = gae(batch, final_values=ends)
             buffer.assign(frames, targets)
-            value_head(networks.critic).adapt(targets[keys.VALUE_TARGET])
 
-            # 3. Several epochs of PPO over minibatches that mix all tasks.
+            # 3. Several epochs of PPO over minibatches that mix all tasks, as a whole or not at all.
             sums: dict[str, float] = defaultdict(float)
             updates = 0
-            for _ in range(config.loss.epochs):
-                for minibatch in buffer:
-                    with autocast:
-                        losses = loss(minibatch)
-                    if not updates:
-                        sums["ppo/first_minibatch_ratio"] = losses["mean_ratio"].item()
-                    total = losses["loss_objective"] + losses["loss_entropy"] + losses["loss_critic"]
-                    optimizer.zero_grad(set_to_none=True)
-                    total.backward()
-                    norm = torch.nn.utils.clip_grad_norm_(loss.parameters(), config.loss.max_grad_norm)
-                    _refuse_non_finite(losses, norm)
-                    optimizer.step()
-                    updates += 1
-                    for name, value in _loss_metrics(losses, norm).items():
-                        sums[name] += value
+            with guard.update() as update:
+                check_targets(targets)
+                value_head(networks.critic).adapt(targets[keys.VALUE_TARGET])
+                for _ in range(config.loss.epochs):
+                    for minibatch in buffer:
+                        with autocast:
+                            losses = loss(minibatch)
+                        check_losses(losses, minibatch, loss)
+                        if not updates:
+                            sums["ppo/first_minibatch_ratio"] = losses["mean_ratio"].item()
+                        total = losses["loss_objective"] + losses["loss_entropy"] + losses["loss_critic"]
+                        optimizer.zero_grad(set_to_none=True)
+                        total.backward()
+                        norm = clip_gradients(loss, config.loss.max_grad_norm)
+                        optimizer.step()
+                        updates += 1
+                        for name, value in _loss_metrics(losses, norm).items():
+                            sums[name] += value
             collector.update_policy_weights_()
             progress["frames"] += batch.numel()
             updated = time.perf_counter()
             torch.set_num_threads(1)
 
             # 4. Log, evaluate on held-out goals and tasks, save.
-            ratio = sums.pop("ppo/first_minibatch_ratio")
-            metrics = training_metrics(batch, names_of_tasks(config, "train"))
-            metrics |= {name: value / updates for name, value in sums.items()}
-            metrics["ppo/first_minibatch_ratio"] = ratio
-            metrics["ppo/explained_variance"] = explained_variance(batch[keys.STATE_VALUE], targets[keys.VALUE_TARGET])
-            metrics |= _inspect(networks, minibatch)
+            metrics = training_metrics(batch, names_of_tasks(config, "train")) | guard.metrics(env)
+            if update.completed:
+                ratio = sums.pop("ppo/first_minibatch_ratio")
+                metrics |= {name: value / updates for name, value in sums.items()}
+                metrics["ppo/first_minibatch_ratio"] = ratio
+                value, target = batch[keys.STATE_VALUE], targets[keys.VALUE_TARGET]
+                metrics["ppo/explained_variance"] = explained_variance(value, target)
+                metrics |= _inspect(networks, minibatch)
             finished = progress["frames"] >= config.total_frames
             if finished or progress["frames"] - progress["evaluated"] >= config.eval.every_frames:
                 folder = run_dir / "evaluations"
-                metrics |= evaluate_on_held_out(config, networks, folder, frames=progress["frames"])
+                evaluate = partial(evaluate_on_held_out, config, networks, folder, frames=progress["frames"])
+                metrics |= guard.evaluate(evaluate)
                 progress["evaluated"] = progress["frames"]
             now = time.perf_counter()
             metrics |= {
@@ -195,14 +215,15 @@ def train(config: DictConfig) -> None:
             metrics |= process_metrics()
             clock = now
             logger.log(metrics, frames=progress["frames"])
-            val_success = metrics.get("eval/val_success", -1.0)
+            val_success = score_on_val(metrics)
             if val_success > progress["best_val_success"]:
                 progress["best_val_success"] = val_success
                 checkpoints.save_best(val_success)
             if finished or progress["frames"] - progress["saved"] >= config.checkpoint.every_frames:
                 progress["saved"] = progress["frames"]
                 checkpoints.save()
-            bar.set_postfix_str(f"success {metrics.get('train/success', float('nan')):.2f}")
+            shown = "success" if "train/success" in metrics else "return"
+            bar.set_postfix_str(f"{shown} {metrics.get(f'train/{shown}', float('nan')):.2f}")
             bar.update(batch.numel())
             if finished:
                 write_summary(run_dir, config, progress, metrics)
@@ -216,15 +237,6 @@ def train(config: DictConfig) -> None:
         bar.close()
         logger.close()
         collector.shutdown()
-
-
-def _refuse_non_finite(losses: TensorDictBase, norm: torch.Tensor) -> None:
-    """Stops before the optimizer steps, so that the last good weights stay."""
-    bad = [name for name, value in losses.items() if not value.isfinite().all()]
-    if bad or not norm.isfinite():
-        raise FloatingPointError(
-            f"Not finite: {', '.join(bad) or 'the gradient'}. The weights are as before; the last checkpoint is good."
-        )
 
 
 def _loss_metrics(losses: TensorDictBase, norm: torch.Tensor) -> dict[str, float]:

@@ -102,7 +102,7 @@ def test_the_comment_check_can_fail() -> None:
 
 
 def test_the_shipped_files_are_these() -> None:
-    training = ["base", "ml10_ppo", "ml1_ppo", "ml45_ppo", "toy_ppo"]
+    training = ["base", "locomotion_ppo", "ml10_ppo", "ml1_ppo", "ml45_ppo", "toy_ppo"]
     encoders = [f"encoder/{name}" for name in ("htrmrl", "htrmrl_toy", "mlp", "rl2", "trmrl")]
     assert [name_of(path) for path in TRAINING] == training
     assert [name_of(path) for path in FILES] == sorted([*OTHERS, *training, *encoders])

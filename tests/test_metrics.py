@@ -72,6 +72,19 @@ def test_training_metrics_are_means_of_the_outcomes():
         assert metrics[f"train/success/{name}"] == mean([row[0] for row in rows if row[3] == task])
     for k in {row[2] for row in rows}:
         assert metrics[f"train/success_by_episode/{k}"] == mean([row[0] for row in rows if row[2] == k])
+        assert metrics[f"train/return_by_episode/{k}"] == mean([row[1] for row in rows if row[2] == k])
+
+
+def test_where_there_is_no_success_none_is_reported():
+    _, batch = some_batch(0, 40)
+    metrics = training_metrics(batch.exclude(("next", keys.SUCCESS)), ["reach", "push"])
+    assert "train/return_by_episode/0" in metrics and not any("success" in name for name in metrics)
+    report = hand_made([[[0, 0]]], returns=[[[1, 4]]], tasks=["Ant-Dir"], benchmark="Ant-Dir", adaptation_episodes=1)
+    assert evaluation_metrics(report) == {
+        "eval/test_return": 4.0,
+        "eval/test_return_by_episode/0": 1.0,
+        "eval/test_return_by_episode/1": 4.0,
+    }
 
 
 def test_a_batch_in_which_no_episode_ends_has_no_outcomes():
@@ -91,6 +104,9 @@ def test_evaluation_metrics_are_those_of_the_report():
         "eval/test_success/alpha": about(0.5),
         "eval/test_success/beta": 0.75,
         "eval/test_return": 157.0,
+        "eval/test_return_by_episode/0": about(7.0),
+        "eval/test_return_by_episode/1": about(107.0),
+        "eval/test_return_by_episode/2": about(207.0),
         "eval/test_success_by_episode/0": about(5 / 12),
         "eval/test_success_by_episode/1": 0.75,
         "eval/test_success_by_episode/2": 0.5,
@@ -108,6 +124,8 @@ def test_evaluation_metrics_weigh_tasks_equally_and_leave_out_those_not_played()
         "eval/val_success/a": 1.0,
         "eval/val_success/b": 0.0,
         "eval/val_return": 3.0,
+        "eval/val_return_by_episode/0": 1.0,
+        "eval/val_return_by_episode/1": 3.0,
         "eval/val_success_by_episode/0": pytest.approx((1 / 3 + 1) / 2, abs=1e-10),
         "eval/val_success_by_episode/1": 0.5,
     }

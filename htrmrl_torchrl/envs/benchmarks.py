@@ -6,13 +6,17 @@ name                          tasks
 ``ML1:<task>``                one of the 50 Meta-World tasks; test = the same task with other goals
 ``ML10``, ``ML25``, ``ML45``  Meta-World's splits: 10, 25 or 45 training tasks and 5 test tasks
 ``custom:[a,b]/[c]``          training tasks a and b, test task c (``metaworld.CustomML``)
+``HalfCheetah-Dir``           one task with 2 goals, forward and backward, which are those of every split
+``HalfCheetah-Vel``           one task, 50 target velocities in each split
+``Ant-Dir``                   one task, 50 directions in the plane in each split
 ``toy``                       one task, ``hidden-goal``, whose 4 goals are those of every split
 ============================  ==================================================================================
 
-The 50 goals per task are exactly those of the official classes, ``metaworld.ML10(seed=benchmark_seed)`` and so on.
-Split ``val`` is the training tasks with the goals of benchmark seed ``benchmark_seed + 10_000``: choose on it, never on
-``test``. (``metaworld.ML1`` draws its test goals with ``seed + 1``, hence the distance.) No (task, goal) belongs to two
-splits; in ML25 Meta-World 3.1.1 itself has basketball-v3 among both the training and the test tasks, with other goals.
+In Meta-World the 50 goals per task are exactly those of the official classes, ``metaworld.ML10(seed=benchmark_seed)``
+and so on. Split ``val`` is the training tasks with the goals of benchmark seed ``benchmark_seed + 10_000``: choose on
+it, never on ``test``. (``metaworld.ML1`` draws its test goals with ``seed + 1``, hence the distance.) No (task, goal)
+belongs to two splits; in ML25 Meta-World 3.1.1 itself has basketball-v3 among both the training and the test tasks,
+with other goals. ``locomotion.py`` and ``toy.py`` say what the other benchmarks hold out, and what not.
 """
 
 import difflib
@@ -24,7 +28,7 @@ import tempfile
 import zipfile
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -32,13 +36,15 @@ from typing import Any, Literal, get_args
 import numpy as np
 import numpy.typing as npt
 
-from htrmrl_torchrl.envs import toy
+from htrmrl_torchrl.envs import locomotion, metaworld, toy
+from htrmrl_torchrl.envs.lanes import Benchmark, LaneKind
 
 Split = Literal["train", "val", "test"]
 SPLITS: tuple[str, ...] = get_args(Split)
 VAL_SEED_OFFSET = 10_000
 GOALS_PER_TASK = 50  # metaworld._N_GOALS
 FIXED_NAMES = ("ML10", "ML25", "ML45")
+OWN = {benchmark.name: benchmark for benchmark in (toy.BENCHMARK, *locomotion.BENCHMARKS)}  # beside Meta-World's
 GoalList = list[npt.NDArray[np.float64]]  # per task [50, d]; d depends on the task
 
 
@@ -60,8 +66,39 @@ class MetaWorldBenchmark:
         return benchmark_seed + {"train": 0, "val": VAL_SEED_OFFSET, "test": self.test_seed_offset}[split]
 
 
-def parse_name(name: str) -> MetaWorldBenchmark | None:
-    """The benchmark that a built-in name stands for, None for ``toy``.
+def find_benchmark(name: str) -> Benchmark:
+    """What a built-in name stands for. Builds nothing.
+
+    Raises:
+        ValueError: if the name or a task in it is unknown, with the nearest known ones.
+
+    Example:
+        >>> find_benchmark("HalfCheetah-Vel").default_horizon
+        200
+    """
+    if name in OWN:
+        return OWN[name]
+    official = parse_name(name)
+    return Benchmark(
+        name=official.name,
+        train=tuple(sorted(official.train)),
+        test=tuple(sorted(official.test)),
+        num_goals=GOALS_PER_TASK,
+        lanes=partial(_metaworld_lanes, name),
+        default_horizon=metaworld.MAX_HORIZON,
+        max_horizon=metaworld.MAX_HORIZON,
+    )
+
+
+def _metaworld_lanes(name: str, split: str, horizon: int, benchmark_seed: int, backend: str) -> LaneKind:
+    goals = draw_goals(name, split, benchmark_seed)
+    builder = partial(metaworld.build_lanes, task_names(name, split), goals, backend)
+    kind = metaworld.MetaWorldLanes
+    return LaneKind(builder, kind.obs_dim, kind.action_low, kind.action_high)
+
+
+def parse_name(name: str) -> MetaWorldBenchmark:
+    """Which of Meta-World's benchmarks a name stands for.
 
     Raises:
         ValueError: if the name or a task in it is unknown, with the nearest known ones; if training and test tasks
@@ -71,8 +108,6 @@ def parse_name(name: str) -> MetaWorldBenchmark | None:
         >>> parse_name("custom:[reach,push]/[sweep]").train
         ('reach-v3', 'push-v3')
     """
-    if name == "toy":
-        return None
     if name in FIXED_NAMES:
         split_classes = getattr(_env_dict(), f"{name}_V3")
         return MetaWorldBenchmark(name, tuple(split_classes["train"]), tuple(split_classes["test"]))
@@ -81,7 +116,7 @@ def parse_name(name: str) -> MetaWorldBenchmark | None:
         return MetaWorldBenchmark(f"ML1:{task}", (task,), (task,), test_seed_offset=1)
     if name.startswith("custom:"):
         return _parse_custom(name)
-    known = ["toy", *FIXED_NAMES, "ML1:<task>", "custom:[a,b]/[c]"]
+    known = [*OWN, *FIXED_NAMES, "ML1:<task>", "custom:[a,b]/[c]"]
     nearest = difflib.get_close_matches(name, known, n=3, cutoff=0.3) or known
     raise ValueError(
         f"Unknown environment {name!r}; nearest known: {', '.join(nearest)}. Known are {', '.join(known)} and the "
@@ -135,10 +170,7 @@ def task_names(name: str, split: str = "train") -> list[str]:
         ['door-close-v3', 'drawer-open-v3', 'lever-pull-v3', 'shelf-place-v3', 'sweep-into-v3']
     """
     check_split(split)
-    benchmark = parse_name(name)
-    if benchmark is None:
-        return [toy.TASK_NAME]
-    names = sorted(benchmark.names(split))
+    names = list(find_benchmark(name).tasks(split))
     if not names:
         raise ValueError(f"{name!r} has no {split} tasks; name some or use another split.")
     return names
@@ -146,7 +178,7 @@ def task_names(name: str, split: str = "train") -> list[str]:
 
 def num_goals(name: str) -> int:
     """Goals per task: 50 in Meta-World, 4 in the toy. Builds nothing."""
-    return len(toy.GOALS) if parse_name(name) is None else GOALS_PER_TASK
+    return find_benchmark(name).num_goals
 
 
 def draw_goals(name: str, split: str, benchmark_seed: int) -> GoalList:
@@ -164,8 +196,6 @@ def draw_goals(name: str, split: str, benchmark_seed: int) -> GoalList:
     """
     names = task_names(name, split)
     benchmark = parse_name(name)
-    if benchmark is None:
-        raise ValueError("The toy environment has no goal vectors to draw; its goals are toy.GOALS.")
     check_benchmark_seed(benchmark_seed)
     drawn_names = benchmark.names(split)
     goals = _goals(drawn_names, benchmark.seed(split, benchmark_seed))
@@ -210,11 +240,11 @@ def official_arguments(name: str, split: str, benchmark_seed: int) -> dict[str, 
     """What ``metaworld.make_ml_envs`` calls a split: ``name``, ``seed`` and ``split``.
 
     Raises:
-        ValueError: for the toy and custom benchmarks, which it does not know.
+        ValueError: for our own and custom benchmarks, which it does not know.
     """
-    benchmark = parse_name(name)
-    if benchmark is None or name.startswith("custom:"):
+    if name in OWN or name.startswith("custom:"):
         raise ValueError(f"{name!r} is none of Meta-World's own benchmarks; they are ML1:<task>, ML10, ML25 and ML45.")
+    benchmark = parse_name(name)
     half = "test" if split == "test" else "train"
     seed = benchmark_seed + (VAL_SEED_OFFSET if split == "val" else 0)
     return {"name": benchmark.name.removeprefix("ML1:"), "seed": seed, "split": half}

@@ -2,7 +2,6 @@
 
 import importlib
 from collections.abc import Callable, Sequence
-from functools import partial
 from typing import Any
 
 import numpy as np
@@ -11,14 +10,10 @@ from torchrl.envs import EnvBase, TransformedEnv
 from htrmrl_torchrl import keys
 from htrmrl_torchrl.envs import benchmarks, metaworld
 from htrmrl_torchrl.envs.deck import FixedGrid, TaskDeck
-from htrmrl_torchrl.envs.lanes import Deck, Lanes
-from htrmrl_torchrl.envs.metaworld import MetaWorldLanes
-from htrmrl_torchrl.envs.toy import ToyLanes
+from htrmrl_torchrl.envs.lanes import Deck, LaneKind, Lanes, check_positive
 from htrmrl_torchrl.envs.transform import TrialTransform
-from htrmrl_torchrl.envs.trial import TrialEnv, check_positive
-from htrmrl_torchrl.envs.workers import WorkerLanes
-
-TOY_HORIZON = 6
+from htrmrl_torchrl.envs.trial import TrialEnv
+from htrmrl_torchrl.envs.workers import WORKER_TIMEOUT, WorkerLanes
 
 
 def make_env(
@@ -31,6 +26,7 @@ def make_env(
     seed: int = 0,
     benchmark_seed: int = 0,
     num_workers: int = 0,
+    worker_timeout: float = WORKER_TIMEOUT,
     backend: str = "fast",
     pairs: Sequence[tuple[int, int]] | None = None,
     **factory_kwargs: Any,
@@ -41,23 +37,29 @@ def make_env(
     deck that keeps the lanes' task counts within one of each other.
 
     Args:
-        name: ``ML1:<task>``, ``ML10``, ``ML25``, ``ML45``, ``custom:[a,b]/[c]``, ``toy``, or the dotted path of a
+        name: ``ML1:<task>``, ``ML10``, ``ML25``, ``ML45``, ``custom:[a,b]/[c]``, ``HalfCheetah-Dir``,
+            ``HalfCheetah-Vel``, ``Ant-Dir`` or ``toy`` (``benchmarks.py`` says what they are), or the dotted path of a
             factory (``package.module:factory`` or ``package.module.factory``), called as
             ``factory(split=, num_envs=, seed=, **factory_kwargs)`` and wrapped in :class:`TrialTransform` unless it
             provides ``trial_init``.
         split: ``train``, ``val`` (training tasks, goals of another benchmark seed) or ``test``.
         num_envs: lanes stepped together.
         episodes_per_trial: K.
-        horizon: steps per episode; default 500 in Meta-World (its maximum) and 6 in the toy. Not for factories.
-        seed: seeds the deck; the same seed gives the same trajectories whatever ``num_workers`` is.
-        benchmark_seed: decides the 50 goals per task, as in ``metaworld.ML10(seed=...)``.
+        horizon: steps per episode; default 500 in Meta-World (its maximum), 200 with HalfCheetah and Ant, 6 in the
+            toy. Not for factories.
+        seed: seeds the deck and random starts; the same seed gives the same trajectories whatever ``num_workers`` is.
+        benchmark_seed: decides the goals, in Meta-World as ``metaworld.ML10(seed=...)`` does.
         num_workers: worker processes the simulators are spread over; 0 keeps them in this process.
-        backend: ``fast``, or ``official`` for Meta-World's own code, with the same trajectories. Not for factories.
+        worker_timeout: seconds within which a worker must answer a step, else it counts as hanging and is killed; ten
+            times as long, and at least ten minutes, for starting and resetting, which build simulators. Workers only.
+        backend: ``fast``, or ``official`` for Meta-World's own code, with the same trajectories. Meta-World only.
         pairs: (task index, goal index) pairs that the lanes play in this order instead of the deck, at least one for
             each lane: lane ``i`` plays ``pairs[i]``, ``pairs[i + num_envs]``, ... For evaluation.
 
     Raises:
         ValueError: for an unknown name, split or task, or a number out of range, before any simulator is built.
+        WorkerFault: (a RuntimeError) if a worker fails. Also from the environment's reset and step, after which a full
+            reset starts new workers and new trials; ``close()`` ends them for good.
 
     Example:
         >>> env = make_env("toy", num_envs=2, episodes_per_trial=3)
@@ -76,17 +78,24 @@ def make_env(
     _refuse(name, sorted(factory_kwargs))
     tasks = benchmarks.task_names(name, split)
     horizon = resolve_horizon(name, horizon)
-    _check_workers(num_workers, num_envs)
+    _check_workers(num_workers, num_envs, worker_timeout)
     benchmarks.check_benchmark_seed(benchmark_seed)
+    benchmark = benchmarks.find_benchmark(name)
+    goals, deck_seed = benchmark.num_goals, _check_seed(seed)
     deck: Deck
     if pairs is None:
-        deck = TaskDeck(
-            num_tasks=len(tasks), num_goals=benchmarks.num_goals(name), num_lanes=num_envs, seed=_check_seed(seed)
-        )
+        deck = TaskDeck(num_tasks=len(tasks), num_goals=goals, num_lanes=num_envs, seed=deck_seed)
     else:
-        deck = FixedGrid(_check_pairs(pairs, num_envs, len(tasks), benchmarks.num_goals(name)), num_lanes=num_envs)
-    lanes = _make_lanes(name, split, tasks, num_envs, horizon, benchmark_seed, num_workers, backend)
-    return TrialEnv(lanes, deck, episodes_per_trial=episodes_per_trial, horizon=horizon)
+        deck = FixedGrid(_check_pairs(pairs, num_envs, len(tasks), goals), num_lanes=num_envs)
+    kind = benchmark.lanes(split, horizon, benchmark_seed, backend)
+    return TrialEnv(
+        _make_lanes(kind, num_envs=num_envs, num_workers=num_workers, worker_timeout=worker_timeout),
+        deck,
+        episodes_per_trial=episodes_per_trial,
+        horizon=horizon,
+        seed=deck_seed,
+        success=benchmark.has_success,
+    )
 
 
 def check_name(name: str) -> None:
@@ -97,7 +106,7 @@ def check_name(name: str) -> None:
     if is_dotted_path(name):
         _load_factory(name)
     else:
-        benchmarks.parse_name(name)
+        benchmarks.find_benchmark(name)
 
 
 def is_dotted_path(name: str) -> bool:
@@ -139,37 +148,18 @@ def _load_factory(path: str) -> Callable[..., EnvBase]:
     return factory  # type: ignore[no-any-return]
 
 
-def _make_lanes(
-    name: str,
-    split: str,
-    tasks: list[str],
-    num_envs: int,
-    horizon: int,
-    benchmark_seed: int,
-    num_workers: int,
-    backend: str,
-) -> Lanes:
-    builder: Callable[[int], Lanes]
-    kind: type[ToyLanes] | type[MetaWorldLanes]
-    if name == "toy":
-        builder, kind = partial(_build_toy, horizon), ToyLanes
-    else:
-        goals = benchmarks.draw_goals(name, split, benchmark_seed)
-        builder, kind = partial(metaworld.build_lanes, tasks, goals, backend), MetaWorldLanes
+def _make_lanes(kind: LaneKind, *, num_envs: int, num_workers: int, worker_timeout: float) -> Lanes:
     if num_workers == 0:
-        return builder(num_envs)
+        return kind.builder(num_envs)
     return WorkerLanes(
-        builder,
+        kind.builder,
         num_lanes=num_envs,
         num_workers=num_workers,
         obs_dim=kind.obs_dim,
         action_low=kind.action_low,
         action_high=kind.action_high,
+        timeout=worker_timeout,
     )
-
-
-def _build_toy(horizon: int, num_lanes: int) -> Lanes:
-    return ToyLanes(num_lanes=num_lanes, horizon=horizon)
 
 
 def _refuse(name: str, arguments: list[str]) -> None:
@@ -179,17 +169,20 @@ def _refuse(name: str, arguments: list[str]) -> None:
 
 def resolve_horizon(name: str, horizon: int | None) -> int:
     """Steps per episode of a built-in environment: the default, or the number itself if it is allowed (ValueError)."""
+    benchmark = benchmarks.find_benchmark(name)
     if horizon is None:
-        return TOY_HORIZON if name == "toy" else metaworld.MAX_HORIZON
+        return benchmark.default_horizon
     check_positive(horizon=horizon)
-    if name != "toy" and horizon > metaworld.MAX_HORIZON:
-        raise ValueError(f"horizon must be at most {metaworld.MAX_HORIZON} in Meta-World, received {horizon}.")
+    if benchmark.max_horizon is not None and horizon > benchmark.max_horizon:
+        raise ValueError(f"horizon must be at most {benchmark.max_horizon} in {name}, received {horizon}.")
     return horizon
 
 
-def _check_workers(num_workers: int, num_envs: int) -> None:
+def _check_workers(num_workers: int, num_envs: int, timeout: float) -> None:
     if isinstance(num_workers, bool) or not isinstance(num_workers, int) or not 0 <= num_workers <= num_envs:
         raise ValueError(f"num_workers must be from 0 to num_envs ({num_envs}), received {num_workers!r}.")
+    if isinstance(timeout, bool) or not isinstance(timeout, int | float) or not timeout > 0:
+        raise ValueError(f"worker_timeout must be a number of seconds above 0, received {timeout!r}.")
 
 
 def _check_seed(seed: int) -> int:

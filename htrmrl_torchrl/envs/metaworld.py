@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from htrmrl_torchrl.envs.divergence import diverged
 from htrmrl_torchrl.envs.lanes import BoolArray, FloatArray, IntArray, Picture
 from htrmrl_torchrl.envs.render import SimulatorRenderers
 
@@ -63,8 +64,9 @@ class MetaWorldLanes:
         self._tasks = [-1] * num_lanes
         self._pool: dict[int, list[Any]] = {task: [] for task in range(len(self.task_names))}
         self._renderers = SimulatorRenderers()
+        self.divergences = 0
 
-    def reset(self, lanes: IntArray, tasks: IntArray, goals: IntArray) -> FloatArray:
+    def reset(self, lanes: IntArray, tasks: IntArray, goals: IntArray, draws: IntArray | None = None) -> FloatArray:
         """Start an episode of ``(tasks[i], goals[i])`` on lane ``lanes[i]``; returns ``[len(lanes), 39]``."""
         assignments = [(int(lane), int(task), int(goal)) for lane, task, goal in zip(lanes, tasks, goals, strict=True)]
         for lane, task, _ in assignments:  # first all give back, then all take: so swaps need no third simulator
@@ -88,6 +90,7 @@ class MetaWorldLanes:
         for lane, simulator in enumerate(self._simulators):
             observation[lane], reward[lane], _, _, info = simulator.step(actions[lane])
             success[lane] = info["success"] > 0
+            self.divergences += diverged(simulator.data)
         return observation, reward, success
 
     def render(self, lane: int, *, size: int) -> Picture:

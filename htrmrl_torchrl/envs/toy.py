@@ -17,11 +17,20 @@ A player without memory gets the first entry in all episodes, and so does one th
 which tells nothing of the goal before its last step.
 """
 
+from functools import partial
+
 import numpy as np
 from PIL import Image, ImageDraw
 
-from htrmrl_torchrl.envs.lanes import BoolArray, FloatArray, IntArray, Picture
-from htrmrl_torchrl.envs.trial import check_positive
+from htrmrl_torchrl.envs.lanes import (
+    Benchmark,
+    BoolArray,
+    FloatArray,
+    IntArray,
+    LaneKind,
+    Picture,
+    check_positive,
+)
 
 TASK_NAME = "hidden-goal"
 STEP_SIZE = 0.4
@@ -49,6 +58,7 @@ class ToyLanes:
     """
 
     obs_dim = 3  # position x, y and the share of the episode that is left
+    divergences = 0  # nothing here can
     action_low: FloatArray = np.array([-1.0, -1.0], dtype=np.float32)
     action_high: FloatArray = np.array([1.0, 1.0], dtype=np.float32)
 
@@ -59,7 +69,7 @@ class ToyLanes:
         self._goal = np.zeros((num_lanes, 2), dtype=np.float32)
         self._steps = np.zeros(num_lanes, dtype=np.int64)
 
-    def reset(self, lanes: IntArray, tasks: IntArray, goals: IntArray) -> FloatArray:
+    def reset(self, lanes: IntArray, tasks: IntArray, goals: IntArray, draws: IntArray | None = None) -> FloatArray:
         """Put these lanes back to the origin, with hidden goals ``goals``."""
         self._position[lanes] = 0.0
         self._steps[lanes] = 0
@@ -101,3 +111,25 @@ class ToyLanes:
 
     def close(self) -> None:
         """Nothing to free."""
+
+
+def build_lanes(horizon: int, num_lanes: int) -> ToyLanes:
+    """:class:`ToyLanes` by position, as a worker calls its builder: the number of lanes comes last."""
+    return ToyLanes(num_lanes=num_lanes, horizon=horizon)
+
+
+def _lanes(split: str, horizon: int, benchmark_seed: int, backend: str) -> LaneKind:
+    builder = partial(build_lanes, horizon)
+    return LaneKind(builder, ToyLanes.obs_dim, ToyLanes.action_low, ToyLanes.action_high)
+
+
+BENCHMARK = Benchmark(
+    name="toy",
+    train=(TASK_NAME,),
+    test=(TASK_NAME,),
+    num_goals=len(GOALS),
+    lanes=_lanes,
+    default_horizon=6,
+    needs_opengl=False,
+    steps_per_second=4.0,  # it has no time of its own
+)

@@ -10,7 +10,9 @@ from torchrl.envs import EnvBase
 from torchrl.envs.transforms import Transform
 
 from htrmrl_torchrl import keys
-from htrmrl_torchrl.envs.trial import TrialCounter, check_positive
+from htrmrl_torchrl.envs.lanes import check_positive
+from htrmrl_torchrl.envs.trial import TrialCounter
+from htrmrl_torchrl.faults import check_finite
 
 
 class TrialTransform(Transform):
@@ -22,7 +24,7 @@ class TrialTransform(Transform):
     trial after ``episodes_per_trial``; a full reset starts a new trial everywhere.
 
     Bounded actions are clipped for the environment; the root keeps what the policy wrote and ``prev_action`` holds
-    what was executed (as float32, one-hot actions too).
+    what was executed (as float32, one-hot actions too). A NaN or infinite observation or reward raises.
 
     Args:
         episodes_per_trial: K.
@@ -30,6 +32,8 @@ class TrialTransform(Transform):
     Raises:
         ValueError: if K is below 1; at the first use, if the environment has no flat ``observation`` and ``action``,
             or several ``done`` flags.
+        NonFiniteError: (a ValueError) from the reset or step in which an observation or reward is not finite, naming it
+            and its lanes; after a full reset the environment goes on with new trials.
 
     Example:
         >>> from torchrl.envs import GymEnv, TransformedEnv
@@ -60,13 +64,21 @@ class TrialTransform(Transform):
 
     def _step(self, tensordict: TensorDictBase, next_tensordict: TensorDictBase) -> TensorDictBase:
         reward = next_tensordict.get(keys.REWARD).reshape(self.counter.reward.shape)
-        self.counter.step(next_tensordict.get(keys.OBSERVATION), tensordict.get(keys.ACTION), reward)
+        observation = next_tensordict.get(keys.OBSERVATION)
+        self._check(observation=observation, reward=reward)
+        self.counter.step(observation, tensordict.get(keys.ACTION), reward)
         return self.counter.write(next_tensordict)
 
     def _reset(self, tensordict: TensorDictBase, tensordict_reset: TensorDictBase) -> TensorDictBase:
         mask: Tensor | None = tensordict.get("_reset", None)
+        self._check(observation=tensordict_reset.get(keys.OBSERVATION))
         self.counter.reset(None if mask is None else mask.reshape(self.counter.is_init.shape))
         return self.counter.write(tensordict_reset)
+
+    def _check(self, **tensors: Tensor) -> None:
+        """Lanes are counted over all batch axes; an environment without any is lane 0."""
+        lanes = self.counter.batch_size.numel()
+        check_finite((name, tensor.reshape(lanes, -1)) for name, tensor in tensors.items())
 
     def transform_observation_spec(self, observation_spec: TensorSpec) -> TensorSpec:
         """Add the specs of the keys written here."""

@@ -23,7 +23,9 @@ from torchrl.data import Bounded, Categorical, Composite, Unbounded
 from torchrl.envs import EnvBase
 
 from htrmrl_torchrl import keys
-from htrmrl_torchrl.envs.lanes import Deck, Lanes, Picture
+from htrmrl_torchrl.envs.lanes import Deck, IntArray, Lanes, Picture, check_positive
+from htrmrl_torchrl.envs.workers import WorkerLanes
+from htrmrl_torchrl.faults import check_finite
 
 
 class TrialCounter:
@@ -130,20 +132,28 @@ class TrialEnv(EnvBase):
     """``N`` lanes that play trials: ``batch_size=[N]``, every key of ``keys.py`` that an environment owes.
 
     Episodes always run to ``horizon``, where ``truncated`` and ``done`` become True; ``terminated`` never does.
-    ``("next", "success")`` tells whether the task was solved in that step and ends nothing. Actions outside the spec
-    are clipped on execution (``prev_action`` holds the clipped one) while the root keeps what the policy wrote.
+    ``("next", "success")`` tells whether the task was solved in that step (where the benchmark says what that is) and
+    ends nothing. Actions outside the spec are clipped on execution (``prev_action`` holds the clipped one) while the
+    root keeps what the policy wrote.
 
     A full reset starts a new trial on all lanes; a masked one (the ``"_reset"`` mask that TorchRL passes where lanes
     are done, even if it is all True) starts the lane's next episode, or its next trial after ``episodes_per_trial``.
+
+    Nothing that is not finite passes through here: a NaN or infinite observation, reward or action raises, and so does
+    a worker that fails. After a full reset the environment goes on with new trials.
 
     Args:
         lanes: the simulators; closed with the environment.
         deck: deals (task, goal) at each trial's start.
         episodes_per_trial: K.
         horizon: H, steps per episode; a trial takes K * H frames of its lane.
+        seed: of what is random in the episodes' starts.
+        success: whether the lanes say what solving a task is; else there is no ``("next", "success")``.
 
     Raises:
-        ValueError: if ``episodes_per_trial`` or ``horizon`` is below 1, or an action is not finite.
+        ValueError: if ``episodes_per_trial`` or ``horizon`` is below 1.
+        NonFiniteError: (a ValueError) from the reset or step in which something is not finite, naming it and its lanes.
+        WorkerFault: (a RuntimeError) from the reset or step in which a worker process raises, dies or hangs.
 
     Example:
         >>> from htrmrl_torchrl.envs.deck import FixedGrid
@@ -154,11 +164,20 @@ class TrialEnv(EnvBase):
         [0, 0, 0, 0, 0, 0, 1, 1, 1, 1, 1, 1]
     """
 
-    def __init__(self, lanes: Lanes, deck: Deck, *, episodes_per_trial: int, horizon: int) -> None:
+    def __init__(
+        self,
+        lanes: Lanes,
+        deck: Deck,
+        *,
+        episodes_per_trial: int,
+        horizon: int,
+        seed: int = 0,
+        success: bool = True,
+    ) -> None:
         check_positive(episodes_per_trial=episodes_per_trial, horizon=horizon)
         super().__init__(batch_size=[lanes.num_lanes], device="cpu")
         self.horizon, self.episodes_per_trial = horizon, episodes_per_trial
-        self._lanes, self._deck = lanes, deck
+        self._lanes, self._deck, self._start_seed, self._says_success = lanes, deck, seed, success
         self._low, self._high = torch.from_numpy(lanes.action_low), torch.from_numpy(lanes.action_high)
         self._counter = TrialCounter(
             self.batch_size,
@@ -168,6 +187,7 @@ class TrialEnv(EnvBase):
         )
         n = lanes.num_lanes
         self._steps = torch.zeros(n, 1, dtype=torch.int64)
+        self._resets = 0
         self._pair = torch.zeros(n, 2, dtype=torch.int64)  # (task, goal) that the lane plays
         self._observation = torch.zeros(n, lanes.obs_dim)
         self._pending: list[tuple[int, int]] | None = None  # loaded from a checkpoint, for the next full reset
@@ -181,10 +201,9 @@ class TrialEnv(EnvBase):
         self.observation_spec = observation
         self.action_spec = Bounded(self._low.expand(n, -1), self._high.expand(n, -1))
         # A second entry of the reward spec is what TorchRL keeps under "next" only, and out of the done logic.
-        self.reward_spec = Composite(
-            {keys.REWARD: Unbounded((n, 1)), keys.SUCCESS: Categorical(2, shape=(n, 1), dtype=torch.bool)}, shape=[n]
-        )
         flag = Categorical(2, shape=(n, 1), dtype=torch.bool)
+        success = {keys.SUCCESS: flag.clone()} if self._says_success else {}
+        self.reward_spec = Composite({keys.REWARD: Unbounded((n, 1)), **success}, shape=[n])
         self.done_spec = Composite(
             {key: flag.clone() for key in (keys.DONE, keys.TERMINATED, keys.TRUNCATED)}, shape=[n]
         )
@@ -202,25 +221,37 @@ class TrialEnv(EnvBase):
         started = torch.arange(len(self._steps)) if mask is None else torch.nonzero(mask[:, 0])[:, 0]
         if started.numel():
             tasks, goals = self._pair[started].unbind(-1)
-            observation = torch.from_numpy(self._lanes.reset(started.numpy(), tasks.numpy(), goals.numpy()))
+            lanes = started.numpy()
+            drawn = self._lanes.reset(lanes, tasks.numpy(), goals.numpy(), self._draw_starts()[lanes])
+            observation = torch.from_numpy(drawn)
             self._observation = self._observation.index_copy(0, started, observation)
+            check_finite([(keys.OBSERVATION, self._observation)])
             self._steps = self._steps.index_fill(0, started, 0)
         return self._row(self._steps >= self.horizon)
+
+    def _draw_starts(self) -> IntArray:
+        """A random number for the next start of each lane [N], which follows from the seed and how often there was one.
+
+        So two numbers are all there is to save of this random stream.
+        """
+        rng = np.random.default_rng([self._start_seed, self._resets])
+        self._resets += 1
+        return rng.integers(2**31, size=len(self._steps))
 
     def _step(self, tensordict: TensorDictBase) -> TensorDictBase:
         if "_step" in tensordict.keys():
             raise RuntimeError("TrialEnv steps all lanes together; use rollout(..., break_when_any_done=False).")
         action = tensordict.get(keys.ACTION).detach()
-        if not torch.isfinite(action).all():
-            lanes = torch.nonzero(~torch.isfinite(action).all(-1))[:, 0].tolist()
-            raise ValueError(f"The action of lanes {lanes} is not finite: {action[lanes].tolist()}; check the policy.")
+        check_finite([(keys.ACTION, action)])  # a policy's fault, but this is where it would do harm
         action = torch.clamp(action, self._low, self._high)
         observation, reward, success = (torch.from_numpy(x) for x in self._lanes.step(action.numpy()))
+        check_finite([(keys.OBSERVATION, observation), (keys.REWARD, reward)])
         self._observation, self._steps = observation, self._steps + 1
         self._counter.step(observation, action, reward[:, None])
         result = self._row(self._steps >= self.horizon)
         result.set(keys.REWARD, reward[:, None])
-        result.set(keys.SUCCESS, success[:, None])
+        if self._says_success:
+            result.set(keys.SUCCESS, success[:, None])
         return result
 
     def _row(self, truncated: Tensor) -> TensorDictBase:
@@ -237,7 +268,7 @@ class TrialEnv(EnvBase):
     def _set_seed(self, seed: int | None) -> None:
         if seed is not None:
             self._deck.reseed(seed)
-            self._pending = None
+            self._pending, self._start_seed, self._resets = None, seed, 0
 
     def checkpoint_state(self) -> dict[str, Any]:
         """What is needed to go on at a trial boundary: plain ints, lists, strings and tensors.
@@ -253,7 +284,9 @@ class TrialEnv(EnvBase):
         dealt = bool(counter.trial_init.all())
         ended = bool(((counter.episode + 1 == self.episodes_per_trial) & (self._steps >= self.horizon)).all())
         unstarted = bool((counter.episode < 0).all())
+        resets = self._resets
         if pending is None and dealt:
+            resets -= 1  # like the deal, the start is repeated
             pending = [(task, goal) for task, goal in self._pair.tolist()]
         elif pending is None and not (ended or unstarted):
             raise RuntimeError(
@@ -264,6 +297,7 @@ class TrialEnv(EnvBase):
         return {
             "deck": self._deck.state(),
             "pending": pending and [list(pair) for pair in pending],
+            "resets": resets,
             "final": {
                 "observation": counter.observation.clone(),
                 "action": counter.action.clone(),
@@ -287,9 +321,20 @@ class TrialEnv(EnvBase):
             )
         self._deck.load_state(state["deck"])
         self._pending = state["pending"] and [tuple(pair) for pair in state["pending"]]
+        self._resets = int(state["resets"])
         self._counter.observation = final["observation"].clone()
         self._counter.action = final["action"].clone()
         self._counter.reward = final["reward"].clone()
+
+    @property
+    def divergences(self) -> int:
+        """How often a simulator has diverged so far and was put back by MuJoCo, all lanes together."""
+        return self._lanes.divergences
+
+    @property
+    def worker_restarts(self) -> int:
+        """How often new worker processes took the place of failed ones so far."""
+        return self._lanes.restarts if isinstance(self._lanes, WorkerLanes) else 0
 
     def render_lane(self, lane: int, *, size: int = 256) -> Picture:
         """A picture of one lane, uint8 [size, size, 3]; nothing that is played changes by looking.
@@ -307,10 +352,3 @@ class TrialEnv(EnvBase):
         """Close the simulators (and worker processes, if there are any)."""
         self._lanes.close()
         super().close(**kwargs)
-
-
-def check_positive(**numbers: int) -> None:
-    """Raise ValueError naming the first argument that is not a whole number of at least 1."""
-    for name, number in numbers.items():
-        if isinstance(number, bool) or not isinstance(number, int | np.integer) or number < 1:
-            raise ValueError(f"{name} must be a whole number of at least 1, received {number!r}.")

@@ -16,6 +16,7 @@ from htrmrl_torchrl.agent import HTrMRLAgent
 from htrmrl_torchrl.checkpoint import read_component
 from htrmrl_torchrl.envs import check_name, make_env, num_goals, task_names
 from htrmrl_torchrl.envs.factory import is_dotted_path, resolve_horizon
+from htrmrl_torchrl.envs.workers import WORKER_TIMEOUT
 from htrmrl_torchrl.evaluation.official import MetaLearner, run_official
 from htrmrl_torchrl.evaluation.protocols import Actions, Protocol, named_protocol
 from htrmrl_torchrl.evaluation.report import EvaluationReport
@@ -43,6 +44,7 @@ def evaluate(
     device: str | torch.device | None = None,
     num_envs: int = 20,
     num_workers: int = 0,
+    worker_timeout: float = WORKER_TIMEOUT,
     progress: bool = False,
     command: str = "",
 ) -> EvaluationReport:
@@ -70,6 +72,7 @@ def evaluate(
         num_envs: lanes at a time; more are faster. A network's actions are sampled per batch, so that its outcomes
             (not those of a policy without noise) depend on it.
         num_workers: processes for the simulators; 0 steps them in this one.
+        worker_timeout: seconds within which a worker must answer, see `make_env`.
         progress: whether a bar is shown.
         command: noted in the report.
 
@@ -77,6 +80,7 @@ def evaluate(
         ValueError: for an unknown benchmark, split or protocol, more goals than there are, a foreign checkpoint, or an
             agent for other observations or actions.
         FileNotFoundError: if there is no checkpoint at a path.
+        Fault: if a worker fails or an observation, reward or action is not finite: such trials cannot be counted.
 
     Example:
         >>> from tensordict.nn import TensorDictModule
@@ -118,13 +122,28 @@ def evaluate(
             results = run_official(own, about, seed=seed, device=device)
         else:
             policy = _policy(own, seed).to(device)
-            results = _play(policy, about, seed=seed, num_envs=num_envs, num_workers=num_workers, progress=progress)
+            results = _play(
+                policy,
+                about,
+                seed=seed,
+                num_envs=num_envs,
+                num_workers=num_workers,
+                worker_timeout=worker_timeout,
+                progress=progress,
+            )
         reports.append(EvaluationReport(**about, **results, runs=[{"seed": seed} | identity]))
     return EvaluationReport.merge(reports)
 
 
 def _play(
-    policy: TensorDictModuleBase, about: dict[str, Any], *, seed: int, num_envs: int, num_workers: int, progress: bool
+    policy: TensorDictModuleBase,
+    about: dict[str, Any],
+    *,
+    seed: int,
+    num_envs: int,
+    num_workers: int,
+    worker_timeout: float,
+    progress: bool,
 ) -> dict[str, Any]:
     """The grid's outcomes as fields of a report."""
     rules: Protocol = about["protocol"]
@@ -135,6 +154,7 @@ def _play(
         split=about["split"],
         num_envs=lanes,
         num_workers=min(num_workers, lanes),
+        worker_timeout=worker_timeout,
         episodes_per_trial=rules.episodes,
         horizon=about["horizon"],
         benchmark_seed=about["benchmark_seed"],

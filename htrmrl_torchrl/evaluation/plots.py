@@ -1,4 +1,4 @@
-"""Figures of evaluation reports: success by episode, and by task."""
+"""Figures of evaluation reports: success (or return, where a benchmark has no success) by episode, and by task."""
 
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 
 def plot_adaptation(reports: Mapping[str, EvaluationReport]) -> "Figure":
-    """Success by episode of the trial, one line per report; where adaptation ends, a dotted line.
+    """Success (or return) by episode of the trial, one line per report; where adaptation ends, a dotted line.
 
     Args:
         reports: by label.
@@ -29,18 +29,20 @@ def plot_adaptation(reports: Mapping[str, EvaluationReport]) -> "Figure":
 
     figure, axes = _axes()
     for label, report in reports.items():
-        curve = report.success_by_episode()
+        curve = report.success_by_episode() if first.has_success else report.return_by_episode()
         axes.plot(np.arange(1, len(curve) + 1), curve, marker="o", label=label)
     if first.protocol.adaptation_episodes:
         axes.axvline(first.protocol.adaptation_episodes + 0.5, color="0.5", linestyle=":", linewidth=1)
-    axes.set(xlabel="episode of the trial", ylabel="success rate", ylim=(-0.02, 1.02), title=_title(first))
+    axes.set(xlabel="episode of the trial", ylabel="return", title=_title(first))
+    if first.has_success:
+        axes.set(ylabel="success rate", ylim=(-0.02, 1.02))
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     _legend(figure)
     return figure
 
 
 def plot_tasks(reports: Mapping[str, EvaluationReport]) -> "Figure":
-    """Success by task, bars side by side, with 95% bootstrap intervals over goals.
+    """Success (or return) by task, bars side by side, with 95% bootstrap intervals over goals.
 
     Args:
         reports: by label.
@@ -53,17 +55,19 @@ def plot_tasks(reports: Mapping[str, EvaluationReport]) -> "Figure":
     figure, axes = _axes(width=max(6.4, 0.45 * len(names) + 2))
     thick = 0.8 / len(reports)
     for index, (label, report) in enumerate(reports.items()):
-        success = [*report.task_success().values(), report.success_rate]
+        by_task = report.task_success() if first.has_success else report.task_returns()
+        scores = [*by_task.values(), report.headline]
         intervals = [*(report.task_interval(name) for name in names[:-1]), report.interval()]
         where = np.arange(len(names)) + (index - (len(reports) - 1) / 2) * thick
-        axes.bar(where, success, width=0.9 * thick, label=label)
+        axes.bar(where, scores, width=0.9 * thick, label=label)
         for x, interval in zip(where, intervals, strict=True):
             if interval is not None:
                 axes.vlines(x, *interval, color="0.2", linewidth=1)
     axes.axvline(len(names) - 1.5, color="0.5", linestyle=":", linewidth=1)
     axes.set_xticks(range(len(names)), names, rotation=35, ha="right", rotation_mode="anchor")
-    axes.set(xlim=(-0.6, len(names) - 0.4), ylim=(0, 1.02), title=_title(first))
-    axes.set_ylabel("success rate, 95% over goals")
+    axes.set(xlim=(-0.6, len(names) - 0.4), ylabel="return, 95% over goals", title=_title(first))
+    if first.has_success:
+        axes.set(ylabel="success rate, 95% over goals", ylim=(0, 1.02))
     _legend(figure)
     return figure
 

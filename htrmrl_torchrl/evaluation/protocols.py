@@ -5,7 +5,7 @@ from typing import Literal, Self, get_args
 
 import numpy as np
 
-from htrmrl_torchrl.envs.trial import check_positive
+from htrmrl_torchrl.envs.lanes import check_positive
 
 Actions = Literal["mean", "sampled"]
 

@@ -9,6 +9,7 @@ from typing import Any, Self
 import numpy as np
 import numpy.typing as npt
 
+from htrmrl_torchrl.envs.benchmarks import find_benchmark
 from htrmrl_torchrl.evaluation.intervals import Interval, bootstrap_goals, bootstrap_runs
 from htrmrl_torchrl.evaluation.protocols import Protocol
 
@@ -83,8 +84,18 @@ class EvaluationReport:
 
     @property
     def success_rate(self) -> float:
-        """The headline: mean over evaluation episodes, runs and goals, then over tasks with equal weight."""
+        """Mean over evaluation episodes, runs and goals, then over tasks with equal weight."""
         return float(np.mean(list(self.task_success().values())))
+
+    @property
+    def has_success(self) -> bool:
+        """Whether the benchmark says what success is; else `success` is 0 everywhere and means nothing."""
+        return find_benchmark(self.benchmark).has_success
+
+    @property
+    def headline(self) -> float:
+        """The success rate; where the benchmark defines no success, the return, averaged in the same way."""
+        return self.success_rate if self.has_success else float(np.mean(list(self.task_returns().values())))
 
     def task_success(self) -> dict[str, float]:
         """Success of the episodes that count, by task."""
@@ -105,25 +116,29 @@ class EvaluationReport:
 
     def success_by_episode(self) -> list[float]:
         """The adaptation curve: success in each of the K + M episodes, tasks weighing equally."""
-        return np.mean([self.success[:, rows].mean((0, 1)) for _, rows in self._rows()], axis=0).tolist()
+        return self._by_episode(self.success)
+
+    def return_by_episode(self) -> list[float]:
+        """Return of each of the K + M episodes, tasks weighing equally: the curve where there is no success."""
+        return self._by_episode(self.returns)
 
     def interval(self, *, over: str = "goals") -> Interval | None:
         """95% bootstrap interval of the headline; ``None`` where there are fewer than two goals per task, or runs.
 
         Args:
             over: ``"goals"``: other goals of the same tasks might have been drawn (stratified by task; a goal's
-                success is its mean over runs). ``"runs"``: other training seeds might have been.
+                score is its mean over runs). ``"runs"``: other training seeds might have been.
         """
         if over == "runs":
-            scores = [np.mean([self._goal_success(rows)[run].mean() for _, rows in self._rows()]) for run in self._runs]
+            scores = [np.mean([self._goal_scores(rows)[run].mean() for _, rows in self._rows()]) for run in self._runs]
             return bootstrap_runs(scores)
         if over != "goals":
             raise ValueError(f"over={over!r} is unknown; choose goals or runs.")
-        return bootstrap_goals([self._goal_success(rows).mean(0) for _, rows in self._rows()])
+        return bootstrap_goals([self._goal_scores(rows).mean(0) for _, rows in self._rows()])
 
     def task_interval(self, name: str) -> Interval | None:
-        """95% bootstrap interval over goals of one task's success."""
-        return bootstrap_goals([self._goal_success(dict(self._rows())[name]).mean(0)])
+        """95% bootstrap interval over goals of one task's part of the headline."""
+        return bootstrap_goals([self._goal_scores(dict(self._rows())[name]).mean(0)])
 
     def difference(self, other: Self) -> tuple[float, Interval | None]:
         """How much higher the headline of `other` is, with a bootstrap interval over (paired) goals.
@@ -132,8 +147,8 @@ class EvaluationReport:
             ProtocolMismatchError: unless both were made in the same way, on the same goals.
         """
         self.check_comparable(other)
-        pairs = [(other._goal_success(rows).mean(0) - self._goal_success(rows).mean(0)) for _, rows in self._rows()]
-        return other.success_rate - self.success_rate, bootstrap_goals(pairs)
+        pairs = [(other._goal_scores(rows).mean(0) - self._goal_scores(rows).mean(0)) for _, rows in self._rows()]
+        return other.headline - self.headline, bootstrap_goals(pairs)
 
     @classmethod
     def merge(cls, reports: Sequence[Self]) -> Self:
@@ -171,12 +186,15 @@ class EvaluationReport:
     def _counting(self, values: Array) -> Array:
         return values[..., -min(self.protocol.evaluation_episodes, values.shape[-1]) :]
 
+    def _by_episode(self, values: Array) -> list[float]:
+        return np.mean([values[:, rows].mean((0, 1)) for _, rows in self._rows()], axis=0).tolist()
+
     def _by_task(self, values: Array) -> dict[str, float]:
         return {name: float(values[:, rows].mean()) for name, rows in self._rows()}
 
-    def _goal_success(self, rows: npt.NDArray[np.int64]) -> Array:
+    def _goal_scores(self, rows: npt.NDArray[np.int64]) -> Array:
         """``[R, goals]`` of one task."""
-        return self._counting(self.success)[:, rows].mean(-1)
+        return self._counting(self.success if self.has_success else self.returns)[:, rows].mean(-1)
 
     # ------------------------------------------------------------------------------------------------ in and out
 
@@ -189,7 +207,8 @@ class EvaluationReport:
         for name in ("returns", "steps_to_success"):
             content[name] = _nan_to_none(content[name].tolist())
         # For whoever reads the file and not the class.
-        content["summary"] = {"success_rate": self.success_rate, "interval_over_goals": self.interval()}
+        name = "success_rate" if self.has_success else "return"
+        content["summary"] = {name: self.headline, "interval_over_goals": self.interval()}
         path = Path(path)
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(json.dumps(content, allow_nan=False, default=int))  # numpy's integers too

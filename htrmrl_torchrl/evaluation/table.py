@@ -14,6 +14,8 @@ def as_table(report: "EvaluationReport") -> str:
     """Headline, protocol, tasks and the adaptation curve."""
     success, returns, steps = report.task_success(), report.task_returns(), report.task_steps_to_success()
     width = max(len(name) for name in (*success, "all tasks"))
+    if not report.has_success:
+        return "\n".join([*_header(report), "", *_table_of_returns(report, width)])
     lines = [
         *_header(report),
         "",
@@ -31,6 +33,17 @@ def as_table(report: "EvaluationReport") -> str:
     if report.success.shape[-1] > 1:
         lines += ["", "success by episode: " + " ".join(f"{value:.2f}" for value in report.success_by_episode())]
     return "\n".join(lines)
+
+
+def _table_of_returns(report: "EvaluationReport", width: int) -> list[str]:
+    """Where the benchmark defines no success."""
+    rows = {name: (score, report.task_interval(name)) for name, score in report.task_returns().items()}
+    rows["all tasks"] = (report.headline, report.interval())
+    lines = [f"{'task':<{width}}     return      95% over goals"]
+    lines += [f"{name:<{width}}  {score:9.2f}  {_shown(interval):>18}" for name, (score, interval) in rows.items()]
+    if len(report.runs) > 1:
+        lines.append(f"{len(report.runs)} runs, 95% over runs: {_shown(report.interval(over='runs'))}")
+    return [*lines, "", "return by episode: " + " ".join(f"{value:.1f}" for value in report.return_by_episode())]
 
 
 def _header(report: "EvaluationReport") -> list[str]:

@@ -96,8 +96,9 @@ def _play_round(
                 now[keys.ACTION] = policy(now.to(device))[keys.ACTION].to(env.device)
                 after = env.step(now)["next"]
                 returns[:, episode] += after[keys.REWARD].squeeze(-1)
-                first = after[keys.SUCCESS].squeeze(-1) & (steps[:, episode] == 0)
-                steps[:, episode].masked_fill_(first, step)
+                success = after.get(keys.SUCCESS, None)  # none where the benchmark says nothing of it
+                if success is not None:
+                    steps[:, episode].masked_fill_(success.squeeze(-1) & (steps[:, episode] == 0), step)
                 bar.update(lanes)
                 # Past the last step of a trial the environment would deal the next pairs.
                 if step < env.horizon or episode < total - 1:

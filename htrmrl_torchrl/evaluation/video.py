@@ -13,16 +13,13 @@ from torchrl.envs.utils import ExplorationType, set_exploration_type
 
 from htrmrl_torchrl import keys
 from htrmrl_torchrl.envs import check_name, make_env, task_names
-from htrmrl_torchrl.envs.lanes import Picture
-from htrmrl_torchrl.envs.trial import check_positive
+from htrmrl_torchrl.envs.benchmarks import find_benchmark
+from htrmrl_torchrl.envs.lanes import Picture, check_positive
 from htrmrl_torchrl.evaluation.overlay import MIN_SIZE, Caption, draw_caption
 from htrmrl_torchrl.media import Frames, write_frames
 from htrmrl_torchrl.modules.memory import EpisodicMemory
 from htrmrl_torchrl.modules.recurrent import RecurrentMemory
 from htrmrl_torchrl.opengl import choose_backend
-
-_STEPS_PER_SECOND = {"toy": 4.0}  # the toy has no time of its own
-_METAWORLD_STEPS_PER_SECOND = 80.0  # real time: 5 physics steps of 2.5 ms each
 
 
 @dataclass(frozen=True, eq=False)
@@ -96,7 +93,8 @@ def record_trial(
             f"adaptation_episodes={adaptation_episodes}, evaluation_episodes={evaluation_episodes}."
         )
     check_name(benchmark)
-    if benchmark != "toy":
+    known = find_benchmark(benchmark)
+    if known.needs_opengl:
         choose_backend()  # before anything is built
     total = adaptation_episodes + evaluation_episodes
     env = make_env(
@@ -113,8 +111,7 @@ def record_trial(
             env, task_names(benchmark, split)[task], adaptation_episodes, evaluation_episodes, every=every, size=size
         )
         _play(policy, env, camera, total=total, seed=seed)
-    fps = _STEPS_PER_SECOND.get(benchmark, _METAWORLD_STEPS_PER_SECOND) / every
-    return Video(np.stack(camera.frames), fps, tuple(camera.success))
+    return Video(np.stack(camera.frames), known.steps_per_second / every, tuple(camera.success))
 
 
 def write_video(video: Video, path: str | os.PathLike[str]) -> Path:
@@ -172,5 +169,6 @@ def _play(policy: TensorDictModuleBase, env: EnvBase, camera: _Camera, *, total:
             with set_exploration_type(kind):
                 for _ in range(env.horizon):
                     stepped = env.step(policy(now))
-                    camera.after_step(bool(stepped["next", keys.SUCCESS].item()))  # before the reset hides the end
+                    success = stepped.get(("next", keys.SUCCESS), None)  # before the reset hides the end
+                    camera.after_step(success is not None and bool(success.item()))
                     now = env.maybe_reset(env.step_mdp(stepped))

@@ -101,6 +101,7 @@ def test_names_are_checked(foreign):
         ({"horizon": 501}, "at most 500.* 501"),
         ({"num_workers": -1}, "num_workers .*-1"),
         ({"num_workers": 21}, r"num_envs \(20\), received 21"),
+        ({"num_workers": 1, "worker_timeout": 0}, "worker_timeout must be a number of seconds above 0, received 0"),
         ({"backend": "warp"}, "backend must be one of fast, official, received 'warp'"),
         ({"seed": -1}, "seed .*-1"),
         ({"benchmark_seed": -1}, "benchmark_seed .*-1"),

@@ -14,6 +14,8 @@ import torch
 from htrmrl_torchrl.envs import make_env
 from htrmrl_torchrl.envs.toy import ToyLanes
 from htrmrl_torchrl.envs.workers import WorkerLanes
+from htrmrl_torchrl.faults import WorkerFault
+from tests.faulty import build_endlessly, build_fragile, build_never, build_restless, build_toy
 
 
 def is_running(pid):
@@ -24,28 +26,20 @@ def is_running(pid):
     return True
 
 
-class FragileLanes(ToyLanes):
-    """Raises in the step whose first action is negative, in the worker that holds that lane."""
-
-    def step(self, actions):
-        if (actions[:, 0] < 0).any():
-            raise ArithmeticError("the simulator exploded")
-        return super().step(actions)
+def wait_until(holds, seconds=20):
+    deadline = time.monotonic() + seconds
+    while not holds():
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
 
 
-def build_toy(num_lanes):
-    return ToyLanes(num_lanes=num_lanes, horizon=6)
+def cpu_seconds(pid):
+    with open(f"/proc/{pid}/stat") as file:
+        fields = file.read().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
-def build_fragile(num_lanes):
-    return FragileLanes(num_lanes=num_lanes, horizon=6)
-
-
-def build_never(num_lanes):
-    raise OSError("no assets here")
-
-
-def workers(builder=build_toy, num_lanes=5, num_workers=2):
+def workers(builder=build_toy, num_lanes=5, num_workers=2, **timeouts):
     return WorkerLanes(
         builder,
         num_lanes=num_lanes,
@@ -53,7 +47,19 @@ def workers(builder=build_toy, num_lanes=5, num_workers=2):
         obs_dim=ToyLanes.obs_dim,
         action_low=ToyLanes.action_low,
         action_high=ToyLanes.action_high,
+        **timeouts,
     )
+
+
+def reset_all(lanes):
+    everyone = np.arange(lanes.num_lanes)
+    return lanes.reset(everyone, np.zeros_like(everyone), everyone % 4)
+
+
+def push(lanes, x):
+    action = np.full((lanes.num_lanes, 2), 0.5, np.float32)
+    action[-1, 0] = x
+    return lanes.step(action)
 
 
 def trajectories(name, num_workers, steps, **kwargs):
@@ -151,6 +157,83 @@ def test_a_killed_worker_ends_the_run_by_name():
     env.close()
 
 
+def test_a_stopped_worker_is_noticed_killed_and_replaced_by_a_reset_of_all_lanes():
+    lanes = workers(timeout=1.0)
+    first = reset_all(lanes)
+    moved = push(lanes, 0.25)[0]
+    hung, other = lanes.processes
+    os.kill(hung.pid, signal.SIGSTOP)
+    start = time.monotonic()
+    with pytest.raises(WorkerFault, match=rf"worker-0 \(pid {hung.pid}, lanes 0 to 2\) did not answer within 1 s"):
+        push(lanes, 0.25)
+    assert 1 <= time.monotonic() - start < 4
+    assert not is_running(hung.pid) and not is_running(other.pid)
+
+    for nothing_runs in (lambda: push(lanes, 0.25), lambda: lanes.reset(*np.zeros((3, 2), np.int64))):
+        with pytest.raises(RuntimeError, match="reset all lanes to start new ones"):
+            nothing_runs()
+    assert lanes.restarts == 0
+    np.testing.assert_array_equal(reset_all(lanes), first)
+    np.testing.assert_array_equal(push(lanes, 0.25)[0], moved)
+    assert lanes.restarts == 1
+    pids = [process.pid for process in lanes.processes]
+    assert len(pids) == 2 and not {hung.pid, other.pid} & set(pids)
+    lanes.close()
+    assert not any(is_running(pid) for pid in pids)
+    with pytest.raises(RuntimeError, match="build the environment again"):
+        reset_all(lanes)
+
+
+@pytest.mark.slow
+def test_a_step_that_never_ends_ends_the_workers_and_counts_go_on_in_new_ones():
+    lanes = workers(build_restless, num_lanes=2, timeout=1.0)
+    reset_all(lanes)
+    push(lanes, 0.0)
+    pids = [process.pid for process in lanes.processes]
+    with pytest.raises(WorkerFault, match=r"worker-1.*did not answer within 1 s"):
+        push(lanes, -3.0)
+    assert not any(is_running(pid) for pid in pids)
+    reset_all(lanes)
+    push(lanes, 0.0)
+    # Two a step: the first worker has done all three steps, the second not the one that never ended.
+    assert lanes.divergences == 2 * 3 + 2 * 2
+    lanes.close()
+
+
+@pytest.mark.slow
+def test_building_that_never_ends_has_a_larger_limit():
+    start = time.monotonic()
+    with pytest.raises(WorkerFault, match=r"worker-0.*did not answer within 2 s"):
+        workers(build_endlessly, num_workers=1, timeout=0.2, build_timeout=2.0)
+    assert 2 <= time.monotonic() - start < 6
+
+
+@pytest.mark.slow
+def test_the_time_in_which_the_main_process_is_stopped_does_not_count():
+    """As after Ctrl-Z: both sleep, the main process wakes first, and the worker's step of 2.5 s is fast enough."""
+    script = textwrap.dedent(
+        """
+        from tests.envs.test_workers import build_restless, push, reset_all, workers
+        if __name__ == "__main__":
+            lanes = workers(build_restless, num_lanes=1, num_workers=1, timeout=4.0)
+            reset_all(lanes)
+            print(lanes.processes[0].pid, flush=True)
+            push(lanes, 2.5)
+            print("answered", flush=True)
+        """
+    )
+    process = python(script)
+    worker = int(process.stdout.readline())
+    for number, target in ((signal.SIGSTOP, process.pid), (signal.SIGSTOP, worker)):
+        os.kill(target, number)
+    time.sleep(6)
+    os.kill(process.pid, signal.SIGCONT)
+    time.sleep(0.5)
+    os.kill(worker, signal.SIGCONT)
+    assert process.communicate(timeout=20) == ("answered\n", None)
+    assert process.returncode == 0
+
+
 def test_an_exception_in_a_worker_arrives_with_its_traceback():
     lanes = workers(build_fragile, num_workers=1)
     lanes.reset(np.arange(5), np.zeros(5, np.int64), np.zeros(5, np.int64))
@@ -185,25 +268,34 @@ def test_workers_ignore_ctrl_c(pool):
         pool.step(np.ones((5, 2), np.float32))
 
 
-def test_workers_leave_when_their_parent_is_killed():
-    script = textwrap.dedent(
-        """
-        from htrmrl_torchrl.envs import make_env
-        if __name__ == "__main__":
-            env = make_env("toy", num_envs=2, num_workers=2)
-            print(*(process.pid for process in env._lanes.processes), flush=True)
-            input()
-        """
-    )
-    parent = subprocess.Popen(
+def python(script):
+    return subprocess.Popen(
         [sys.executable, "-c", script],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         text=True,
         env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
     )
+
+
+@pytest.mark.parametrize("busy", [False, pytest.param(True, marks=pytest.mark.slow)])
+def test_workers_leave_when_their_parent_is_killed(busy):
+    """Waiting for the next message, or in the middle of a step that never ends."""
+    script = textwrap.dedent(
+        f"""
+        from tests.envs.test_workers import build_restless, push, reset_all, workers
+        if __name__ == "__main__":
+            lanes = workers(build_restless, num_lanes=2, num_workers=2)
+            reset_all(lanes)
+            print(*(process.pid for process in lanes.processes), flush=True)
+            push(lanes, -3.0) if {busy} else input()
+        """
+    )
+    parent = python(script)
     pids = [int(pid) for pid in parent.stdout.readline().split()]
     assert len(pids) == 2 and all(is_running(pid) for pid in pids)
+    if busy:
+        wait_until(lambda: cpu_seconds(pids[1]) > 0.5 + cpu_seconds(pids[0]))  # it is in its loop
     parent.kill()
     # The workers hold the other end of this pipe: reading to its end, without the timeout, means that they are gone.
     assert parent.communicate(timeout=20) == ("", None)

@@ -235,7 +235,7 @@ WRONG = {
     "fractional seed": ({"seed": 1.5}, r"seed must be a whole number of at least 0, received 1\.5"),
     "negative benchmark seed": ({"benchmark_seed": -1}, "benchmark_seed must be .*, received -1"),
     "no horizon": ({"horizon": 0}, "horizon must be a whole number of at least 1, received 0"),
-    "too long": ({"benchmark": "ML10", "horizon": 501}, "horizon must be at most 500 in Meta-World, received 501"),
+    "too long": ({"benchmark": "ML10", "horizon": 501}, "horizon must be at most 500 in ML10, received 501"),
     "official toy": ({"protocol": "metaworld"}, "'toy' is none of Meta-World's own benchmarks"),
     "nobody": ({"agent": None}, "Received NoneType to evaluate; give a checkpoint's path, a HTrMRLAgent"),
     "no checkpoints": ({"agent": []}, r"Received \[\] to evaluate; give at least one"),

@@ -1,6 +1,7 @@
 """Numbers of reports by hand, worked out on paper; what may be compared; JSON in and out."""
 
 import json
+import re
 from dataclasses import fields, replace
 
 import numpy as np
@@ -268,3 +269,20 @@ def test_another_file_is_refused_by_name(content, tmp_path):
     path.write_bytes(content)
     with pytest.raises(ValueError, match=r"foreign\.json is not an evaluation report"):
         EvaluationReport.load(path)
+
+
+def test_where_there_is_no_success_the_headline_is_the_return(tmp_path):
+    """Two goals, two runs; one episode to adapt and one that counts, whose returns are 10, 30 and 20, 40."""
+    returns = [[[1, 10], [2, 30]], [[3, 20], [4, 40]]]
+    about = {"task": [0, 0], "tasks": ["Ant-Dir"], "benchmark": "Ant-Dir", "adaptation_episodes": 1}
+    report = hand_made(np.zeros((2, 2, 2)), returns=returns, **about)
+    assert report.headline == 25.0 and not report.has_success
+    assert report.return_by_episode() == [2.5, 25.0]
+    assert report.interval() == (15.0, 35.0)  # goals score 15 and 35; both ends are drawn often enough
+    better = hand_made(np.zeros((2, 2, 2)), returns=np.array(returns) + 5.0, **about)
+    assert report.difference(better)[0] == 5.0
+    report.save(tmp_path / "report.json")
+    assert json.loads((tmp_path / "report.json").read_text())["summary"]["return"] == 25.0
+    text = str(EvaluationReport.load(tmp_path / "report.json"))
+    assert "success" not in text and "return by episode: 2.5 25.0" in text
+    assert re.search(r"all tasks +25\.00 +15\.00 to 35\.00", text)

@@ -69,7 +69,7 @@ def test_steps_to_success_are_those_of_the_first_success():
         def __init__(self):
             self.steps = np.zeros(3, dtype=int)
 
-        def reset(self, lanes, tasks, goals):
+        def reset(self, lanes, tasks, goals, draws=None):
             self.steps[lanes] = 0
             return np.zeros((len(lanes), 1), dtype=np.float32)
 

@@ -72,3 +72,12 @@ def test_unknown_metrics_are_named(
         plot.main([*map(str, run_dirs), *arguments, "--out", str(out)])
     assert message in capsys.readouterr().err
     assert not out.exists()
+
+
+def test_where_there_is_no_success_the_adaptation_curve_is_of_returns(tmp_path: Path) -> None:
+    with RunLogger(tmp_path) as logger:
+        logger.log(
+            {"train/return": 3.0, "train/return_by_episode/0": 1.0, "train/return_by_episode/1": 5.0}, frames=100
+        )
+    episodes, returns = plot.adaptation_curve(plot.read_metrics(tmp_path), "train")
+    assert episodes.tolist() == [1, 2] and returns.tolist() == [1.0, 5.0]

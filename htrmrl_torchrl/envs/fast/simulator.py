@@ -103,7 +103,7 @@ class FastSawyer(SawyerXYZEnv):
         grip = action[-1]
         self._ctrl[0], self._ctrl[1] = grip, -grip
         model, data, steps = self.model, self.data, self.frame_skip
-        if self._stepped_to == self._state():
+        if self._stepped_to == self._state() and self._is_tame():
             _first_step(model, data)
             steps -= 1
         mujoco.mj_step(model, data, nstep=steps)
@@ -112,6 +112,10 @@ class FastSawyer(SawyerXYZEnv):
 
     def _state(self) -> tuple[bytes, bytes]:
         return self._qpos.tobytes(), self._qvel.tobytes()
+
+    def _is_tame(self) -> bool:
+        """Whether no position or velocity comes near 1e10, beyond which ``mj_step`` begins by resetting everything."""
+        return bool(self._qpos.dot(self._qpos) + self._qvel.dot(self._qvel) < 1e20)
 
     def _get_obs(self) -> npt.NDArray[np.float64]:
         observation = np.zeros(2 * _FRAME + 3)

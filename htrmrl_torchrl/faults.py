@@ -1,0 +1,55 @@
+"""What may go wrong while a run goes on, and can be survived: by a fresh start of all lanes, or a skipped update.
+
+This module imports nothing: environment workers know it too.
+"""
+
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+class Fault(Exception):
+    """The present trials cannot go on; after a full ``reset()`` of the environment new ones can."""
+
+
+class WorkerFault(Fault, RuntimeError):
+    """An environment worker raised, died or hung; a full reset starts new workers."""
+
+
+class NonFiniteError(Fault, ValueError):
+    """A tensor holds NaN or an infinity; the message names the tensor and the lanes."""
+
+
+def check_finite(tensors: Iterable[tuple[Any, "Tensor"]], *, axis: str = "lane") -> None:
+    """Refuse the first tensor that is not finite everywhere.
+
+    Args:
+        tensors: pairs of name (a tensordict's key will do) and tensor ``[N, ...]`` or ``[]``. Whole numbers and flags
+            are passed over.
+        axis: what the first axis counts; the message names the entries concerned.
+
+    Raises:
+        NonFiniteError: naming the tensor, the lanes, and the first wrong value of each (ten lanes at most).
+
+    Example:
+        >>> import torch
+        >>> check_finite([("reward", torch.tensor([[0.0], [float("nan")]]))])
+        Traceback (most recent call last):
+        htrmrl_torchrl.faults.NonFiniteError: reward is not finite on lane 1 (nan)
+    """
+    for key, tensor in tensors:
+        if not tensor.is_floating_point():
+            continue
+        finite = tensor.isfinite()
+        if finite.all():
+            continue
+        name = "/".join(key) if isinstance(key, tuple) else str(key)
+        if not tensor.ndim:
+            raise NonFiniteError(f"{name} is not finite ({tensor.item()})")
+        rows, bad = tensor.reshape(len(tensor), -1), ~finite.reshape(len(tensor), -1)
+        lanes = bad.any(-1).nonzero().flatten().tolist()
+        shown = [f"{lane} ({rows[lane][bad[lane]][0].item()})" for lane in lanes[:10]]
+        more = f" and {len(lanes) - 10} more" if len(lanes) > 10 else ""
+        raise NonFiniteError(f"{name} is not finite on {axis}{'s' * (len(lanes) > 1)} {', '.join(shown)}{more}")
