@@ -11,6 +11,7 @@ from htrmrl_torchrl.envs import task_names
 from htrmrl_torchrl.envs.factory import is_dotted_path
 from htrmrl_torchrl.metrics import evaluation_metrics
 from htrmrl_torchrl.networks import Networks
+from recipes._say import spared
 
 
 def training_environment(config: DictConfig) -> EnvBase:
@@ -57,6 +58,8 @@ def evaluate_on_held_out(config: DictConfig, networks: Networks, folder: Path, *
             num_workers=config.env.num_workers,
         )
         report.runs[0]["frames"] = frames
-        report.save(folder / f"{split}_{frames:012d}.json")
+        path = folder / f"{split}_{frames:012d}.json"
+        with spared(str(path)):
+            report.save(path)
         metrics |= evaluation_metrics(report)
     return metrics
