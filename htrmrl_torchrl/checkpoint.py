@@ -1,14 +1,13 @@
 """What a training run saves, and how it goes on from there, on top of `torchrl.checkpoint`.
 
-A checkpoint is one file, written at the end of an iteration, where every lane has just begun a new trial: no simulator
-state is needed. It holds weights, optimizer, the task deck, all random streams, counters, and the resolved
-configuration.
+A checkpoint is one file of the boundary between two iterations, where every lane has just begun a new trial: no
+simulator state is needed. It holds weights, optimizer, the task deck, all random streams, counters, and the resolved
+configuration. `htrmrl_torchrl.archive` says how the file is made.
 """
 
-import zipfile
-import zlib
-from collections.abc import Iterator
-from contextlib import contextmanager
+import copy
+import os
+import shutil
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -16,7 +15,21 @@ from tensordict.nn import TensorDictModuleBase
 from torch.optim import Optimizer
 from torchrl.checkpoint import Checkpoint, CheckpointRotation, GlobalRNGState
 
+from htrmrl_torchrl.archive import NotACheckpoint, TensorFiles, check_archive, refused_by_name, seal
+from htrmrl_torchrl.files import sync_folder
 from htrmrl_torchrl.versions import versions
+
+__all__ = [
+    "Resumable",
+    "RunCheckpoints",
+    "check_archive",
+    "latest_checkpoint",
+    "load_weights",
+    "read_component",
+    "set_aside",
+]
+
+_DAMAGED = "damaged-"
 
 
 class Resumable(Protocol):
@@ -40,11 +53,35 @@ class _State:
         self._owner.load_checkpoint_state(state)
 
 
+class _Marked:
+    """Something with a state, and a copy of the state that it had at the last boundary."""
+
+    def __init__(self, owner: Any) -> None:
+        self._owner, self._state = owner, None
+
+    def mark(self) -> None:
+        self._state = copy.deepcopy(self._owner.state_dict())
+
+    def state_dict(self) -> Any:
+        return self._state
+
+    def load_state_dict(self, state: Any) -> None:
+        self._owner.load_state_dict(state)
+
+
 class RunCheckpoints:
     """The ``checkpoints/`` folder of a run: the latest few, and the best one on ``val``.
 
+    `mark` copies, in memory, where the run stands between two iterations; `save` writes what was marked. So the
+    beginning of an iteration can be saved from anywhere in its middle, where networks, streams and environments have
+    moved on already.
+
+    A file appears under its name when all of it, sealed, is on the disk: at any moment a kill leaves the files that
+    were there, whole, and at most litter that the next start sweeps. (`CheckpointRotation.save` alone renames too, but
+    neither waits for the disk nor sweeps.)
+
     Args:
-        folder: where they go.
+        folder: where they go; litter of a killed run is swept from it.
         keep: how many of the latest stay.
         agent: JSON-compatible arguments of `htrmrl_torchrl.networks.build_networks`, which make a checkpoint
             self-contained.
@@ -74,44 +111,134 @@ class RunCheckpoints:
         memory: Resumable,
         storage: Resumable | None = None,
     ) -> None:
-        self._progress = progress
+        self._folder, self._stage = folder, folder / ".stage"
+        self._progress, self._marked_progress = progress, dict(progress)
+        self._marked = {
+            "actor": _Marked(actor),
+            "critic": _Marked(critic),
+            "optimizer": _Marked(optimizer),
+            "memory": _Marked(_State(memory)),
+            "rng": _Marked(GlobalRNGState()),
+            **({} if env is None else {"env": _Marked(_State(env))}),
+            **({} if storage is None else {"storage": _Marked(_State(storage))}),
+        }
         self._checkpoint = Checkpoint(
-            format="archive",
-            agent=agent,
-            config=config,
-            versions=versions(),
-            progress=progress,
-            actor=actor,
-            critic=critic,
-            optimizer=optimizer,
-            **({} if env is None else {"env": _State(env)}),
-            memory=_State(memory),
-            **({} if storage is None else {"storage": _State(storage)}),
-            rng=GlobalRNGState(),
+            format="archive", agent=agent, config=config, versions=versions(), progress=self._marked_progress
         )
+        for name, component in self._marked.items():
+            self._checkpoint.register(name, component, adapter=TensorFiles())
         self._latest = CheckpointRotation(folder, keep_last=keep, prefix="step")
         self._best = CheckpointRotation(folder, keep_last=1, keep_best=("val_success", "max"), prefix="best")
+        self._saved: Path | None = None  # where the marked boundary is on disk
+        _sweep(folder)
+
+    def mark(self) -> None:
+        """Remember the present, a boundary between two iterations, for `save` and `save_best`.
+
+        Raises:
+            RuntimeError: in the middle of a trial.
+        """
+        for component in self._marked.values():
+            component.mark()
+        self._copy_progress(self._progress, self._marked_progress)
+        self._saved = None
 
     def save(self) -> Path:
-        """Saves the present; older ones beyond `keep` go."""
-        return self._latest.save(self._checkpoint, step=self._progress["frames"])
+        """Saves the marked boundary, unless it is on disk already; older ones beyond `keep` go.
+
+        Raises:
+            OSError: if it could not be written, for example to a full disk; what was saved before stays.
+        """
+        if self._saved is None:
+            self._saved = self._write("step", {})
+            self._latest.prune()
+        return self._saved
 
     def save_best(self, val_success: float) -> None:
-        """Saves the present as the best one."""
-        metadata = {"val_success": val_success}
-        self._best.save(self._checkpoint, step=self._progress["frames"], metadata=metadata)
+        """Saves the marked boundary as the best one. Raises OSError as `save` does."""
+        self._write("best", {"val_success": val_success})
+        self._best.prune()
 
     def restore(self, path: Path) -> None:
-        """Puts everything back to where it was at `path`; the global random state last, after what might draw."""
+        """Puts everything back to where it was at `path`; the global random state last, after what might draw.
+
+        Raises:
+            FileNotFoundError: if there is nothing at `path`.
+            ValueError: if it is damaged, no checkpoint, or one of other networks.
+        """
         check_archive(path)
-        names = set(self._checkpoint.components) - {"agent", "config", "versions", "rng"}
-        self._checkpoint.load(path, components=names)
-        self._checkpoint.load(path, components=["rng"])
+        with refused_by_name(path):
+            self._checkpoint.load(path, components={*self._marked, "progress"} - {"rng"})
+            self._copy_progress(self._marked_progress, self._progress)
+            self._checkpoint.load(path, components=["rng"])
+
+    def rewind(self) -> None:
+        """Makes the marked boundary the latest: what another continuation of the run saved beyond it goes.
+
+        Raises:
+            OSError: if the boundary could not be written; then nothing goes.
+        """
+        self.save()
+        for path in (*self._latest.checkpoints(), *self._best.checkpoints()):
+            if int(path.stem.rpartition("-")[2]) > self._marked_progress["frames"]:
+                path.unlink()
+
+    def _write(self, prefix: str, metadata: dict[str, Any]) -> Path:
+        path = self._folder / f"{prefix}-{self._marked_progress['frames']:012d}.torchrl"
+        try:
+            staged = self._checkpoint.save(self._stage / path.name, metadata=metadata)
+            seal(staged)
+            os.replace(staged, path)
+            sync_folder(self._folder)
+        finally:
+            shutil.rmtree(self._stage, ignore_errors=True)
+        return path
+
+    @staticmethod
+    def _copy_progress(source: dict[str, Any], target: dict[str, Any]) -> None:
+        target.clear()
+        target.update(copy.deepcopy(source))
 
 
-def latest_checkpoint(folder: Path) -> Path | None:
-    """The newest periodic checkpoint in a run's ``checkpoints/`` folder, if there is one."""
-    return CheckpointRotation(folder, keep_last=1, prefix="step").latest() if folder.is_dir() else None
+def _sweep(folder: Path) -> None:
+    """Removes what a killed process left half-written; everything of the kind has a hidden name."""
+    for path in folder.glob(".*"):
+        shutil.rmtree(path) if path.is_dir() else path.unlink()
+
+
+def latest_checkpoint(folder: Path) -> tuple[Path | None, dict[Path, str]]:
+    """The newest periodic checkpoint in a run's ``checkpoints/`` folder that is whole, if there is one.
+
+    Returns:
+        tuple: its path, and newer ones that are damaged with what is wrong with each.
+    """
+    damaged: dict[Path, str] = {}
+    for path in sorted(folder.glob("step-*.torchrl"), reverse=True):
+        try:
+            check_archive(path)
+        except NotACheckpoint as error:
+            damaged[path] = error.why
+        else:
+            return path, damaged
+    return None, damaged
+
+
+def set_aside(path: Path) -> Path:
+    """Gives a damaged checkpoint a name by which nobody will take it for a whole one."""
+    return path.rename(path.with_name(_DAMAGED + path.name))
+
+
+def load_weights(path: str | Path, **networks: TensorDictModuleBase) -> None:
+    """Loads ``actor=...`` and ``critic=...`` from a checkpoint that `read_component` or `check_archive` has checked.
+
+    Raises:
+        ValueError: if it holds other networks.
+    """
+    checkpoint = Checkpoint()
+    for name, network in networks.items():
+        checkpoint.register(name, network, adapter=TensorFiles())
+    with refused_by_name(path):
+        checkpoint.load(path)
 
 
 def read_component(path: str | Path, name: str) -> dict[str, Any]:
@@ -126,48 +253,8 @@ def read_component(path: str | Path, name: str) -> dict[str, Any]:
         FileNotFoundError: if there is nothing at `path`.
         ValueError: if it is not a checkpoint of a training run.
     """
-    if name not in check_archive(path):
-        raise ValueError(_not_ours(path))
     component: dict[str, Any] = {}
+    check_archive(path)
     with refused_by_name(path):
         Checkpoint(**{name: component}).load(path, components=[name])
     return component
-
-
-def check_archive(path: str | Path) -> list[str]:
-    """The names of a checkpoint's components, after refusing what could run code when it is loaded.
-
-    Tensordict 0.14 unpickles ``other.pickle`` or ``pickle.pkl`` wherever a saved tensordict has them. What we save is
-    tensors and JSON only, so nothing else is let through; a folder is not either, of which torchrl reads all that is
-    there.
-
-    Raises:
-        FileNotFoundError: if there is nothing at `path`.
-        ValueError: if it is not a checkpoint of a training run.
-    """
-    path = Path(path)
-    if not path.exists():
-        raise FileNotFoundError(f"There is no checkpoint at {path}.")
-    if not path.is_file():
-        raise ValueError(_not_ours(path))
-    with refused_by_name(path):
-        components = Checkpoint.manifest(path)["components"]
-    files = [file for record in components.values() for file in record["files"]]
-    if unsafe := [file for file in files if not file.endswith((".json", ".memmap"))]:
-        raise ValueError(f"{path} holds {unsafe[0]}, but tensors and JSON are all that is read from a checkpoint.")
-    return list(components)
-
-
-@contextmanager
-def refused_by_name(path: str | Path) -> Iterator[None]:
-    """Turns what torchrl and zipfile raise for foreign and damaged files into a ValueError that names the file."""
-    try:
-        yield
-    except (
-        RuntimeError, ValueError, LookupError, TypeError, AttributeError, EOFError, zipfile.BadZipFile, zlib.error,
-    ) as error:  # fmt: skip
-        raise ValueError(_not_ours(path)) from error
-
-
-def _not_ours(path: str | Path) -> str:
-    return f"{path} is not a checkpoint of this package, or damaged; give one of a run's checkpoints/ folder."

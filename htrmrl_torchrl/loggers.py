@@ -1,19 +1,28 @@
 """Scalars, text, figures and videos of one run: TensorBoard for the eye, ``metrics.csv`` for everything that computes.
 
-TorchRL's ``TensorboardLogger`` opens its ``SummaryWriter`` without ``purge_step`` and has no argument for it, so a run
-that continues from a checkpoint would show two overlapping curves. The same ``SummaryWriter`` is used here directly.
+Neither TorchRL's ``TensorboardLogger`` nor torch's ``SummaryWriter`` will do for runs that stop and continue on a disk
+that may be full. The first has no ``purge_step``, so a continued run would show two overlapping curves; the second
+writes in a thread, where a full disk leaves half a record, ends the thread and prints its traceback. The same events
+are written here directly, each whole or not at all.
 """
 
 import csv
+import io
 import os
+import socket
+import time
 from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Self
 
+from tensorboard.compat.proto.event_pb2 import Event, SessionLog
 from tensorboard.compat.proto.summary_pb2 import Summary
+from tensorboard.summary.writer.record_writer import RecordWriter
 from torch.utils.tensorboard import SummaryWriter
+from torch.utils.tensorboard.summary import image, text
 
+from htrmrl_torchrl.files import RecordFile, write_whole
 from htrmrl_torchrl.media import Frames, encode_gif
 
 if TYPE_CHECKING:
@@ -26,7 +35,9 @@ class RunLogger:
     """Writes the metrics of one run folder; the x axis of everything is environment frames.
 
     ``run_dir/metrics.csv`` is in long form (``frames,metric,value``, one row per number), so that metrics may come and
-    go; ``run_dir/tensorboard`` holds the event files. Both are flushed by every call: what was logged survives a kill.
+    go; ``run_dir/tensorboard`` holds the event files. Every call reaches the files before it returns: what was logged
+    survives a kill. Where the disk takes it only in part, or not at all, both files stay readable, what was logged
+    waits in memory, and the next call that finds room writes it too.
 
     Args:
         run_dir: folder of the run; created where it is missing.
@@ -37,6 +48,7 @@ class RunLogger:
     Raises:
         ValueError: if ``run_dir`` already holds metrics and ``resume_from_frames`` is ``None``: two runs in one folder
             could not be told apart.
+        OSError: from any call for which the disk had no room; the run may go on.
 
     Example:
         >>> import tempfile
@@ -58,43 +70,45 @@ class RunLogger:
             )
         self.run_dir.mkdir(parents=True, exist_ok=True)
         if resume_from_frames is None or not self.csv_path.exists():
-            self.csv_path.write_text(HEADER)
+            write_whole(self.csv_path, HEADER)
         else:
             _drop_rows_after(self.csv_path, resume_from_frames)
-        self._csv_file = self.csv_path.open("a", newline="")
-        self._csv = csv.writer(self._csv_file, lineterminator="\n")
-        # purge_step hides events whose step is greater than or equal to it
-        purge_step = None if resume_from_frames is None else resume_from_frames + 1
-        self._writer = SummaryWriter(log_dir=str(self.run_dir / "tensorboard"), purge_step=purge_step)
+        self._csv = RecordFile(self.csv_path)
+        self._events = _EventFile(self.run_dir / "tensorboard")
+        if resume_from_frames is not None:  # hides events whose step is this one or a later one
+            self._events.add(session_log=SessionLog(status=SessionLog.START), step=resume_from_frames + 1)
 
     def log(self, metrics: Mapping[str, float], *, frames: int) -> None:
         """Write scalars at ``frames``. Non-finite values are written as they are (``nan``, ``inf``)."""
         values = {name: float(value) for name, value in metrics.items()}  # all or nothing: a bad value writes no row
-        self._csv.writerows((frames, name, value) for name, value in values.items())
-        self._csv_file.flush()
-        for name, value in values.items():
-            self._writer.add_scalar(name, value, global_step=frames)
-        self._writer.flush()
+        rows = io.StringIO()
+        csv.writer(rows, lineterminator="\n").writerows((frames, name, value) for name, value in values.items())
+        scalars = Summary(value=[Summary.Value(tag=name, simple_value=value) for name, value in values.items()])
+        try:
+            self._csv.write(rows.getvalue().encode())
+        finally:
+            self._events.add(summary=scalars, step=frames)
 
-    def log_text(self, name: str, text: str) -> None:
-        """Show ``text`` (Markdown) in TensorBoard, e.g. the resolved configuration."""
-        self._writer.add_text(name, text, global_step=0)
-        self._writer.flush()
+    def log_text(self, name: str, content: str) -> None:
+        """Show ``content`` (Markdown) in TensorBoard, e.g. the resolved configuration."""
+        self._events.add(summary=text(name, content), step=0)
 
     def log_figure(self, name: str, figure: "Figure", frames: int) -> None:
         """Show a Matplotlib figure in TensorBoard at ``frames``; the figure is closed."""
-        self._writer.add_figure(name, figure, global_step=frames)
-        self._writer.flush()
+        from torch.utils.tensorboard._utils import figure_to_image
+
+        self._events.add(summary=image(name, figure_to_image(figure), dataformats="CHW"), step=frames)
 
     def log_video(self, name: str, pictures: Frames, *, frames: int, fps: float) -> None:
-        """Show a moving picture in TensorBoard, see `add_video`."""
-        add_video(self._writer, name, pictures, frames=frames, fps=fps)
-        self._writer.flush()
+        """Show a moving picture in TensorBoard at ``frames``, see `add_video`."""
+        self._events.add(summary=_video(name, pictures, fps=fps), step=frames)
 
     def close(self) -> None:
         """Close both files; calling it twice is harmless."""
-        self._csv_file.close()
-        self._writer.close()
+        try:
+            self._csv.close()
+        finally:
+            self._events.close()
 
     def __enter__(self) -> Self:
         return self
@@ -120,16 +134,38 @@ def add_video(writer: SummaryWriter, name: str, pictures: Frames, *, frames: int
     Raises:
         ValueError: for pictures of another shape or type.
     """
+    writer._get_file_writer().add_summary(_video(name, pictures, fps=fps), global_step=frames)
+
+
+def _video(name: str, pictures: Frames, *, fps: float) -> Summary:
     gif = encode_gif(pictures, fps=fps)
     height, width, channels = pictures.shape[1:]
-    image = Summary.Image(height=height, width=width, colorspace=channels, encoded_image_string=gif)
-    writer._get_file_writer().add_summary(Summary(value=[Summary.Value(tag=name, image=image)]), global_step=frames)
+    picture = Summary.Image(height=height, width=width, colorspace=channels, encoded_image_string=gif)
+    return Summary(value=[Summary.Value(tag=name, image=picture)])
+
+
+class _EventFile:
+    """A new TensorBoard event file in ``folder``, read after those that are there."""
+
+    def __init__(self, folder: Path) -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        # TensorBoard reads them in the order of their names. A restart within the second, or a clock that was set
+        # back, must not come before the events that it continues and purges.
+        begun = [path.name.split(".")[3] for path in folder.glob("events.out.tfevents.*")]
+        second = max([int(time.time()), *(int(name) + 1 for name in begun if name.isdigit())])
+        self._file = RecordFile(folder / f"events.out.tfevents.{second:010d}.{socket.gethostname()}.{os.getpid()}")
+        self._writer = RecordWriter(self._file)  # one write a record
+        self.add(file_version="brain.Event:2")
+
+    def add(self, **event: object) -> None:
+        self._writer.write(Event(wall_time=time.time(), **event).SerializeToString())
+
+    def close(self) -> None:
+        self._file.close()
 
 
 def _drop_rows_after(path: Path, frames: int) -> None:
-    """Rewrite ``metrics.csv`` without rows beyond ``frames`` and without a last row that a kill cut off."""
-    rows = path.read_text().splitlines(keepends=True)[1:]
-    kept = [row for row in rows if row.endswith("\n") and int(row.split(",", 1)[0]) <= frames]
-    temporary = path.with_suffix(".csv.tmp")
-    temporary.write_text(HEADER + "".join(kept))
-    os.replace(temporary, path)
+    """Rewrite ``metrics.csv`` without rows beyond ``frames`` and without what a kill or a power cut left of a row."""
+    rows = path.read_text(errors="replace").splitlines(keepends=True)[1:]
+    begun = [(row.split(",", 1)[0], row) for row in rows if row.endswith("\n")]
+    write_whole(path, HEADER + "".join(row for at, row in begun if at.isdigit() and int(at) <= frames))

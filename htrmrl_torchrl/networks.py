@@ -10,12 +10,12 @@ from typing import Any, Literal, NamedTuple
 
 import torch
 from tensordict.nn import TensorDictModuleBase, TensorDictSequential
-from torchrl.checkpoint import Checkpoint
 from torchrl.data import Bounded
 from torchrl.modules import ProbabilisticActor
 
 from htrmrl_torchrl import keys
-from htrmrl_torchrl.checkpoint import read_component, refused_by_name
+from htrmrl_torchrl.archive import refused_by_name
+from htrmrl_torchrl.checkpoint import load_weights, read_component
 from htrmrl_torchrl.data.past import Scope
 from htrmrl_torchrl.data.strategies import WindowStrategy
 from htrmrl_torchrl.modules.contract import ContextEncoder
@@ -172,7 +172,7 @@ def load_networks(path: str | Path) -> Networks:
     agent = read_component(path, "agent")
     with refused_by_name(path):
         networks = build_networks(**agent)
-        Checkpoint(actor=networks.actor, critic=networks.critic).load(path, components=["actor", "critic"])
+    load_weights(path, actor=networks.actor, critic=networks.critic)
     return networks
 
 

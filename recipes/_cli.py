@@ -9,7 +9,6 @@ is set up behind the recipe's back. Sweeps are for ``recipes/ablate.py``.
 """
 
 import os
-import signal
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -56,15 +55,23 @@ def run_recipe(main: Callable[[DictConfig], object], *, config_name: str, check:
             raise UserError(
                 f"unknown option {sorted(unknown)[0]}: known are --help, --cfg and overrides written key=value"
             )
+        _check_rendering()
         config = load_config(config_name, overrides, check)
         if "--cfg" in options:
             print(OmegaConf.to_yaml(config).rstrip())
             return
-        signal.signal(signal.SIGTERM, signal.default_int_handler)  # a polite kill ends like Ctrl-C
         main(config)
     except UserError as error:
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
         sys.exit(error.exit_code)
+
+
+def _check_rendering() -> None:
+    """An unusable ``MUJOCO_GL`` is a fault of the user's as well, and shows in the first import of the library."""
+    try:
+        import htrmrl_torchrl  # noqa: F401
+    except RuntimeError as error:
+        raise UserError(str(error)) from error
 
 
 def load_config(config_name: str, overrides: Sequence[str] = (), check: Check = validate) -> DictConfig:

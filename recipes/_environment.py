@@ -12,6 +12,7 @@ from htrmrl_torchrl.envs import task_names
 from htrmrl_torchrl.envs.factory import is_dotted_path
 from htrmrl_torchrl.metrics import evaluation_metrics
 from htrmrl_torchrl.networks import Networks
+from recipes._say import spared
 
 
 def training_environment(config: DictConfig) -> EnvBase:
@@ -68,6 +69,8 @@ def evaluate_on_held_out(config: DictConfig, networks: Networks, folder: Path, *
             worker_timeout=config.env.worker_timeout,
         )
         report.runs[0]["frames"] = frames
-        report.save(folder / f"{split}_{frames:012d}.json")
+        path = folder / f"{split}_{frames:012d}.json"
+        with spared(str(path)):
+            report.save(path)
         metrics |= evaluation_metrics(report)
     return metrics

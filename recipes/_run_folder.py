@@ -10,23 +10,42 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
-from htrmrl_torchrl.checkpoint import latest_checkpoint, read_component
+from htrmrl_torchrl.checkpoint import RunCheckpoints, latest_checkpoint, read_component, set_aside
+from htrmrl_torchrl.files import write_whole
+from htrmrl_torchrl.loggers import RunLogger
 from htrmrl_torchrl.versions import versions
+from recipes._say import say
+from recipes._signals import command_to_continue
 from recipes._validate import UserError, flatten
 
 
 def checkpoint_to_resume(config: DictConfig, run_dir: Path) -> Path | None:
-    """Where the run goes on from; refuses to continue a run with other settings."""
+    """Where the run goes on from; refuses to continue a run with other settings, and passes over damaged files."""
     if config.resume == "never":
         return None
-    path = latest_checkpoint(run_dir / "checkpoints") if config.resume == "auto" else Path(config.resume)
-    if path is None:
-        return None
+    if config.resume != "auto":
+        _check_settings(config, Path(config.resume))
+        return Path(config.resume)
+    path, damaged = latest_checkpoint(run_dir / "checkpoints")
+    if path is None and damaged:
+        broken, why = next(iter(damaged.items()))
+        raise UserError(
+            f"run_dir '{run_dir}' has no whole checkpoint to go on from, {broken} is damaged ({why}): choose another "
+            "run_dir, or remove this one"
+        )
+    if path is not None:
+        _check_settings(config, path)
+        for broken, why in damaged.items():
+            say(f"warning: {broken} is damaged ({why}) and now called {set_aside(broken).name}; using {path.name}")
+    return path
+
+
+def _check_settings(config: DictConfig, path: Path) -> None:
     workers = ("env.num_workers", "env.worker_timeout", "env.restart_workers")
     free = ("total_frames", "resume", "run_dir", *workers, "faults.", "checkpoint.", "eval.")
     try:
         before = flatten(OmegaConf.create(read_component(path, "config")))
-    except (FileNotFoundError, ValueError) as error:
+    except (OSError, ValueError) as error:
         raise UserError(str(error)) from error
     for key, value in flatten(config).items():
         if before.get(key) != value and not key.startswith(free):
@@ -34,7 +53,38 @@ def checkpoint_to_resume(config: DictConfig, run_dir: Path) -> Path | None:
                 f"{path} is of a run with {key}={before.get(key)} and this one has {key}={value}: a run goes on with "
                 "its own settings, so choose another run_dir"
             )
-    return path
+
+
+def open_records(run_dir: Path, config: DictConfig, *, frames: int) -> RunLogger:
+    """Leaves the settings in ``config.yaml`` and opens the metrics, those beyond ``frames`` dropped."""
+    text = OmegaConf.to_yaml(config, resolve=True)
+    try:
+        (run_dir / "checkpoints").mkdir(exist_ok=True)
+        write_whole(run_dir / "config.yaml", text)
+        logger = RunLogger(run_dir, resume_from_frames=frames if (run_dir / "metrics.csv").exists() else None)
+        logger.log_text("config", f"```yaml\n{text}```")
+    except OSError as error:
+        raise UserError(
+            f"run_dir is '{run_dir}' but {error.filename or 'it'} cannot be written: {error.strerror}"
+        ) from error
+    return logger
+
+
+def leave_boundary(checkpoints: RunCheckpoints, *, asked: bool) -> None:
+    """Saves where the iteration began that could not end; if the user has asked to stop, says how to go on.
+
+    Raises:
+        SystemExit: with code 1, if the user has asked and it could not be saved.
+    """
+    try:
+        saved = checkpoints.save()
+    except OSError as error:
+        say(f"\nerror: the checkpoint could not be written ({error.strerror or error}); older ones are as they were")
+        if asked:
+            raise SystemExit(1) from None
+    else:
+        say(f"\n{'stopped' if asked else 'failed'}; where the iteration began is kept in {saved}, continue with")
+        say(f"    {command_to_continue()}")
 
 
 def plain(config: Any) -> dict[str, Any]:
@@ -61,7 +111,7 @@ def write_summary(run_dir: Path, config: DictConfig, progress: dict[str, Any], m
         "progress": progress,
         "metrics": metrics,
     }
-    (run_dir / "summary.json").write_text(json.dumps(summary, indent=2))
+    write_whole(run_dir / "summary.json", json.dumps(summary, indent=2))
 
 
 def complete_summary(run_dir: Path, config: DictConfig, progress: dict[str, Any]) -> None:

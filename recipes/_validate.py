@@ -100,6 +100,7 @@ RULES: dict[str, Rule] = {
     "checkpoint.keep": at_least(1),
 }
 
+LOCK = ".lock"  # in a run folder, of the process that runs in it
 KINDS = {bool: "true or false", int: "an integer", float: "a number", str: "a string"}
 
 
@@ -274,19 +275,25 @@ def check_device(name: str) -> None:
         device = torch.device(name)
     except RuntimeError:
         raise UserError(f"device is {name!r} but must be cpu, cuda or cuda:<n>") from None
+    if device.type not in ("cpu", "cuda"):
+        raise UserError(f"device is {name!r} but must be cpu, cuda or cuda:<n>")
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
         raise UserError(f"device is {name!r} but {torch.cuda.device_count()} CUDA devices are available")
 
 
 def _check_folders(run_dir: Path, resume: str) -> None:
-    existing = next(path for path in (run_dir.absolute(), *run_dir.absolute().parents) if path.exists())
+    try:
+        existing = next(path for path in (run_dir.absolute(), *run_dir.absolute().parents) if path.exists())
+        given = resume in ("auto", "never") or Path(resume).exists()
+    except OSError as error:  # a name that is too long, a folder that may not be looked into
+        raise UserError(f"run_dir is '{run_dir}' and resume is '{resume}': {error.strerror}") from error
     if not existing.is_dir():
         raise UserError(f"run_dir is '{run_dir}' but {existing} is a file: choose a folder that can be created")
     if not os.access(existing, os.W_OK | os.X_OK):
         raise UserError(f"run_dir is '{run_dir}' but {existing} is not writable: choose a folder that can be written")
-    if resume == "never" and run_dir.exists() and any(run_dir.iterdir()):
+    if resume == "never" and run_dir.exists() and any(path.name != LOCK for path in run_dir.iterdir()):
         raise UserError(f"resume is never but run_dir '{run_dir}' is not empty: choose another run_dir or resume=auto")
-    if resume not in ("auto", "never") and not Path(resume).exists():
+    if not given:
         raise UserError(f"resume is {resume!r} but must be auto, never or the path of a checkpoint, and none is there")
 
 

@@ -177,6 +177,7 @@ def main() -> None:
     own = [a for a in sys.argv[1:] if a.startswith("-") or a.split("=", 1)[0].split(".", 1)[0] in known]
     overrides = [argument for argument in sys.argv[1:] if argument not in own]
     sys.argv = [sys.argv[0], *own]
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # a polite kill ends like Ctrl-C
 
     def run(config: DictConfig) -> None:
         """Sweep a recipe over seeds: all keys but those below are the recipe's, those with several values the axes."""

@@ -14,6 +14,7 @@ from typing import Any
 from omegaconf import DictConfig
 
 from recipes._cli import run_recipe
+from recipes._signals import ending_at_once
 from recipes._validate import NOT_EMPTY, Rule, UserError, at_least, check_device, check_values
 
 PARTS = ("environment", "collection", "update", "recipe")
@@ -88,4 +89,5 @@ def _processor() -> str:
 
 
 if __name__ == "__main__":
-    run_recipe(run, config_name="benchmark", check=check)
+    with ending_at_once():
+        run_recipe(run, config_name="benchmark", check=check)

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 from omegaconf import DictConfig
 
 from recipes._cli import run_recipe
+from recipes._signals import ending_at_once
 from recipes._validate import NOT_EMPTY, UserError, at_least, check_device, check_values, one_of
 
 if TYPE_CHECKING:
@@ -151,4 +152,5 @@ def _run_folder(checkpoint: Path) -> Path:
 
 
 if __name__ == "__main__":
-    run_recipe(run, config_name="evaluate", check=check)
+    with ending_at_once():
+        run_recipe(run, config_name="evaluate", check=check)

@@ -1,7 +1,6 @@
 """Meta-train HTrMRL on Meta-World ML10 with PPO: ``python recipes/ml10_ppo.py [key=value ...]``."""
 
 if __name__ == "__main__":  # environment workers import this file as well, and need none of it
-    from recipes._cli import run_recipe
-    from recipes.ppo import train
+    from recipes._start import start_training
 
-    run_recipe(train, config_name="ml10_ppo")
+    start_training("ml10_ppo")

@@ -3,7 +3,6 @@
 ``ml10_ppo.py``, ``ml1_ppo.py``, ``ml45_ppo.py`` and ``toy_ppo.py`` call `train` with their configuration.
 """
 
-import sys
 import time
 from collections import defaultdict
 from functools import partial
@@ -11,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 from tensordict import TensorDictBase
 from tensordict.nn import TensorDictSequential
 from torchrl import torchrl_logger
@@ -28,9 +27,8 @@ from htrmrl_torchrl import (
     final_values,
     keys,
 )
-from htrmrl_torchrl.checkpoint import RunCheckpoints, latest_checkpoint
+from htrmrl_torchrl.checkpoint import RunCheckpoints
 from htrmrl_torchrl.envs import TrialEnv
-from htrmrl_torchrl.loggers import RunLogger
 from htrmrl_torchrl.metrics import attention_entropy, explained_variance, process_metrics, training_metrics
 from htrmrl_torchrl.modules.heads import value_head
 from htrmrl_torchrl.networks import Networks, build_networks
@@ -42,19 +40,29 @@ from recipes._environment import (
     training_environment,
 )
 from recipes._faults import FaultGuard, check_losses, check_targets, clip_gradients
+from recipes._lock import locked
 from recipes._run_folder import (
     checkpoint_to_resume,
     commit_of_code,
     complete_summary,
+    leave_boundary,
+    open_records,
     plain,
     print_results,
     write_summary,
 )
-from recipes._validate import frames_of_context, frames_per_batch
+from recipes._say import Stderr, spared
+from recipes._signals import Interrupts
+from recipes._validate import UserError, frames_of_context, frames_per_batch
 
 
 def train(config: DictConfig) -> None:
     """One training run in ``config.run_dir``; continues where a run there has stopped."""
+    with locked(Path(config.run_dir)):
+        _train(config)
+
+
+def _train(config: DictConfig) -> None:
     torchrl_logger.setLevel("WARNING")  # its notes on allocated buffers would cut through the progress bar
     torch.manual_seed(config.seed)
     run_dir = Path(config.run_dir)
@@ -123,12 +131,13 @@ def train(config: DictConfig) -> None:
         storage=buffer.storage if config.memory.scope == "lane" else None,
     )
     if resume_from is not None:
-        checkpoints.restore(resume_from)
+        try:
+            checkpoints.restore(resume_from)
+        except (OSError, ValueError) as error:
+            raise UserError(str(error)) from error
         collector.reset()  # it has reset the environment already, before the task deck was restored
         print(f"continuing {run_dir} at {progress['frames']:,} of {config.total_frames:,} frames")
     progress["commits"] = sorted({*progress["commits"], commit_of_code()})
-    run_dir.mkdir(parents=True, exist_ok=True)
-    OmegaConf.save(config, run_dir / "config.yaml", resolve=True)
     guard = FaultGuard(
         max_in_a_row=config.faults.max_in_a_row,
         restart_workers=config.env.restart_workers,
@@ -136,9 +145,20 @@ def train(config: DictConfig) -> None:
         loss=loss,
         optimizer=optimizer,
     )
-    logger = RunLogger(run_dir, resume_from_frames=progress["frames"] if (run_dir / "metrics.csv").exists() else None)
-    logger.log_text("config", f"```yaml\n{OmegaConf.to_yaml(config, resolve=True)}```")
-    bar = tqdm(total=config.total_frames, initial=progress["frames"], unit=" frames", unit_scale=True, smoothing=0.1)
+    logger = open_records(run_dir, config, frames=progress["frames"])
+    bar = tqdm(
+        total=config.total_frames, initial=progress["frames"], unit=" frames", unit_scale=True, smoothing=0.1,
+        file=Stderr(),
+    )  # fmt: skip
+
+    # What ends an iteration in its middle, a signal or a fault, leaves its beginning on disk: the boundary marked last.
+    checkpoints.mark()
+    if config.resume not in ("auto", "never"):
+        with spared("the checkpoint"):
+            checkpoints.rewind()
+    interrupts = Interrupts()
+    networks.encoder.register_forward_pre_hook(interrupts.leave_before())
+    interrupts.hold()
 
     if progress["frames"] >= config.total_frames:
         complete_summary(run_dir, config, progress)
@@ -214,29 +234,38 @@ def train(config: DictConfig) -> None:
             }
             metrics |= process_metrics()
             clock = now
-            logger.log(metrics, frames=progress["frames"])
-            val_success = score_on_val(metrics)
-            if val_success > progress["best_val_success"]:
-                progress["best_val_success"] = val_success
-                checkpoints.save_best(val_success)
-            if finished or progress["frames"] - progress["saved"] >= config.checkpoint.every_frames:
-                progress["saved"] = progress["frames"]
-                checkpoints.save()
+            with spared("metrics"):
+                logger.log(metrics, frames=progress["frames"])
+            score = score_on_val(metrics)
+            is_best = score > progress["best_val_success"]
+            progress["best_val_success"] = max(score, progress["best_val_success"])
+            is_due = finished or progress["frames"] - progress["saved"] >= config.checkpoint.every_frames
+            progress["saved"] = progress["frames"] if is_due else progress["saved"]
+            checkpoints.mark()
+            with spared("the checkpoint"):
+                if is_best:
+                    checkpoints.save_best(score)
+                if is_due:
+                    checkpoints.save()
             shown = "success" if "train/success" in metrics else "return"
             bar.set_postfix_str(f"{shown} {metrics.get(f'train/{shown}', float('nan')):.2f}")
             bar.update(batch.numel())
             if finished:
-                write_summary(run_dir, config, progress, metrics)
+                with spared("the summary"):
+                    write_summary(run_dir, config, progress, metrics)
                 bar.close()
                 print_results(run_dir, metrics)
                 break
-    except KeyboardInterrupt:
-        saved = latest_checkpoint(run_dir / "checkpoints")
-        print(f"\nstopped; {saved or 'nothing'} is kept, the same command continues from there", file=sys.stderr)
+    except BaseException:
+        leave_boundary(checkpoints, asked=interrupts.requested)
+        if not interrupts.requested:
+            raise
     finally:
         bar.close()
-        logger.close()
+        with spared("metrics"):
+            logger.close()
         collector.shutdown()
+        interrupts.release()
 
 
 def _loss_metrics(losses: TensorDictBase, norm: torch.Tensor) -> dict[str, float]:

@@ -1,7 +1,6 @@
 """Meta-train HTrMRL on the toy environment with PPO: ``python recipes/toy_ppo.py [key=value ...]``."""
 
 if __name__ == "__main__":  # environment workers import this file as well, and need none of it
-    from recipes._cli import run_recipe
-    from recipes.ppo import train
+    from recipes._start import start_training
 
-    run_recipe(train, config_name="toy_ppo")
+    start_training("toy_ppo")

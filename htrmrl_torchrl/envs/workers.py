@@ -144,7 +144,7 @@ class WorkerLanes:
         self._stop()
 
     def _start(self) -> None:
-        with _single_threaded_children():
+        with _single_threaded_children(), _deaf_to_interrupts():
             for index, block in enumerate(self._blocks):
                 ours, theirs = self._context.Pipe()
                 arguments = (theirs, self._builder, self._buffers, self.num_lanes, int(block[0]), len(block))
@@ -268,3 +268,16 @@ def _single_threaded_children() -> Iterator[None]:
                 del os.environ[name]
             else:
                 os.environ[name] = value
+
+
+@contextmanager
+def _deaf_to_interrupts() -> Iterator[None]:
+    """Children inherit that SIGINT is blocked, so a Ctrl-C in the seconds of their imports does not reach them either.
+
+    It reaches this process, which the terminal sends one too, right afterwards.
+    """
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)

@@ -12,6 +12,7 @@ import numpy.typing as npt
 from htrmrl_torchrl.envs.benchmarks import find_benchmark
 from htrmrl_torchrl.evaluation.intervals import Interval, bootstrap_goals, bootstrap_runs
 from htrmrl_torchrl.evaluation.protocols import Protocol
+from htrmrl_torchrl.files import write_whole
 
 Array = npt.NDArray[np.float64]
 
@@ -199,7 +200,7 @@ class EvaluationReport:
     # ------------------------------------------------------------------------------------------------ in and out
 
     def save(self, path: str | Path) -> None:
-        """Writes the report as JSON."""
+        """Writes the report as JSON, whole or not at all."""
         content = {f.name: getattr(self, f.name) for f in fields(self)}
         content["protocol"] = vars(self.protocol)
         for name in ("task", "goal", "success"):
@@ -211,7 +212,7 @@ class EvaluationReport:
         content["summary"] = {name: self.headline, "interval_over_goals": self.interval()}
         path = Path(path)
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(json.dumps(content, allow_nan=False, default=int))  # numpy's integers too
+        write_whole(path, json.dumps(content, allow_nan=False, default=int))  # numpy's integers too
 
     @classmethod
     def load(cls, path: str | Path) -> Self:

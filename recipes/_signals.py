@@ -1,0 +1,108 @@
+"""Ctrl-C and SIGTERM: when a recipe may be left, and how.
+
+A handler that raises would raise anywhere: inside a pipe's protocol, a lock of a library, a half-written file, or a
+destructor that swallows it. So while there is something to lose the handler only takes note, and training looks at the
+note wherever the encoder is about to be called: before every step of a collection or an evaluation and before every
+minibatch, which is every few milliseconds, and always between two calls of ours. A step that hangs is no reason to
+wait: a second Ctrl-C ends the process from inside the handler.
+"""
+
+import multiprocessing
+import os
+import shlex
+import signal
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from types import FrameType
+from typing import Any, NoReturn
+
+from recipes._say import say
+
+NUMBERS = (signal.SIGINT, signal.SIGTERM)
+
+
+class Left(BaseException):
+    """Raised at a point where training may be left. No Exception, so that no library takes it for a fault."""
+
+
+class Interrupts:
+    """Between `hold` and `release` a first signal is noted in ``requested``; a Ctrl-C after it ends with code 130.
+
+    A second SIGTERM is not a second wish: schedulers and ``timeout`` send one to the process and one to its group.
+    """
+
+    def __init__(self) -> None:
+        self.requested = False
+        self._before: dict[int, Any] = {}
+
+    def leave_before(self) -> Callable[..., None]:
+        """A forward pre-hook that raises `Left` once a signal was noted."""
+
+        def leave_if_requested(*_: object) -> None:  # a function: what copies the network must not copy the note
+            if self.requested:
+                raise Left
+
+        return leave_if_requested
+
+    def hold(self) -> None:
+        """From now on signals are noted."""
+        self._before = _handle(self._note)
+
+    def release(self) -> None:
+        """Signals do what they did before."""
+        _restore(self._before)
+
+    def _note(self, number: int, frame: FrameType | None) -> None:
+        if self.requested and number == signal.SIGINT:
+            say("stopped at once")
+            _end(128 + number)
+        self.requested = True
+
+
+@contextmanager
+def ending_at_once(*, sentence: str = "", status: int | None = None) -> Iterator[None]:
+    """Meanwhile a signal ends the process on the spot, without a traceback: for as long as nothing would be lost.
+
+    Args:
+        sentence: what to say then.
+        status: exit code; by default the shells' own, 128 plus the signal's number.
+    """
+
+    def end(number: int, frame: FrameType | None) -> None:
+        if sentence:
+            say(sentence)
+        _end(128 + number if status is None else status)
+
+    before = _handle(end)
+    try:
+        yield
+    finally:
+        _restore(before)
+
+
+def command_to_continue() -> str:
+    """What to type to go on with this run, ready for a shell."""
+    # `resume` said where this start began, and the next one begins where this one was left.
+    arguments = [argument for argument in sys.argv[1:] if not argument.startswith("resume=")]
+    return shlex.join([sys.executable, sys.argv[0], *arguments])
+
+
+def _handle(handler: Callable[[int, FrameType | None], None]) -> dict[int, Any]:
+    """Installs a handler, except for what the process was started to ignore (``nohup``, ``&`` in a script)."""
+    numbers = [number for number in NUMBERS if signal.getsignal(number) is not signal.SIG_IGN]
+    return {number: signal.signal(number, handler) for number in numbers}
+
+
+def _restore(handlers: dict[int, Any]) -> None:
+    for number, handler in handlers.items():
+        signal.signal(number, handler)
+
+
+def _end(status: int) -> NoReturn:
+    """Ends environment workers and the process: no cleaning up, which could wait for what hangs."""
+    for child in multiprocessing.active_children():
+        child.kill()
+    with suppress(OSError):
+        sys.stdout.flush()
+    os._exit(status)
