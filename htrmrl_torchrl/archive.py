@@ -190,4 +190,5 @@ def refused_by_name(path: str | Path) -> Iterator[None]:
         RuntimeError, ValueError, LookupError, TypeError, AttributeError, EOFError, struct.error, zipfile.BadZipFile,
         zlib.error,
     ) as error:  # fmt: skip
-        raise NotACheckpoint(path, "its content does not fit") from error
+        said = (str(error).splitlines() or [type(error).__name__])[0]
+        raise NotACheckpoint(path, f"its content does not fit: {said}") from error

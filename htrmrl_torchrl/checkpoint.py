@@ -5,12 +5,13 @@ simulator state is needed. It holds weights, optimizer, the task deck, all rando
 configuration. `htrmrl_torchrl.archive` says how the file is made.
 """
 
-import copy
 import os
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
+import torch
 from tensordict.nn import TensorDictModuleBase
 from torch.optim import Optimizer
 from torchrl.checkpoint import Checkpoint, CheckpointRotation, GlobalRNGState
@@ -57,16 +58,28 @@ class _Marked:
     """Something with a state, and a copy of the state that it had at the last boundary."""
 
     def __init__(self, owner: Any) -> None:
-        self._owner, self._state = owner, None
+        self._owner = owner
+        self._state: Any = None
 
     def mark(self) -> None:
-        self._state = copy.deepcopy(self._owner.state_dict())
+        self._state = _copied(self._owner.state_dict())
 
     def state_dict(self) -> Any:
         return self._state
 
     def load_state_dict(self, state: Any) -> None:
         self._owner.load_state_dict(state)
+
+
+def _copied(value: Any) -> Any:
+    """As `copy.deepcopy`, but quicker, for it happens in every iteration: only tensors and containers can change."""
+    if isinstance(value, torch.Tensor):
+        return value.detach().clone()
+    if isinstance(value, Mapping):
+        return {key: _copied(entry) for key, entry in value.items()}
+    if isinstance(value, list | tuple):
+        return type(value)(_copied(entry) for entry in value)
+    return value
 
 
 class RunCheckpoints:
@@ -197,7 +210,7 @@ class RunCheckpoints:
     @staticmethod
     def _copy_progress(source: dict[str, Any], target: dict[str, Any]) -> None:
         target.clear()
-        target.update(copy.deepcopy(source))
+        target.update(_copied(source))
 
 
 def _sweep(folder: Path) -> None:

@@ -79,11 +79,11 @@ def leave_boundary(checkpoints: RunCheckpoints, *, asked: bool) -> None:
     try:
         saved = checkpoints.save()
     except OSError as error:
-        say(f"\nerror: the checkpoint could not be written ({error.strerror or error}); older ones are as they were")
+        say(f"error: the checkpoint could not be written ({error.strerror or error}); older ones are as they were")
         if asked:
             raise SystemExit(1) from None
     else:
-        say(f"\n{'stopped' if asked else 'failed'}; where the iteration began is kept in {saved}, continue with")
+        say(f"{'stopped' if asked else 'failed'}; where the iteration began is kept in {saved}, continue with")
         say(f"    {command_to_continue()}")
 
 

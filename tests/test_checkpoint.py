@@ -1,8 +1,6 @@
 """What is saved is what is restored, bit for bit; a resumed run equals one that was never interrupted."""
 
 import json
-import os
-import pickle
 import subprocess
 import sys
 import zipfile
@@ -10,7 +8,6 @@ import zipfile
 import numpy as np
 import pytest
 import torch
-from torchrl.checkpoint import Checkpoint
 from torchrl.collectors import Collector
 
 from htrmrl_torchrl import (
@@ -73,6 +70,10 @@ class Run:
         self.checkpoints.restore(path)
         self.collector.reset()
 
+    def save(self):
+        self.checkpoints.mark()
+        return self.checkpoints.save()
+
     def iterate(self, count=1):
         self.batches = self.batches or iter(self.collector)
         gae, collected = TrialGAE(), []
@@ -118,7 +119,7 @@ def assert_equal(received, expected):
 def test_everything_is_restored_bit_for_bit_into_new_objects(tmp_path, critic_kind):
     run = Run(tmp_path, critic_kind=critic_kind)
     run.iterate(2)
-    path = run.checkpoints.save()
+    path = run.save()
     expected, rng = run.state(), torch.get_rng_state()
     other = Run(tmp_path, seed=9, critic_kind=critic_kind)
     with pytest.raises(AssertionError):
@@ -143,7 +144,7 @@ def test_a_resumed_run_equals_one_that_was_not_interrupted(tmp_path, remember):
     expected = straight.iterate(4)[2:]
     interrupted = Run(tmp_path / "b", **remember)
     interrupted.iterate(2)
-    path = interrupted.checkpoints.save()
+    path = interrupted.save()
     interrupted.iterate(1)  # what was not saved is lost
     resumed = Run(tmp_path / "c", seed=3, **remember)
     resumed.restore(path)
@@ -177,7 +178,7 @@ def test_a_checkpoint_is_an_agent(tmp_path, encoder_kind):
     """Without the run's code or configuration, and without changing what the run goes on with."""
     run = Run(tmp_path, encoder_kind=encoder_kind)
     run.iterate(2)
-    path = run.checkpoints.save()
+    path = run.save()
     loaded = load_networks(path)
     for part in ("actor", "critic"):
         ours, theirs = (getattr(networks, part).state_dict() for networks in (loaded, run.networks))
@@ -201,9 +202,9 @@ def test_the_latest_and_the_best_are_kept(tmp_path):
     paths = []
     for val_success in (0.1, 0.5, 0.3):
         run.iterate()
-        paths.append(run.checkpoints.save())
+        paths.append(run.save())
         run.checkpoints.save_best(val_success)
-    assert latest_checkpoint(tmp_path) == paths[-1]
+    assert latest_checkpoint(tmp_path) == (paths[-1], {})
     assert [path.exists() for path in paths] == [False, True, True]
     best = [path for path in tmp_path.iterdir() if path.name.startswith("best")]
     second = 2 * LANES * K * H
@@ -214,13 +215,13 @@ def test_the_latest_and_the_best_are_kept(tmp_path):
 
 
 def test_no_folder_and_an_empty_one_have_no_latest(tmp_path):
-    assert latest_checkpoint(tmp_path / "none") is None
-    assert latest_checkpoint(tmp_path) is None
+    assert latest_checkpoint(tmp_path / "none") == (None, {})
+    assert latest_checkpoint(tmp_path) == (None, {})
 
 
 def test_other_shapes_are_refused(tmp_path):
     run = Run(tmp_path)
-    path = run.checkpoints.save()
+    path = run.save()
     other = Run(tmp_path, critic_kind="separate")
     before = {name: value.clone() for name, value in other.networks.actor.state_dict().items()}
     with pytest.raises(Exception, match=r"(?s)critic"):
@@ -235,8 +236,8 @@ def test_in_the_middle_of_a_trial_nothing_can_be_saved(tmp_path):
         for _ in range(4):
             _, now = run.env.step_and_maybe_reset(run.networks.policy(now))
     with pytest.raises(RuntimeError, match=r"at trial boundaries only"):
-        run.checkpoints.save()
-    assert latest_checkpoint(tmp_path) is None
+        run.save()
+    assert latest_checkpoint(tmp_path) == (None, {})
 
 
 # ----------------------------------------------------------------------------------------------------- self-contained
@@ -245,7 +246,7 @@ def test_in_the_middle_of_a_trial_nothing_can_be_saved(tmp_path):
 def test_versions_configuration_and_frames_are_inside(tmp_path):
     run = Run(tmp_path)
     run.iterate()
-    path = run.checkpoints.save()
+    path = run.save()
     assert read_component(path, "versions") == versions()
     assert set(versions()) >= {"python", "torch", "torchrl", "tensordict", "metaworld", "mujoco", "htrmrl_torchrl"}
     assert read_component(path, "config") == {"seed": 0}
@@ -269,7 +270,7 @@ json.dump(agent.act(np.ones(3, dtype=np.float32), deterministic=True).tolist(), 
 def test_a_checkpoint_acts_in_a_process_without_clone_or_configuration(tmp_path):
     run = Run(tmp_path / "run")
     run.iterate()
-    path = run.checkpoints.save()
+    path = run.save()
     (tmp_path / "elsewhere").mkdir()
     done = subprocess.run(
         [sys.executable, "-c", ELSEWHERE, str(path)],
@@ -284,128 +285,88 @@ def test_a_checkpoint_acts_in_a_process_without_clone_or_configuration(tmp_path)
     assert json.loads(done.stdout) == agent.act(np.ones(3, dtype=np.float32), deterministic=True).tolist()
 
 
-# ------------------------------------------------------------------------------------------------------------ foreign
+# ---------------------------------------------------------------------------------------------------------- boundaries
 
 
-class Attack:
-    """Unpickling it creates a folder."""
-
-    def __init__(self, folder):
-        self.folder = str(folder)
-
-    def __reduce__(self):
-        return os.mkdir, (self.folder,)
-
-
-def rewritten(path, target, *, files=None, without=(), damage=None):
-    """A copy of a checkpoint with other files in it, which its manifest knows, or fewer."""
-    files = files or {}
-    with zipfile.ZipFile(path) as source, zipfile.ZipFile(target, "w") as archive:
-        manifest = json.loads(source.read("manifest.json"))
-        for name in files:
-            component = next(c for c in manifest["components"].values() if name.startswith(c["path"] + "/"))
-            component["files"] = [*{*component["files"], name.removeprefix(component["path"] + "/")}]
-        files = {**files, "manifest.json": json.dumps(manifest).encode()}
-        for name in [n for n in source.namelist() if n not in files and n not in without]:
-            archive.writestr(name, source.read(name))
-        for name, content in files.items():
-            archive.writestr(name, content)
-    return target
+def test_the_marked_boundary_is_what_is_saved(tmp_path):
+    """Whatever happens after it was marked: here an iteration, and another one that was not finished."""
+    run = Run(tmp_path)
+    run.iterate()
+    run.checkpoints.mark()
+    expected, rng = run.state(), torch.get_rng_state()
+    weights = {name: value.clone() for name, value in expected["weights"].items()}
+    moments = {key: value.clone() for key, value in expected["moments"].items()}
+    run.iterate()
+    run.networks.policy(run.env.reset())  # somewhere in the middle of a trial, where the present cannot be saved
+    path = run.checkpoints.save()
+    assert path == run.checkpoints.save()  # once is enough
+    other = Run(tmp_path, seed=9)
+    other.checkpoints.restore(path)
+    assert_equal(other.state(), {**expected, "weights": weights, "moments": moments})
+    assert torch.equal(torch.get_rng_state(), rng)
+    assert not torch.equal(run.state()["weights"][next(iter(weights))], weights[next(iter(weights))])
 
 
-def in_a_non_tensor(path, attack):
-    """Tensordict keeps what is no tensor in a pickle beside its metadata, and loads it unasked."""
-    folder = "components/0000-actor/state"
-    with zipfile.ZipFile(path) as archive:
-        metadata = json.loads(archive.read(f"{folder}/meta.json"))
-    kind = "<class 'tensordict.tensorclass.NonTensorData'>"
-    return {
-        f"{folder}/meta.json": json.dumps({**metadata, "extra": {"type": kind}}),
-        f"{folder}/extra/meta.json": json.dumps({"_type": kind}),
-        f"{folder}/extra/other.pickle": pickle.dumps({"data": attack}),
-    }
+def test_a_restored_boundary_is_saved_as_it_was(tmp_path):
+    run = Run(tmp_path / "a")
+    run.iterate(2)
+    path = run.save()
+    other = Run(tmp_path / "b", seed=9)
+    other.restore(path)
+    with zipfile.ZipFile(path) as one, zipfile.ZipFile(other.save()) as two:
+        names = [name for name in one.namelist() if name.endswith(("tree.json", "tensors.bin", "value.json"))]
+        assert len(names) == 16  # six states of two files each, four of plain JSON
+        differing = {name.split("/")[1] for name in names if one.read(name) != two.read(name)}
+    assert differing == {"0001-agent", "0002-config"}  # which hold the seed that the other run was built with
 
 
-def in_a_torch_file(path, attack):
-    return {"components/0000-actor/state.pt": pickle.dumps(attack)}
+@pytest.mark.parametrize("value_norm", [True, False])
+def test_all_kinds_of_state_are_inside(value_norm, tmp_path):
+    """Weights, optimizer, normalisers, counters, decks and draws, streams, global generators, the best so far."""
+    run = Run(tmp_path, value_norm=value_norm)
+    run.iterate(2)
+    with zipfile.ZipFile(run.save()) as archive:
+        trees = {
+            name.split("/")[1].split("-")[1]: json.loads(archive.read(name))
+            for name in archive.namelist()
+            if name.endswith(("tree.json", "value.json"))
+        }
+
+    def entries(tree):
+        return dict(tree["dict"])
+
+    statistics = {"module.norm.running_mean", "module.norm.running_mean_sq", "module.norm.debiasing_term"}
+    assert statistics & set(entries(trees["critic"])) == (statistics if value_norm else set())
+    first_moments = entries(entries(entries(trees["optimizer"])["state"])[0])
+    assert set(first_moments) == {"step", "exp_avg", "exp_avg_sq"}
+    deck = entries(entries(trees["env"])["deck"])
+    assert set(deck) == {"rng", "lane_task", "dealt", "goals"}
+    assert entries(trees["env"])["pending"] is not None
+    assert len(entries(trees["memory"])["streams"]["list"]) == LANES
+    assert set(entries(trees["rng"])) >= {"python", "numpy", "torch_cpu"}
+    assert trees["progress"] == run.progress and "best" in trees["progress"]
 
 
-@pytest.mark.parametrize("hide", [in_a_non_tensor, in_a_torch_file])
-def test_nothing_in_a_checkpoint_is_executed(hide, tmp_path):
-    run = Run(tmp_path / "run")
-    path, mark = run.checkpoints.save(), tmp_path / "executed"
-    evil = rewritten(path, tmp_path / "evil.torchrl", files=hide(path, Attack(mark)))
-    victim = Run(tmp_path / "victim")
-    for load in (load_networks, HTrMRLAgent.from_checkpoint, victim.checkpoints.restore):
-        with pytest.raises(ValueError, match=r"evil\.torchrl holds .*, but tensors and JSON are all that is read"):
-            load(evil)
-        assert not mark.exists()
-    load_networks(rewritten(path, tmp_path / "benign.torchrl"))  # rewriting alone is no fault
+def test_litter_is_swept(tmp_path):
+    run = Run(tmp_path)
+    path = run.save()
+    (tmp_path / ".stage" / "components").mkdir(parents=True)
+    (tmp_path / ".stage" / "components" / "tensors.bin").touch()
+    (tmp_path / ".step-000000000000.torchrl.delete-0123").touch()
+    Run(tmp_path)
+    assert list(tmp_path.iterdir()) == [path]
 
 
-@pytest.mark.filterwarnings("ignore:TensorDict.load_memmap is loading a pickled:FutureWarning")
-def test_the_attack_works_where_nobody_looks(tmp_path):
-    """Negative control: torchrl alone executes what is hidden in a non-tensor."""
-    run = Run(tmp_path / "run")
-    path, mark = run.checkpoints.save(), tmp_path / "executed"
-    evil = rewritten(path, tmp_path / "evil.torchrl", files=in_a_non_tensor(path, Attack(mark)))
-    Checkpoint(actor=run.networks.actor).load(evil, components=["actor"])
-    assert mark.is_dir()
-
-
-def truncated(path, target):
-    target.write_bytes(path.read_bytes()[:-5000])
-
-
-def with_a_flipped_bit(path, target):
-    content = bytearray(path.read_bytes())
-    with zipfile.ZipFile(path) as archive:
-        start = archive.getinfo("components/0000-actor/state/tensor_00000042.memmap").header_offset
-    content[start + 1000] ^= 1
-    target.write_bytes(content)
-
-
-def without_a_tensor(path, target):
-    rewritten(path, target, without=["components/0000-actor/state/tensor_00000042.memmap"])
-
-
-def with_other_sizes(path, target):
-    with zipfile.ZipFile(path) as archive:
-        agent = json.loads(archive.read("components/0001-agent/value.json"))
-    rewritten(path, target, files={"components/0001-agent/value.json": json.dumps({**agent, "d_model": 16})})
-
-
-def with_an_unknown_argument(path, target):
-    rewritten(path, target, files={"components/0001-agent/value.json": json.dumps({"layers": 3})})
-
-
-def with_a_list_for_a_manifest(path, target):
-    with zipfile.ZipFile(target, "w") as archive:
-        archive.writestr("manifest.json", "[]")
-
-
-@pytest.mark.parametrize(
-    "spoil",
-    [
-        truncated,
-        with_a_flipped_bit,
-        without_a_tensor,
-        with_other_sizes,
-        with_an_unknown_argument,
-        with_a_list_for_a_manifest,
-    ],
-)
-def test_a_damaged_checkpoint_is_refused_by_name(spoil, tmp_path):
-    path = Run(tmp_path / "run").checkpoints.save()
-    target = tmp_path / "damaged.torchrl"
-    spoil(path, target)
-    with pytest.raises(ValueError, match=r"damaged\.torchrl is not a checkpoint of this package, or damaged"):
-        load_networks(target)
-
-
-def test_a_component_that_is_not_inside_is_refused_by_name(tmp_path):
-    path = Run(tmp_path).checkpoints.save()
-    with pytest.raises(ValueError, match=rf"{path.name} is not a checkpoint"):
-        read_component(path, "colours")
-    with pytest.raises(FileNotFoundError, match=r"There is no checkpoint at .*nowhere"):
-        read_component(tmp_path / "nowhere", "config")
+def test_rewinding_removes_another_future(tmp_path):
+    run = Run(tmp_path)
+    paths = []
+    for _ in range(2):
+        run.iterate()
+        paths.append(run.save())
+        run.checkpoints.save_best(0.1 * len(paths))
+    other = Run(tmp_path, seed=3)
+    other.restore(paths[0])
+    other.checkpoints.mark()
+    other.checkpoints.rewind()
+    assert latest_checkpoint(tmp_path) == (paths[0], {})
+    assert not [path for path in tmp_path.iterdir() if str(2 * LANES * K * H) in path.name]

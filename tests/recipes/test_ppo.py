@@ -2,14 +2,15 @@
 
 import csv
 import json
-import os
 import re
-import signal
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+
+from htrmrl_torchrl.checkpoint import read_component
+from tests.recipes.runs import curve
 
 ROOT = Path(__file__).resolve().parents[2]
 TINY = ["env.num_envs=8", "loss.minibatch_frames=96", "eval.every_frames=384", "checkpoint.every_frames=192"]
@@ -80,10 +81,17 @@ def test_evaluations_count_every_goal_once(toy_run):
         assert [len(episodes) for episodes in success] == [5] * 4  # four to adapt, one that counts
 
 
-def test_stopped_and_continued_equals_uninterrupted(toy_run, tmp_path):
-    run("toy_ppo", tmp_path / "run", "total_frames=384", *TINY)
-    run("toy_ppo", tmp_path / "run", "total_frames=768", *TINY)
+@pytest.mark.parametrize("workers", [0, pytest.param(2, marks=pytest.mark.slow)])
+def test_stopped_and_continued_equals_uninterrupted(workers, toy_run, tmp_path):
+    """Four iterations are two, a new process, and two; the worker processes change nothing."""
+    for total in (384, 768):
+        run("toy_ppo", tmp_path / "run", f"total_frames={total}", f"env.num_workers={workers}", *TINY)
     assert metrics(tmp_path / "run") == metrics(toy_run)
+    best = [read_component(max(path.glob("checkpoints/best-*")), "progress") for path in (tmp_path / "run", toy_run)]
+    assert best[0] == best[1] and best[0]["best_val_success"] >= 0
+    for name in ("train/return", "eval/val_success"):
+        one, other = (curve(path, name) for path in (tmp_path / "run", toy_run))
+        assert one == other and len(one) == (4 if name == "train/return" else 2)
 
 
 @pytest.mark.slow
@@ -133,26 +141,6 @@ def test_another_file_is_no_checkpoint(toy_run, tmp_path):
         assert done.returncode == 2
         assert done.stderr.startswith("error:") and done.stderr.count("\n") == 1
         assert not (tmp_path / "run").exists()
-
-
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_interrupt_keeps_the_checkpoint_and_exits_cleanly(tmp_path, number):
-    process = subprocess.Popen(
-        command("toy_ppo", tmp_path / "run", "total_frames=1_000_000", "env.num_workers=1", *TINY),
-        stderr=subprocess.PIPE,
-        text=True,
-        env={**os.environ, "PYTHONUNBUFFERED": "1"},
-        # Where the tests themselves run in a shell's background, children would inherit that SIGINT is ignored.
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
-    )
-    seen = ""
-    while "success" not in seen:  # the progress bar after the first iteration
-        seen += process.stderr.read(64)
-    process.send_signal(number)
-    _, errors = process.communicate(timeout=60)
-    assert process.returncode == 0, errors
-    assert "the same command continues" in errors
-    assert list((tmp_path / "run" / "checkpoints").glob("step-*"))
 
 
 @pytest.mark.parametrize(

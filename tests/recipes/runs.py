@@ -1,0 +1,127 @@
+"""Training runs as real processes: start them, stop them, and look at what is left of them."""
+
+import csv
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+ROOT = Path(__file__).resolve().parents[2]
+# 8 lanes * 4 episodes * 6 steps = 192 frames an iteration; every boundary on disk, one evaluation at the end
+FRAMES = 192
+TINY = [
+    "env.num_envs=8",
+    "loss.minibatch_frames=96",
+    "eval.every_frames=1_000_000",
+    f"checkpoint.every_frames={FRAMES}",
+]
+DEADLINE = 120.0  # seconds for what takes a few on a machine with nothing else to do
+
+
+def command(run_dir, *overrides, recipe="toy_ppo"):
+    return [sys.executable, str(ROOT / "recipes" / f"{recipe}.py"), f"run_dir={run_dir}", *TINY, *overrides]
+
+
+def run(run_dir, *overrides, code=0, **options):
+    """Runs to the end."""
+    done = subprocess.run(
+        command(run_dir, *overrides, **options), capture_output=True, text=True, timeout=300, stdin=subprocess.DEVNULL
+    )
+    assert done.returncode == code, done.stderr
+    return done
+
+
+def start(run_dir, *overrides, preexec=None, **options):
+    """Starts in a process group of its own, as a terminal would, with what it says in ``run_dir``'s neighbours."""
+
+    def prepare():
+        signal.signal(signal.SIGINT, signal.SIG_DFL)  # ignored, where the tests themselves run in a shell's background
+        if preexec is not None:
+            preexec()
+
+    return subprocess.Popen(
+        command(run_dir, *overrides, **options),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+        preexec_fn=prepare,
+        env={**os.environ, "PYTHONUNBUFFERED": "1"},
+    )
+
+
+def wait_for(condition, process=None, what="the condition"):
+    """Looks again and again until it holds; a process that ends meanwhile is a fault."""
+    deadline = time.monotonic() + DEADLINE
+    while not (result := condition()):
+        if process is not None and process.poll() is not None:
+            raise AssertionError(f"ended with {process.returncode} before {what}: {process.stderr.read()}")
+        if time.monotonic() > deadline:
+            if process is not None:
+                process.kill()
+            raise AssertionError(f"waited {DEADLINE:.0f} s for {what}")
+        time.sleep(0.002)
+    return result
+
+
+def frames_on_disk(run_dir):
+    """Of the newest periodic checkpoint, 0 if there is none."""
+    names = [path.stem for path in (run_dir / "checkpoints").glob("step-*.torchrl")]
+    return max((int(name.removeprefix("step-")) for name in names), default=0)
+
+
+def metrics(run_dir):
+    """Everything in metrics.csv but timings, in order and as written."""
+    with (run_dir / "metrics.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    return [(int(r["frames"]), r["metric"], r["value"]) for r in rows if not r["metric"].startswith("time/")]
+
+
+def curve(run_dir, name="train/return"):
+    """What TensorBoard shows of a metric."""
+    events = EventAccumulator(str(run_dir / "tensorboard"), size_guidance={"scalars": 0}).Reload()
+    return [(event.step, event.value) for event in events.Scalars(name)]
+
+
+def assert_one_curve(run_dir, frames):
+    """Each iteration once and in order, in both files."""
+    expected = list(range(FRAMES, frames + 1, FRAMES))
+    assert [at for at, name, _ in metrics(run_dir) if name == "train/return"] == expected
+    assert [step for step, _ in curve(run_dir)] == expected
+
+
+def family(process):
+    """The processes of a session that `start` began, by their numbers."""
+    found = []
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit():
+            try:
+                state, _, _, session = (entry / "stat").read_text().rpartition(")")[2].split()[:4]
+            except (FileNotFoundError, ProcessLookupError):
+                continue
+            if int(session) == process.pid and state != "Z":
+                found.append(int(entry.name))
+    return found
+
+
+def shared_memory(process):
+    """The inodes in /dev/shm that a session's processes have mapped: names say nothing of whose they are."""
+    inodes = set()
+    for pid in family(process):
+        try:
+            lines = Path(f"/proc/{pid}/maps").read_text().splitlines()
+        except (FileNotFoundError, ProcessLookupError):
+            continue
+        inodes |= {int(line.split()[4]) for line in lines if "/dev/shm/" in line}
+    return inodes
+
+
+def assert_nobody_left(process, mapped):
+    """No process of its session, and no name for the shared memory that it had."""
+    wait_for(lambda: not family(process), what="the end of all its processes")
+    assert mapped, "there was no shared memory to leave behind"
+    assert not mapped & {entry.inode() for entry in os.scandir("/dev/shm")}
