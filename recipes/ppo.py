@@ -14,19 +14,9 @@ from omegaconf import DictConfig
 from tensordict import TensorDictBase
 from tensordict.nn import TensorDictSequential
 from torchrl import torchrl_logger
-from torchrl.collectors import Collector
-from torchrl.envs import EnvBase
 from tqdm import tqdm
 
-from htrmrl_torchrl import (
-    EpisodicReplayBuffer,
-    EpisodicStorage,
-    HierarchicalEncoder,
-    NormalizedClipPPOLoss,
-    TrialGAE,
-    final_values,
-    keys,
-)
+from htrmrl_torchrl import HierarchicalEncoder, final_values, keys
 from htrmrl_torchrl.checkpoint import RunCheckpoints
 from htrmrl_torchrl.envs import TrialEnv
 from htrmrl_torchrl.metrics import attention_entropy, explained_variance, process_metrics, training_metrics
@@ -41,6 +31,7 @@ from recipes._environment import (
 )
 from recipes._faults import FaultGuard, check_losses, check_targets, clip_gradients
 from recipes._lock import locked
+from recipes._parts import advantages, agent_arguments, collector_of, ppo_loss, replay_buffer
 from recipes._run_folder import (
     checkpoint_to_resume,
     commit_of_code,
@@ -53,7 +44,7 @@ from recipes._run_folder import (
 )
 from recipes._say import Stderr, spared
 from recipes._signals import Interrupts
-from recipes._validate import UserError, frames_of_context, frames_per_batch
+from recipes._validate import UserError
 
 
 def train(config: DictConfig) -> None:
@@ -70,50 +61,17 @@ def _train(config: DictConfig) -> None:
 
     # Environment, agent, and what trains it.
     env = training_environment(config)
-    agent = _agent_arguments(config, env)
+    agent = agent_arguments(config, env)
     networks = build_networks(**agent)
-    loss = NormalizedClipPPOLoss(
-        networks.actor,
-        networks.critic,
-        clip_epsilon=config.loss.clip_epsilon,
-        entropy_coeff=config.loss.entropy_coeff,
-        critic_coeff=config.loss.critic_coeff,
-        loss_critic_type="l2",
-    ).to(config.device)
+    loss = ppo_loss(config, networks)
     optimizer = torch.optim.Adam(loss.parameters(), lr=config.optim.lr)
     bf16 = config.compute.autocast == "bf16"
     autocast = torch.autocast(torch.device(config.device).type, torch.bfloat16, enabled=bf16)
     if config.compute.compile:
         networks.encoder.compiled_part.compile(dynamic=True)
-    gae = TrialGAE(
-        gamma=config.loss.gamma,
-        lmbda=config.loss.gae_lambda,
-        credit=config.loss.credit,
-        bootstrap=config.loss.bootstrap,
-        advantage_norm=config.loss.advantage_norm,
-    )
-    batch_frames = frames_per_batch(config)
-    buffer = EpisodicReplayBuffer(
-        storage=EpisodicStorage(
-            batch_frames + frames_of_context(config),
-            window=networks.encoder.window,
-            episodes=networks.encoder.episodes,
-            scope=config.memory.scope,
-            max_episodes=config.memory.max_episodes,
-        ),
-        batch_size=config.loss.minibatch_frames,
-        segment_frames=config.loss.segment_frames,
-    )
-    collector = Collector(
-        env,
-        networks.policy,
-        frames_per_batch=batch_frames,
-        total_frames=-1,
-        policy_device=config.device,
-        env_device="cpu",
-        storing_device=config.device,
-        auto_register_policy_transforms=False,
-    )
+    gae = advantages(config)
+    buffer = replay_buffer(config, networks)
+    collector = collector_of(config, env, networks)
 
     # A run goes on from its last checkpoint as if nothing had happened.
     progress: dict[str, Any] = {"frames": 0, "evaluated": 0, "saved": 0, "best_val_success": LOWEST, "commits": []}
@@ -289,22 +247,3 @@ def _inspect(networks: Networks, minibatch: TensorDictBase) -> dict[str, float]:
     intra, inter = networks.encoder.attention_weights(minibatch[keys.CONTEXT])
     metrics["attention/intra_entropy"] = attention_entropy(intra)
     return metrics | ({"attention/inter_entropy": attention_entropy(inter)} if inter.shape[1] else {})
-
-
-def _agent_arguments(config: DictConfig, env: EnvBase) -> dict[str, Any]:
-    """Everything that `build_networks` takes, in plain numbers and strings."""
-    action = env.action_spec_unbatched.space
-    encoder = plain(config.encoder)
-    return {
-        "observation_dim": env.observation_spec[keys.OBSERVATION].shape[-1],
-        "action_low": action.low.tolist(),
-        "action_high": action.high.tolist(),
-        "encoder_kind": encoder.pop("kind"),
-        **encoder,
-        "reward_scale": config.env.reward_scale,
-        **plain(config.memory),
-        **plain(config.policy),
-        "critic_kind": config.critic.kind,
-        "value_norm": config.loss.value_norm,
-        "seed": config.seed,
-    }

@@ -10,8 +10,8 @@ from htrmrl_torchrl import EpisodicReplayBuffer, EpisodicStorage, keys, make_env
 from htrmrl_torchrl.networks import build_networks
 from recipes import _validate, ablate, benchmark, evaluate
 from recipes._cli import CONFIG_DIR, Check, UserError, load_config
+from recipes._parts import agent_arguments
 from recipes._validate import Rule, flatten, frames_per_batch
-from recipes.ppo import _agent_arguments
 from tests.helpers import assert_same
 
 FILES = sorted(CONFIG_DIR.rglob("*.yaml"))
@@ -49,7 +49,7 @@ def test_every_encoder_fits_every_recipe_and_plays(path: Path, encoder: Path) ->
     config = load_config(name_of(path), [f"encoder={encoder.stem}", "total_frames=90_000_000"])
     assert encoder.stem.startswith(config.encoder.kind)
     env = make_env("toy", num_envs=2, episodes_per_trial=2)
-    networks = build_networks(**_agent_arguments(config, env))
+    networks = build_networks(**agent_arguments(config, env))
     buffer = EpisodicReplayBuffer(
         storage=EpisodicStorage(24, window=networks.encoder.window, episodes=networks.encoder.episodes), batch_size=24
     )
@@ -66,7 +66,7 @@ def test_published_sizes() -> None:
     env = make_env("toy", num_envs=1)
     x = 3 + 2 + 2  # a token of the toy
     networks = {
-        kind: build_networks(**_agent_arguments(load_config("ml10_ppo", [f"encoder={kind}"]), env))
+        kind: build_networks(**agent_arguments(load_config("ml10_ppo", [f"encoder={kind}"]), env))
         for kind in ("trmrl", "rl2", "mlp")
     }
     count = {kind: sum(p.numel() for p in of.encoder.parameters()) for kind, of in networks.items()}

@@ -1,0 +1,83 @@
+"""From a recipe's configuration to the parts that training is composed of."""
+
+from typing import Any
+
+from omegaconf import DictConfig
+from torchrl.collectors import Collector
+from torchrl.envs import EnvBase
+
+from htrmrl_torchrl import EpisodicReplayBuffer, EpisodicStorage, NormalizedClipPPOLoss, TrialGAE, keys
+from htrmrl_torchrl.networks import Networks
+from recipes._run_folder import plain
+from recipes._validate import frames_of_context, frames_per_batch
+
+
+def agent_arguments(config: DictConfig, env: EnvBase) -> dict[str, Any]:
+    """Everything that `build_networks` takes, in plain numbers and strings."""
+    action = env.action_spec_unbatched.space
+    encoder = plain(config.encoder)
+    return {
+        "observation_dim": env.observation_spec[keys.OBSERVATION].shape[-1],
+        "action_low": action.low.tolist(),
+        "action_high": action.high.tolist(),
+        "encoder_kind": encoder.pop("kind"),
+        **encoder,
+        "reward_scale": config.env.reward_scale,
+        **plain(config.memory),
+        **plain(config.policy),
+        "critic_kind": config.critic.kind,
+        "value_norm": config.loss.value_norm,
+        "seed": config.seed,
+    }
+
+
+def ppo_loss(config: DictConfig, networks: Networks) -> NormalizedClipPPOLoss:
+    """PPO's loss; it also moves the networks to the device."""
+    return NormalizedClipPPOLoss(
+        networks.actor,
+        networks.critic,
+        clip_epsilon=config.loss.clip_epsilon,
+        entropy_coeff=config.loss.entropy_coeff,
+        critic_coeff=config.loss.critic_coeff,
+        loss_critic_type="l2",
+    ).to(config.device)
+
+
+def advantages(config: DictConfig) -> TrialGAE:
+    """What turns a batch into advantages and value targets."""
+    return TrialGAE(
+        gamma=config.loss.gamma,
+        lmbda=config.loss.gae_lambda,
+        credit=config.loss.credit,
+        bootstrap=config.loss.bootstrap,
+        advantage_norm=config.loss.advantage_norm,
+    )
+
+
+def replay_buffer(config: DictConfig, networks: Networks) -> EpisodicReplayBuffer:
+    """Room for one batch and for what its contexts show of earlier ones."""
+    return EpisodicReplayBuffer(
+        storage=EpisodicStorage(
+            frames_per_batch(config) + frames_of_context(config),
+            window=networks.encoder.window,
+            episodes=networks.encoder.episodes,
+            scope=config.memory.scope,
+            max_episodes=config.memory.max_episodes,
+        ),
+        batch_size=config.loss.minibatch_frames,
+        segment_frames=config.loss.segment_frames,
+    )
+
+
+def collector_of(config: DictConfig, env: EnvBase, networks: Networks) -> Collector:
+    """TorchRL's collector, which plays one batch after the other without end."""
+    return Collector(
+        env,
+        networks.policy,
+        frames_per_batch=frames_per_batch(config),
+        total_frames=-1,
+        policy_device=config.device,
+        env_device="cpu",
+        storing_device=config.device,
+        auto_register_policy_transforms=False,
+    )
