@@ -30,6 +30,7 @@ _LABEL, _DIGEST = b"sha256:", 64  # the label before the hexadecimal digits, and
 _FILES = ("tree.json", "tensors.bin", "value.json")  # all that a component may hold; the last is torchrl's JSON
 _PLAIN_NAME = re.compile(r"[A-Za-z0-9_.-]+(/[A-Za-z0-9_.-]+)*")
 _CHUNK = 1 << 20
+_SAID = 300  # characters of what torch says; it lists every tensor that does not fit
 
 
 class NotACheckpoint(ValueError):
@@ -190,5 +191,5 @@ def refused_by_name(path: str | Path) -> Iterator[None]:
         RuntimeError, ValueError, LookupError, TypeError, AttributeError, EOFError, struct.error, zipfile.BadZipFile,
         zlib.error,
     ) as error:  # fmt: skip
-        said = (str(error).splitlines() or [type(error).__name__])[0]
-        raise NotACheckpoint(path, f"its content does not fit: {said}") from error
+        said = " ".join(str(error).split()) or type(error).__name__
+        raise NotACheckpoint(path, f"its content does not fit: {said[:_SAID]}") from error

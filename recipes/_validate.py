@@ -47,7 +47,7 @@ POSITIVE = Rule("greater than 0", lambda value: value > 0)
 NOT_EMPTY = Rule("not empty", lambda value: bool(value.strip()))
 
 RULES: dict[str, Rule] = {
-    "seed": at_least(0),
+    "seed": Rule("from 0 to 2**63 - 1", lambda value: 0 <= value < 2**63),
     "device": NOT_EMPTY,
     "total_frames": at_least(1),
     "run_dir": NOT_EMPTY,

@@ -92,7 +92,7 @@ def _train(config: DictConfig) -> None:
         try:
             checkpoints.restore(resume_from)
         except (OSError, ValueError) as error:
-            raise UserError(f"cannot continue from {resume_from}: {error}") from error
+            raise UserError(f"cannot continue: {error}") from error
         collector.reset()  # it has reset the environment already, before the task deck was restored
         print(f"continuing {run_dir} at {progress['frames']:,} of {config.total_frames:,} frames")
     progress["commits"] = sorted({*progress["commits"], commit_of_code()})

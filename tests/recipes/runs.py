@@ -75,10 +75,11 @@ def frames_on_disk(run_dir):
 
 
 def metrics(run_dir):
-    """Everything in metrics.csv but timings, in order and as written."""
+    """Everything in metrics.csv but timings and what the process took, in order and as written."""
     with (run_dir / "metrics.csv").open(newline="") as file:
         rows = list(csv.DictReader(file))
-    return [(int(r["frames"]), r["metric"], r["value"]) for r in rows if not r["metric"].startswith("time/")]
+    rows = [row for row in rows if not row["metric"].startswith(("time/", "process/"))]
+    return [(int(row["frames"]), row["metric"], row["value"]) for row in rows]
 
 
 def curve(run_dir, name="train/return"):

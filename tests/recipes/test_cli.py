@@ -46,7 +46,8 @@ WRONG: dict[str, tuple[list[str], list[str]]] = {
     "null": (["seed=null"], ["seed is null", "an integer"]),
     "string where null is allowed": (["collector.frames_per_batch=all"], ["'all'", "an integer or null"]),
     "not finite": (["optim.lr=nan"], ["optim.lr is nan", "finite"]),
-    "seed": (["seed=-1"], ["seed is -1", "at least 0"]),
+    "seed": (["seed=-1"], ["seed is -1", "from 0 to"]),
+    "large seed": (["seed=9223372036854775808"], ["seed is 9223372036854775808", "from 0 to 2**63 - 1"]),
     "T < 1": (["encoder.window=0"], ["encoder.window is 0", "at least 1"]),
     "E < 1": (["encoder.episodes=0"], ["encoder.episodes is 0", "at least 1"]),
     "L1 < 1": (["encoder.intra_layers=0"], ["encoder.intra_layers is 0", "at least 1"]),
@@ -80,6 +81,11 @@ WRONG: dict[str, tuple[list[str], list[str]]] = {
     "minibatch > batch": (["loss.minibatch_frames=100_050"], ["100050", "at most one batch"]),
     "device": (["device=abacus"], ["device is 'abacus'", "cpu, cuda"]),
     "missing device": (["device=cuda:99"], ["device is 'cuda:99'", "available"]),
+    "other device": (["device=meta"], ["device is 'meta'", "cpu, cuda"]),
+    "run_dir is a file": (["run_dir=/dev/null"], ["/dev/null is a file", "choose a folder"]),
+    "run_dir below a file": (["run_dir=/dev/null/run"], ["/dev/null is a file", "choose a folder"]),
+    "name too long": ([f"run_dir={'x' * 300}"], ["File name too long"]),
+    "path too long": ([f"resume={'x' * 300}"], ["File name too long"]),
     "resume": (["resume=nowhere"], ["resume is 'nowhere'", "auto, never or the path"]),
     "empty run_dir": (["run_dir=' '"], ["run_dir is ' '", "not empty"]),
     "benchmark": (["env.name=ML11"], ["ML11", "ML10"]),
@@ -224,11 +230,13 @@ run_recipe(main, config_name="toy_ppo")
 """
 
 
-def in_a_process(arguments: Sequence[str], folder: Path) -> subprocess.CompletedProcess[str]:
+def in_a_process(
+    arguments: Sequence[str], folder: Path, *, script: Sequence[str] = ("-c", SCRIPT), **env: str
+) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        [sys.executable, "-c", SCRIPT, *arguments],
+        [sys.executable, *script, *arguments],
         cwd=folder,
-        env={"PYTHONPATH": str(ROOT), "PATH": ""},
+        env={"PYTHONPATH": str(ROOT), "PATH": "", **env},
         capture_output=True,
         text=True,
         timeout=120,
@@ -241,6 +249,24 @@ def test_a_real_process_refuses_and_leaves_nothing(override: str, tmp_path: Path
     assert result.returncode == 2
     assert result.stderr.count("\n") == 1 and "Traceback" not in result.stderr, result.stderr
     assert result.stdout == "" and list(tmp_path.iterdir()) == []
+
+
+def test_a_folder_that_only_the_attempt_shows_to_be_unwritable(tmp_path: Path) -> None:
+    """Root may write everywhere by its rights, and in /proc nothing can be made."""
+    result = in_a_process(["run_dir=/proc/runs/toy"], tmp_path, script=[str(ROOT / "recipes" / "toy_ppo.py")])
+    assert result.returncode == 2, result.stderr
+    assert result.stderr.startswith("error: run_dir is '/proc/runs/toy' but /proc/runs")
+    assert result.stderr.count("\n") == 1 and list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("recipe", ["toy_ppo", "ml10_ppo"])
+def test_an_unusable_opengl_backend_is_one_sentence(recipe: str, tmp_path: Path) -> None:
+    """TorchRL imports MuJoCo, which then raises whatever its layers happen to raise."""
+    script = [str(ROOT / "recipes" / f"{recipe}.py")]
+    result = in_a_process([], tmp_path, script=script, MUJOCO_GL="vulkan")
+    assert result.returncode == 2, result.stderr
+    assert result.stderr.startswith("error: MuJoCo cannot draw pictures with MUJOCO_GL=vulkan (RuntimeError: ")
+    assert result.stderr.count("\n") == 1 and list(tmp_path.iterdir()) == []
 
 
 def test_a_real_process_with_a_right_configuration_leaves_its_run_folder_alone(tmp_path: Path) -> None:

@@ -5,12 +5,15 @@ import json
 import re
 import subprocess
 import sys
+import zipfile
 from pathlib import Path
 
 import pytest
 
 from htrmrl_torchrl.checkpoint import read_component
+from recipes._cli import run_recipe
 from tests.recipes.runs import curve
+from tests.test_archive import forged
 
 ROOT = Path(__file__).resolve().parents[2]
 TINY = ["env.num_envs=8", "loss.minibatch_frames=96", "eval.every_frames=384", "checkpoint.every_frames=192"]
@@ -125,22 +128,83 @@ def test_another_seed_is_another_run(toy_run, tmp_path):
     assert metrics(tmp_path / "run")[192, "train/return"] != metrics(toy_run)[192, "train/return"]
 
 
-@pytest.mark.parametrize("other,said", [("optim.lr=2e-3", "optim.lr"), ("encoder=rl2", "encoder.kind=htrmrl")])
-def test_a_run_goes_on_with_its_own_settings_only(toy_run, other, said):
-    done = subprocess.run(command("toy_ppo", toy_run, "total_frames=960", other, *TINY), capture_output=True, text=True)
-    assert done.returncode == 2
-    assert said in done.stderr
-    assert done.stderr.count("\n") == 1
-    assert len(metrics(toy_run)) > 0
+# what is asked of a run folder or a checkpoint that does not fit -> parts of the sentence
+UNFIT = {
+    "another learning rate": (["optim.lr=2e-3"], ["optim.lr=0.001", "this one has optim.lr=0.002", "own settings"]),
+    "another width": (["encoder.d_model=16"], ["encoder.d_model=32", "this one has encoder.d_model=16"]),
+    "another context": (["encoder.episodes=2"], ["encoder.episodes=4", "this one has encoder.episodes=2"]),
+    "another method": (["encoder.inter_layers=0"], ["encoder.inter_layers=1", "this one has encoder.inter_layers=0"]),
+    "another critic": (["critic.kind=separate"], ["critic.kind=shared", "this one has critic.kind=separate"]),
+    "another encoder": (["encoder=rl2"], ["encoder.kind=htrmrl"]),
+    "another seed": (["seed=2"], ["seed=1", "this one has seed=2"]),
+    "another number of lanes": (["env.num_envs=16"], ["env.num_envs=8", "this one has env.num_envs=16"]),
+    "another environment": (
+        ["env.name=ML1:reach-v3", "eval.goals_per_task=2"],
+        ["env.name=toy", "this one has env.name=ML1:reach-v3"],
+    ),
+    "a folder": (["resume={run}"], ["is not a checkpoint of this package, or damaged (not a file)"]),
+    "a table": (["resume={run}/metrics.csv"], ["metrics.csv is not a checkpoint of this package", "no checksum"]),
+    "a part of one": (["resume={run}/../cut.torchrl"], ["cut.torchrl is not a checkpoint", "no checksum at its end"]),
+    "a changed one": (["resume={run}/../flipped.torchrl"], ["flipped.torchrl is not a", "its checksum is wrong"]),
+    "other weights": (
+        ["resume={run}/../other.torchrl"],
+        ["cannot continue: ", "component 'actor'", "size mismatch"],
+    ),
+    "a dangling link": (["resume={run}/../link.torchrl"], ["must be auto, never or the path of a checkpoint"]),
+    "a table for a folder": (["run_dir={run}/metrics.csv"], ["metrics.csv is a file", "choose a folder"]),
+}
 
 
-def test_another_file_is_no_checkpoint(toy_run, tmp_path):
-    (tmp_path / "foreign.zip").write_bytes(b"not a checkpoint")
-    for resume in (tmp_path / "foreign.zip", toy_run / "metrics.csv"):
-        done = subprocess.run(command("toy_ppo", tmp_path / "run", f"resume={resume}"), capture_output=True, text=True)
-        assert done.returncode == 2
-        assert done.stderr.startswith("error:") and done.stderr.count("\n") == 1
-        assert not (tmp_path / "run").exists()
+@pytest.fixture(scope="module")
+def unfit(toy_run):
+    """Files beside the run that are no checkpoints of it."""
+    (checkpoint,) = toy_run.glob("checkpoints/best-*")
+    content = checkpoint.read_bytes()
+    (toy_run.parent / "cut.torchrl").write_bytes(content[:-100])
+    (toy_run.parent / "flipped.torchrl").write_bytes(content[:5000] + bytes([content[5000] ^ 1]) + content[5001:])
+    (toy_run.parent / "link.torchrl").symlink_to(toy_run.parent / "nothing")
+    other = {}
+    for name in ("tree.json", "tensors.bin"):  # the critic's weights where the actor's should be
+        with zipfile.ZipFile(checkpoint) as archive:
+            other[f"components/0000-actor/{name}"] = archive.read(f"components/0000-actor/{name}")
+    tree = json.loads(other["components/0000-actor/tree.json"])
+    kernel = next(value for _, value in tree["dict"] if isinstance(value, dict) and len(value["shape"]) == 2)
+    kernel["shape"] = kernel["shape"][::-1] if kernel["shape"][0] != kernel["shape"][1] else [1, 1]
+    other["components/0000-actor/tree.json"] = json.dumps(tree)
+    forged(checkpoint, toy_run.parent / "other.torchrl", files=other)
+    return toy_run
+
+
+@pytest.mark.parametrize("case", UNFIT)
+def test_what_does_not_fit_is_one_sentence(case, unfit, tmp_path, monkeypatch, capsys):
+    from recipes.ppo import train
+
+    overrides, parts = UNFIT[case]
+    overrides = [override.format(run=unfit) for override in overrides]
+    if any("resume=" in override for override in overrides):
+        overrides.append(f"run_dir={tmp_path / 'new' / 'run'}")
+    elif not any("run_dir=" in override for override in overrides):
+        overrides.append(f"run_dir={unfit}")
+    before = {path: path.stat().st_mtime_ns for path in unfit.rglob("*") if path.is_file()}
+    monkeypatch.setattr(sys, "argv", ["recipe.py", "total_frames=100_000", *TINY, *overrides])
+    with pytest.raises(SystemExit, match="2"):
+        run_recipe(train, config_name="toy_ppo")
+    said = capsys.readouterr().err
+    assert said.startswith("error: ") and said.count("\n") == 1, said
+    assert all(part in said for part in parts), said
+    assert list(tmp_path.iterdir()) == []
+    assert {path: path.stat().st_mtime_ns for path in unfit.rglob("*") if path.is_file()} == before
+
+
+def test_a_real_process_says_so_too(unfit, tmp_path):
+    asked = [f"run_dir={unfit}", "optim.lr=2e-3"], [f"run_dir={tmp_path}/run", f"resume={unfit}/../flipped.torchrl"]
+    for overrides in asked:
+        done = subprocess.run(
+            [*command("toy_ppo", tmp_path, *TINY), *overrides], capture_output=True, text=True, timeout=120
+        )
+        assert done.returncode == 2 and done.stdout == ""
+        assert done.stderr.startswith("error: ") and done.stderr.count("\n") == 1
+        assert list(tmp_path.iterdir()) == [] and not (unfit / ".lock").exists()
 
 
 @pytest.mark.parametrize(
