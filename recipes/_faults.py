@@ -29,7 +29,7 @@ from tqdm import tqdm
 from htrmrl_torchrl import NormalizedClipPPOLoss, keys
 from htrmrl_torchrl.envs import TrialEnv
 from htrmrl_torchrl.faults import Fault, NonFiniteError, WorkerFault, check_finite
-from recipes._say import Stderr
+from recipes._say import STDERR
 from recipes._validate import UserError
 
 Result = TypeVar("Result")
@@ -152,7 +152,7 @@ class FaultGuard:
             raise fault
         self._in_row += 1
         self._counts()[stage] += 1
-        tqdm.write(f"fault while {stage}, {consequence}: {fault}", file=Stderr())
+        tqdm.write(f"fault while {stage}, {consequence}: {fault}", file=STDERR)
         if self._in_row >= self.max_in_a_row:
             raise TooManyFaults(
                 f"the run ended after {self._in_row} faults in a row (faults.max_in_a_row), the last one while "

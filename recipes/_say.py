@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 
 
-class Stderr:
+class _Stderr:
     """The process's stderr, which never fails: a line that cannot be shown ends no run."""
 
     def write(self, text: str) -> int:
@@ -28,9 +28,12 @@ class Stderr:
         return sys.stderr.fileno()
 
 
+STDERR = _Stderr()  # one for all: tqdm writes around bars of the same file only
+
+
 def say(sentence: str) -> None:
     """A line on stderr."""
-    print(sentence, file=Stderr(), flush=True)
+    print(sentence, file=STDERR, flush=True)
 
 
 @contextmanager
@@ -41,7 +44,7 @@ def spared(what: str) -> Iterator[None]:
     except OSError as error:
         from tqdm import tqdm
 
-        tqdm.write(f"warning: {what} could not be written ({_reason(error)}); the run goes on", file=Stderr())
+        tqdm.write(f"warning: {what} could not be written ({_reason(error)}); the run goes on", file=STDERR)
 
 
 def _reason(error: OSError) -> str:

@@ -42,7 +42,7 @@ from recipes._run_folder import (
     print_results,
     write_summary,
 )
-from recipes._say import Stderr, spared
+from recipes._say import STDERR, spared
 from recipes._signals import Interrupts
 from recipes._validate import UserError
 
@@ -106,7 +106,7 @@ def _train(config: DictConfig) -> None:
     logger = open_records(run_dir, config, frames=progress["frames"])
     bar = tqdm(
         total=config.total_frames, initial=progress["frames"], unit=" frames", unit_scale=True, smoothing=0.1,
-        file=Stderr(),
+        file=STDERR,
     )  # fmt: skip
 
     # What ends an iteration in its middle, a signal or a fault, leaves its beginning on disk: the boundary marked last.

@@ -162,7 +162,7 @@ def test_with_scope_lane_memory_and_storage_must_both_go_on(tmp_path, forgets):
     run = Run(tmp_path / "a", **remember)
     run.iterate(2)
     resumed = Run(tmp_path / "b", **remember)
-    resumed.restore(run.checkpoints.save())
+    resumed.restore(run.save())
     if forgets == "memory":
         resumed.networks.memory.forget()
         assert not (resumed.iterate()[0][:, 0] == run.iterate()[0][:, 0])[keys.WINDOW_EPISODE].all()
@@ -193,7 +193,7 @@ def test_a_checkpoint_is_an_agent(tmp_path, encoder_kind):
 def test_a_checkpoint_from_before_there_were_baselines_is_htrmrl(tmp_path):
     run = Run(tmp_path)
     del run.arguments["encoder_kind"]
-    loaded = load_networks(run.checkpoints.save())
+    loaded = load_networks(run.save())
     assert type(loaded.encoder) is type(run.networks.encoder)
 
 

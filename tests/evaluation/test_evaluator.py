@@ -38,7 +38,7 @@ def checkpoints(tmp_path_factory):
         run = Run(tmp_path_factory.mktemp("run"), seed=seed)
         run.iterate(1 + seed)
         shaken(run.networks, seed)
-        paths.append(run.checkpoints.save())
+        paths.append(run.save())
     return paths
 
 

@@ -117,7 +117,7 @@ WRONG = {
     ),
     "goals beyond": (["checkpoint={run}", "protocol=garage", "goals_per_task=5"], ["goals_per_task is 5", "at most 4"]),
     "official evaluator": (["checkpoint={run}", "protocol=metaworld"], ["'toy' is none of Meta-World's own"]),
-    "long episodes": (["checkpoint={run}", "benchmark=ML10", "horizon=501"], ["at most 500 in Meta-World", "501"]),
+    "long episodes": (["checkpoint={run}", "benchmark=ML10", "horizon=501"], ["at most 500 in ML10", "501"]),
 }
 
 
