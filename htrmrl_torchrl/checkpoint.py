@@ -191,10 +191,11 @@ class RunCheckpoints:
         Raises:
             OSError: if the boundary could not be written; then nothing goes.
         """
-        self.save()
+        self._saved = self._write("step", {})  # pruned last: until the newer ones are gone, it is the oldest
         for path in (*self._latest.checkpoints(), *self._best.checkpoints()):
             if int(path.stem.rpartition("-")[2]) > self._marked_progress["frames"]:
                 path.unlink()
+        self._latest.prune()
 
     def _write(self, prefix: str, metadata: dict[str, Any]) -> Path:
         path = self._folder / f"{prefix}-{self._marked_progress['frames']:012d}.torchrl"

@@ -1,6 +1,7 @@
 """What is saved is what is restored, bit for bit; a resumed run equals one that was never interrupted."""
 
 import json
+import shutil
 import subprocess
 import sys
 import zipfile
@@ -358,15 +359,17 @@ def test_litter_is_swept(tmp_path):
 
 
 def test_rewinding_removes_another_future(tmp_path):
-    run = Run(tmp_path)
-    paths = []
-    for _ in range(2):
+    """Of which there are as many as are kept, so that none of the past is left but the file it goes back to."""
+    run = Run(tmp_path / "run")
+    for number in range(3):
         run.iterate()
-        paths.append(run.save())
-        run.checkpoints.save_best(0.1 * len(paths))
-    other = Run(tmp_path, seed=3)
-    other.restore(paths[0])
+        path = run.save()
+        run.checkpoints.save_best(0.1 * number)
+        if number == 0:
+            first = shutil.copy(path, tmp_path / "first.torchrl")
+    assert not (tmp_path / "run" / f"step-{LANES * K * H:012d}.torchrl").exists()
+    other = Run(tmp_path / "run", seed=3)
+    other.restore(first)
     other.checkpoints.mark()
     other.checkpoints.rewind()
-    assert latest_checkpoint(tmp_path) == (paths[0], {})
-    assert not [path for path in tmp_path.iterdir() if str(2 * LANES * K * H) in path.name]
+    assert [path.name for path in (tmp_path / "run").iterdir()] == [f"step-{LANES * K * H:012d}.torchrl"]
