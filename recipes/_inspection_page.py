@@ -6,7 +6,9 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from htrmrl_torchrl.inspection import attention, figures
+from htrmrl_torchrl.inspection import attention
+from htrmrl_torchrl.inspection import attention_figures as looks
+from htrmrl_torchrl.inspection import embedding_figures as points
 from htrmrl_torchrl.inspection.embeddings import Separation, separation
 from htrmrl_torchrl.inspection.page import Picture, Section, Table, write_page
 from htrmrl_torchrl.inspection.recording import Recording
@@ -68,7 +70,7 @@ def _adaptation(folder: Path, recordings: Recordings) -> Section:
         title="Adaptation",
         text="Success by episode of the trial. What a memory is worth shows in later episodes above earlier ones.",
         pictures=[
-            _save(figures.plot_success(curves), folder / "adaptation.png", "Success at any step of an episode; band: "
+            _save(points.plot_success(curves), folder / "adaptation.png", "Success at any step of an episode; band: "
                   "95% bootstrap over goals, within tasks. Sampled actions in all episodes.")
         ],
     )  # fmt: skip
@@ -79,17 +81,17 @@ def _attention(
 ) -> Iterator[Section]:
     trained = recordings[TRAINED]
     names = {label: _names(about, recording, split) for label, recording in recordings.items()}
-    (trial, *_) = figures.telling_trials(trained, count=1)
+    (trial, *_) = looks.telling_trials(trained, count=1)
     numbers = {label: _attention_numbers(recording) for label, recording in recordings.items()}
     rows = [[name, *(of[name] for of in numbers.values())] for name in numbers[TRAINED]]
     upper = trained.slot_attention is not None
     pictures = [
-        _save(figures.plot_heads(recordings), folder / "heads.png", "How evenly each head looks around, in decisions "
+        _save(looks.plot_heads(recordings), folder / "heads.png", "How evenly each head looks around, in decisions "
               "that leave a choice: 1 at all places alike, 0 at a single one.")
     ]  # fmt: skip
     for label, recording in recordings.items():
         pictures.append(
-            _save(figures.plot_maps(recording, trial=trial), folder / f"maps_{label}.png", f"{label.capitalize()}: all "
+            _save(looks.plot_maps(recording, trial=trial), folder / f"maps_{label}.png", f"{label.capitalize()}: all "
                   "of the attention in a trial's last decision, by layer and head; the last row is the present's.")
         )  # fmt: skip
     yield Section(
@@ -106,10 +108,10 @@ def _attention(
         title="Attention through a trial",
         text="Which episodes of its trial a decision looks at, before and after the first success (green).",
         pictures=[
-            _save(figures.plot_trials(recordings, titles=names), folder / "trials.png", "Columns: decisions in the "
+            _save(looks.plot_trials(recordings, titles=names), folder / "trials.png", "Columns: decisions in the "
                   "order of time; rows: the episode whose windows are looked at, 'now' is the running one. Last layer "
                   "of the upper level, mean over heads. Green: success."),
-            _save(figures.plot_around_success(recordings), folder / "around_success.png", "What is looked at before "
+            _save(looks.plot_around_success(recordings), folder / "around_success.png", "What is looked at before "
                   "and after the first success, over all trials that have one. Dashed: if all windows were looked at "
                   "alike. Trained lines away from their dashed ones are what training made of the memory."),
         ],
@@ -124,7 +126,7 @@ def _attention(
         "and where that episode's last decision would look. The network was trained with "
         f"'{_strategy_of(about)}'; with another strategy it sees what it was not trained on.",
         pictures=[
-            _save(figures.plot_retrieval(trained, shown, trial=trial, window=encoder.window),
+            _save(looks.plot_retrieval(trained, shown, trial=trial, window=encoder.window),
                   folder / "retrieval.png", "Boxes are windows, their colour the attention on them (in the title: what "
                   "is left for the present); blue: rewards; green: first success.")
         ],
@@ -137,12 +139,12 @@ def _embeddings(folder: Path, about: dict[str, Any], recordings: Recordings, tol
         names = {label: _names(about, recording, split) for label, recording in by_network.items()}
         kinds = "goals" if len(about["tasks"][split]) == 1 else "tasks"
         pictures.append(
-            _save(figures.plot_embeddings(by_network, names=names), folder / f"embeddings_{split}.png",
+            _save(points.plot_embeddings(by_network, names=names), folder / f"embeddings_{split}.png",
                   f"{split}: context vectors of each episode's last decision, principal components of each network's "
                   f"own vectors; left by {kinds}, right by episode of the trial.")
         )  # fmt: skip
         pictures.append(
-            _save(figures.plot_separation(told[split]), folder / f"separation_{split}.png",
+            _save(points.plot_separation(told[split]), folder / f"separation_{split}.png",
                   f"{split}: share of context vectors whose nearest other one (of the same episode of other trials) is "
                   f"of the same of {kinds}. At the first decision nothing of the episode is known but where it starts, "
                   "so what is told apart beyond the first episode comes from memory.")
@@ -163,7 +165,7 @@ def _separations(recordings: Mapping[str, Recording]) -> dict[str, dict[str, lis
     return {
         moment: {
             label: [
-                separation(recording.hidden[:, k, look].double().numpy(), figures.labels_of(recording))
+                separation(recording.hidden[:, k, look].double().numpy(), points.labels_of(recording))
                 for k in range(recording.hidden.shape[1])
             ]
             for label, recording in recordings.items()

@@ -8,14 +8,14 @@ import torch
 
 from htrmrl_torchrl import EpisodicReplayBuffer, EpisodicStorage, keys, make_env
 from htrmrl_torchrl.networks import build_networks
-from recipes import _validate, benchmark, evaluate
+from recipes import _inspection, _validate, benchmark, evaluate
 from recipes._cli import CONFIG_DIR, Check, UserError, load_config
 from recipes._validate import Rule, flatten, frames_per_batch
 from recipes.ppo import _agent_arguments
 from tests.helpers import assert_same
 
 FILES = sorted(CONFIG_DIR.rglob("*.yaml"))
-OTHERS = {"benchmark": benchmark, "evaluate": evaluate}  # have rules and a check of their own
+OTHERS = {"benchmark": benchmark, "evaluate": evaluate, "inspect": _inspection}  # have rules and a check of their own
 ENCODERS = [path for path in FILES if path.parent.name == "encoder"]
 TRAINING = [path for path in FILES if path.stem not in OTHERS and path not in ENCODERS]
 KEY = re.compile(r"^( *)([A-Za-z_]+):")
@@ -114,8 +114,9 @@ def test_the_shipped_files_are_these() -> None:
         ("base", _validate.validate, _validate.RULES),
         ("benchmark", benchmark.check, benchmark.RULES),
         ("evaluate", evaluate.check, evaluate.RULES),
+        ("inspect", _inspection.check, _inspection.RULES),
     ],
-    ids=["base", "benchmark", "evaluate"],
+    ids=["base", "benchmark", "evaluate", "inspect"],
 )
 def test_every_key_has_a_rule_and_every_rule_a_key(name: str, check: Check, rules: dict[str, Rule]) -> None:
     values = flatten(load_config(name, check=check))

@@ -15,7 +15,7 @@ _SAME = 1e-5
 def principal_components(points: Array, *, count: int = 2) -> tuple[Array, Array]:
     """The points ``[n, D]`` in the plane (``count=2``) in which they vary most.
 
-    Deterministic: of the two directions that each axis has, the one with the larger positive coordinate is chosen.
+    Deterministic: of the two directions that each axis has, the one whose largest coefficient is positive is chosen.
 
     Returns:
         coordinates ``[n, count]`` and each axis' share of the variance ``[count]``.
@@ -26,10 +26,9 @@ def principal_components(points: Array, *, count: int = 2) -> tuple[Array, Array
         ([-3.0, 0.0, 3.0], [1.0])
     """
     centred = points - points.mean(0)
-    left, singular, _ = np.linalg.svd(centred, full_matrices=False)
-    coordinates = left * singular
-    largest = coordinates[np.abs(coordinates).argmax(0), np.arange(coordinates.shape[1])]
-    coordinates = coordinates * np.where(largest < 0, -1.0, 1.0)
+    left, singular, axes = np.linalg.svd(centred, full_matrices=False)
+    largest = axes[np.arange(len(axes)), np.abs(axes).argmax(1)]
+    coordinates = left * singular * np.where(largest < 0, -1.0, 1.0)
     missing = max(0, count - coordinates.shape[1])
     coordinates = np.pad(coordinates, ((0, 0), (0, missing)))[:, :count]
     variance = np.pad(singular**2, (0, missing))
