@@ -18,6 +18,7 @@ from htrmrl_torchrl.media import Frames, encode_gif
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
+    from torch import Tensor
 
 HEADER = "frames,metric,value\n"
 
@@ -84,6 +85,11 @@ class RunLogger:
     def log_figure(self, name: str, figure: "Figure", frames: int) -> None:
         """Show a Matplotlib figure in TensorBoard at ``frames``; the figure is closed."""
         self._writer.add_figure(name, figure, global_step=frames)
+        self._writer.flush()
+
+    def log_histogram(self, name: str, values: "Tensor", frames: int) -> None:
+        """Show how ``values``, of any shape, are distributed at ``frames``."""
+        self._writer.add_histogram(name, values.detach().flatten().cpu(), global_step=frames)
         self._writer.flush()
 
     def log_video(self, name: str, pictures: Frames, *, frames: int, fps: float) -> None:

@@ -34,6 +34,7 @@ from htrmrl_torchrl.metrics import attention_entropy, explained_variance, traini
 from htrmrl_torchrl.modules.heads import value_head
 from htrmrl_torchrl.networks import Networks, build_networks
 from recipes._environment import evaluate_on_held_out, names_of_tasks, training_environment
+from recipes._inside import look_inside
 from recipes._run_folder import checkpoint_to_resume, commit_of_code, plain, print_results, write_summary
 from recipes._validate import frames_per_batch
 
@@ -168,6 +169,7 @@ def train(config: DictConfig) -> None:
             if finished or progress["frames"] - progress["evaluated"] >= config.eval.every_frames:
                 folder = run_dir / "evaluations"
                 metrics |= evaluate_on_held_out(config, networks, folder, frames=progress["frames"])
+                metrics |= look_inside(networks, minibatch, metrics, progress, logger)
                 progress["evaluated"] = progress["frames"]
             now = time.perf_counter()
             metrics |= {

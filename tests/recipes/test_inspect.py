@@ -13,6 +13,7 @@ from PIL import Image
 from recipes import _inspection
 from recipes._cli import run_recipe
 from tests.inspection.pages import Page, check_self_contained
+from tests.inspection.test_browser import seen_by_browser
 from tests.recipes.test_ppo import ROOT, TINY, run
 
 SCRIPT = ROOT / "recipes" / "inspect.py"
@@ -178,3 +179,11 @@ def test_every_recipe_still_starts_as_a_script(path: Path, tmp_path: Path):
     )
     assert done.returncode == 0, done.stderr
     assert ("usage:" in done.stdout) == (path.name != "ppo.py")
+
+
+@pytest.mark.slow
+def test_the_page_opens_in_a_browser(inspected, tmp_path):
+    _, folder = inspected
+    pictures, fits, complaints, fetched = seen_by_browser(folder / "index.html", tmp_path)
+    assert len(pictures) == len(ALWAYS | REMEMBERING) and all(w > 200 and h > 200 and shown for w, h, shown in pictures)
+    assert fits and not complaints and not fetched
