@@ -147,9 +147,12 @@ CHANCE = 5 / (10 * LANES * K) ** 0.5
 
 @pytest.mark.slow
 def test_rl2_learns_across_episodes(one_thread):
-    """Its learning rate was chosen on seeds 0 and 1 out of 5e-4, 1e-3 and 2e-3; it needs more batches than HTrMRL."""
+    """Its learning rate was chosen on seeds 0 and 1 out of 5e-4, 1e-3 and 2e-3; it needs more batches than HTrMRL.
+
+    Seeds 2 and 3 end at 0.50 and 0.78. The bound is what no player without memory of earlier episodes can exceed.
+    """
     first, *_, last = success_by_episode(train(seed=2, iterations=50, **RL2)).tolist()
-    assert first < CEILING < 0.45 < last, (first, last)
+    assert first < CEILING < last, (first, last)
 
 
 @pytest.mark.slow
@@ -163,5 +166,6 @@ def test_without_memory_of_earlier_episodes_nobody_finds_the_goal(choices, one_t
 @pytest.mark.slow
 @pytest.mark.parametrize("choices,learns", [(TRMRL, True), (RL2, True), (MLP, False)], ids=["trmrl", "rl2", "mlp"])
 def test_a_memory_of_the_running_episode_is_enough_for_a_cue(choices, learns, one_thread):
+    """Of the optimum 1, TrMRL earns 0.75 and 1.00 on seeds 2 and 3, RL2 1.00 and 1.00, the MLP 0.01 and 0.01."""
     mean = return_on_cues(seed=2, **choices)
     assert (mean > 0.5) if learns else (abs(mean) < CHANCE), mean
