@@ -96,8 +96,8 @@ def _attention(
         )  # fmt: skip
     yield Section(
         title="Attention by head",
-        text="Relative entropy is entropy over that of looking at all places alike. An untrained network is near 1 in "
-        "every head; a head that stays there tells nothing apart, one at 0 always looks at one place."
+        text="Relative entropy is entropy over that of looking at all places alike. A head at 1 tells nothing apart, "
+        "one at 0 always looks at one place; the untrained network shows where training began."
         + ("" if upper else " This encoder has one level: it attends within the running episode's window alone."),
         tables=[Table(head=[f"split {split}", *numbers], rows=rows)],
         pictures=pictures,

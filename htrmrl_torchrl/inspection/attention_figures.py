@@ -108,6 +108,7 @@ def plot_around_success(recordings: Recordings) -> "Figure":
         if around is None:
             axes.text(0.5, 0.5, "no trial succeeded", ha="center", va="center", transform=axes.transAxes)
             axes.set_title(label)
+            axes.set_axis_off()
             continue
         for kind, name in enumerate(KINDS):
             axes.plot(

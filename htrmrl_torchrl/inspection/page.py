@@ -16,7 +16,8 @@ nav a { margin-right: 1rem; } figure { margin: 1rem 0; } figcaption { max-width:
 img { max-width: 100%; height: auto; } .scroll { overflow-x: auto; }
 table { border-collapse: collapse; margin: .6rem 0; font-variant-numeric: tabular-nums; font-size: .92rem; }
 th, td { padding: .25rem .7rem; border-bottom: 1px solid #ddd; text-align: right; white-space: nowrap; }
-th:first-child, td:first-child { text-align: left; } code { overflow-wrap: anywhere; }
+th:first-child, td:first-child, .facts td { text-align: left; }
+.facts td + td { white-space: normal; overflow-wrap: anywhere; }
 """
 
 
@@ -63,7 +64,7 @@ def write_page(path: Path, *, title: str, facts: Sequence[tuple[str, str]], sect
         '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
         # A browser asks for an icon where a page names none.
         f'<link rel="icon" href="data:,">\n<style>{_STYLE}</style>\n</head>\n<body>\n<h1>{html.escape(title)}</h1>\n'
-        f'<nav class="small">{links}</nav>\n<div class="scroll"><table>{known}</table></div>\n'
+        f'<nav class="small">{links}</nav>\n<table class="facts">{known}</table>\n'
         f"{body}\n</body>\n</html>\n",
         encoding="utf-8",
     )
