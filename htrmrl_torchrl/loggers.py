@@ -20,13 +20,14 @@ from tensorboard.compat.proto.event_pb2 import Event, SessionLog
 from tensorboard.compat.proto.summary_pb2 import Summary
 from tensorboard.summary.writer.record_writer import RecordWriter
 from torch.utils.tensorboard import SummaryWriter
-from torch.utils.tensorboard.summary import image, text
+from torch.utils.tensorboard.summary import histogram, image, text
 
 from htrmrl_torchrl.files import RecordFile, write_whole
 from htrmrl_torchrl.media import Frames, encode_gif
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
+    from torch import Tensor
 
 HEADER = "frames,metric,value\n"
 
@@ -98,6 +99,11 @@ class RunLogger:
         from torch.utils.tensorboard._utils import figure_to_image
 
         self._events.add(summary=image(name, figure_to_image(figure), dataformats="CHW"), step=frames)
+
+    def log_histogram(self, name: str, values: "Tensor", frames: int) -> None:
+        """Show how ``values``, of any shape, are distributed at ``frames``."""
+        shown = histogram(name, values.detach().flatten().cpu().numpy(), bins=64)
+        self._events.add(summary=shown, step=frames)
 
     def log_video(self, name: str, pictures: Frames, *, frames: int, fps: float) -> None:
         """Show a moving picture in TensorBoard at ``frames``, see `add_video`."""

@@ -4,7 +4,6 @@ Prints a table and leaves a report (JSON) and two figures. A quoted pattern eval
 an interval over runs: ``checkpoint='runs/ml10_ppo_seed*'``.
 """
 
-import glob
 import re
 import shlex
 import sys
@@ -16,6 +15,7 @@ from typing import TYPE_CHECKING
 from omegaconf import DictConfig
 
 from recipes._cli import run_recipe
+from recipes._find import find_checkpoints, run_folder_of
 from recipes._signals import ending_at_once
 from recipes._validate import NOT_EMPTY, UserError, at_least, check_device, check_values, one_of
 
@@ -50,7 +50,7 @@ def check(config: DictConfig, defaults: DictConfig) -> None:
 
 def run(config: DictConfig) -> None:
     """Evaluate checkpoints on a benchmark's held-out goals or tasks."""
-    paths = _checkpoints(config.checkpoint)
+    paths = find_checkpoints(config.checkpoint)
     try:
         from htrmrl_torchrl.checkpoint import read_component
         from htrmrl_torchrl.evaluation import evaluate, plot_adaptation, plot_tasks
@@ -83,7 +83,7 @@ def run(config: DictConfig) -> None:
         )
     except (ValueError, FileNotFoundError) as error:
         raise UserError(str(error)) from error
-    folder = Path(config.out) if config.out else _run_folder(paths[0]) / "evaluations"
+    folder = Path(config.out) if config.out else run_folder_of(paths[0]) / "evaluations"
     rules = report.protocol
     episodes = f"{rules.goals_per_task}goals_{rules.adaptation_episodes}+{rules.evaluation_episodes}episodes"
     which = f"{report.runs[0]['frames']:012d}" if len(paths) == 1 else f"{len(paths)}runs"
@@ -127,28 +127,6 @@ def _record(config: DictConfig, checkpoint: Path, benchmark: str, report: "Evalu
             write_video(video, stem.with_name(f"{stem.name}_{name}.mp4"))
             tag = f"video/{config.split}/{name}"
             add_video(writer, tag, video.frames, frames=report.runs[0]["frames"], fps=video.fps)
-
-
-def _checkpoints(pattern: str | None) -> list[Path]:
-    """The checkpoint files that the user means."""
-    if pattern is None:
-        raise UserError("checkpoint is missing: give a run folder or a checkpoint file, checkpoint=runs/ml10_ppo_seed1")
-    found = [Path(pattern)] if Path(pattern).exists() else sorted(map(Path, glob.glob(pattern)))
-    if not found:
-        raise UserError(f"checkpoint is '{pattern}' but nothing is there")
-    return [_of_run(path) if path.is_dir() else path for path in found]
-
-
-def _of_run(run_dir: Path) -> Path:
-    folder = run_dir / "checkpoints"
-    for kind in ("best", "step"):
-        if files := sorted(folder.glob(f"{kind}-*")):
-            return files[-1]
-    raise UserError(f"checkpoint is '{run_dir}', a folder without checkpoints/: give a run folder or a checkpoint file")
-
-
-def _run_folder(checkpoint: Path) -> Path:
-    return checkpoint.parents[1] if checkpoint.parent.name == "checkpoints" else checkpoint.parent
 
 
 if __name__ == "__main__":

@@ -30,6 +30,7 @@ from recipes._environment import (
     training_environment,
 )
 from recipes._faults import FaultGuard, check_losses, check_targets, clip_gradients
+from recipes._inside import look_inside
 from recipes._lock import locked
 from recipes._parts import advantages, agent_arguments, collector_of, ppo_loss, replay_buffer
 from recipes._run_folder import (
@@ -182,6 +183,8 @@ def _train(config: DictConfig) -> None:
                 folder = run_dir / "evaluations"
                 evaluate = partial(evaluate_on_held_out, config, networks, folder, frames=progress["frames"])
                 metrics |= guard.evaluate(evaluate)
+                if update.completed:
+                    metrics |= look_inside(networks, minibatch, metrics, progress, logger)
                 progress["evaluated"] = progress["frames"]
             now = time.perf_counter()
             metrics |= {

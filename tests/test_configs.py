@@ -8,14 +8,15 @@ import torch
 
 from htrmrl_torchrl import EpisodicReplayBuffer, EpisodicStorage, keys, make_env
 from htrmrl_torchrl.networks import build_networks
-from recipes import _validate, ablate, benchmark, evaluate
+from recipes import _inspection, _validate, ablate, benchmark, evaluate
 from recipes._cli import CONFIG_DIR, Check, UserError, load_config
 from recipes._parts import agent_arguments
 from recipes._validate import Rule, flatten, frames_per_batch
 from tests.helpers import assert_same
 
 FILES = sorted(CONFIG_DIR.rglob("*.yaml"))
-OTHERS = {"ablate": ablate, "benchmark": benchmark, "evaluate": evaluate}  # have rules and a check of their own
+# These have rules and a check of their own.
+OTHERS = {"ablate": ablate, "benchmark": benchmark, "evaluate": evaluate, "inspect": _inspection}
 ENCODERS = [path for path in FILES if path.parent.name == "encoder"]
 TRAINING = [path for path in FILES if path.stem not in OTHERS and path not in ENCODERS]
 KEY = re.compile(r"^( *)([A-Za-z_]+):")
@@ -115,8 +116,9 @@ def test_the_shipped_files_are_these() -> None:
         ("base", _validate.validate, _validate.RULES),
         ("benchmark", benchmark.check, benchmark.RULES),
         ("evaluate", evaluate.check, evaluate.RULES),
+        ("inspect", _inspection.check, _inspection.RULES),
     ],
-    ids=["ablate", "base", "benchmark", "evaluate"],
+    ids=["ablate", "base", "benchmark", "evaluate", "inspect"],
 )
 def test_every_key_has_a_rule_and_every_rule_a_key(name: str, check: Check, rules: dict[str, Rule]) -> None:
     values = flatten(load_config(name, check=check))

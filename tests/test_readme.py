@@ -49,7 +49,8 @@ SHOWN = {
     "evaluate(": "protocol strict: 2 adaptation + 1 evaluation episodes of 100 steps",
     "agent.check_env": "",
     "metalearning_evaluation": ", biased",
-    "acting_policy": "tensor(",
+    "rollout = env.rollout": "tensor(",
+    "watch(": "torch.Size([4, 2, 4, 10, 10])",
 }
 
 

@@ -161,7 +161,7 @@ def _play(
         pairs=pairs,
     )
     try:
-        _check_sizes(policy, env)
+        check_sizes(policy, env)
         outcomes = play_trials(
             policy,
             env,
@@ -211,7 +211,8 @@ def _policy(own: Any, seed: int) -> TensorDictModuleBase:
     )
 
 
-def _check_sizes(policy: TensorDictModuleBase, env: EnvBase) -> None:
+def check_sizes(policy: TensorDictModuleBase, env: EnvBase) -> None:
+    """Raise ValueError unless the policy, if an encoder is in it, is for the environment's observations and actions."""
     encoder = next((module for module in policy.modules() if isinstance(module, ContextEncoder)), None)
     if encoder is None:
         return

@@ -1,11 +1,38 @@
 """What memory, buffer, heads and recipes know of an encoder: where it reads and writes, and its sizes."""
 
+from dataclasses import dataclass
+
 import torch
+from tensordict import TensorDict, TensorDictBase
 from tensordict.nn import TensorDictModuleBase
 from tensordict.utils import NestedKey
 from torch import Tensor, nn
 
 from htrmrl_torchrl import keys
+
+
+@dataclass(frozen=True, kw_only=True)
+class Inside:
+    """What an encoder computes on the way to its vector, for F decisions; ``None`` for what an encoder has not.
+
+    Rows of attention are queries: each sums to one over what the query may look at, and is zero elsewhere. Rows of
+    padding (and of empty slots) are zero. In a level's last layer only the newest query's row has any influence.
+
+    Args:
+        hidden: ``[F, D]``, the encoder's vector.
+        embedding: ``[F, D]`` of the current window.
+        past_embedding: ``[F, E-1, D]`` of the past windows, zero where a slot is empty.
+        window_attention: ``[F, L1, H, T, T]`` within the current window.
+        past_attention: ``[F, E-1, L1, H, T, T]`` within the past windows.
+        slot_attention: ``[F, L2, H, E, E]`` over windows, the present last.
+    """
+
+    hidden: Tensor
+    embedding: Tensor | None = None
+    past_embedding: Tensor | None = None
+    window_attention: Tensor | None = None
+    past_attention: Tensor | None = None
+    slot_attention: Tensor | None = None
 
 
 class ContextEncoder(TensorDictModuleBase):
@@ -53,6 +80,15 @@ class ContextEncoder(TensorDictModuleBase):
         token_scale = torch.ones(self.token_dim)
         token_scale[-2] = reward_scale
         self.register_buffer("token_scale", token_scale, persistent=False)
+
+    @torch.no_grad()
+    def inspect(self, context: TensorDictBase) -> Inside:
+        """What happens inside for a context ``[*batch]`` of F decisions, in a computation of its own.
+
+        The forward pass knows nothing of it. An encoder without attention shows its vector alone.
+        """
+        batch = TensorDict({keys.CONTEXT: context}, batch_size=context.batch_size)
+        return Inside(hidden=self.forward(batch).get(self.out_keys[0]).reshape(-1, self.d_model))
 
     @property
     def own_key(self) -> str | None:

@@ -16,7 +16,7 @@ from tensordict.utils import NestedKey
 from torch import Tensor, nn
 
 from htrmrl_torchrl import keys
-from htrmrl_torchrl.modules.contract import ContextEncoder, check_sizes
+from htrmrl_torchrl.modules.contract import ContextEncoder, Inside, check_sizes
 from htrmrl_torchrl.modules.inter import ATTENTION_MODES, AttentionMode, InterEpisodeEncoder
 from htrmrl_torchrl.modules.intra import IntraEpisodeEncoder
 from htrmrl_torchrl.modules.transformer import Norm
@@ -178,6 +178,49 @@ class HierarchicalEncoder(ContextEncoder):
         slot_mask = flat["slot_mask"]
         past = self._embed_distinct(flat["past"], flat["past_mask"], flat["past_id"], slot_mask)
         return intra, self.inter.attention(current, past, slot_mask, mode=self.attention)
+
+    @torch.no_grad()
+    def inspect(self, context: TensorDictBase) -> Inside:
+        """Attention of all layers and heads of both levels, and all embeddings, for inspection; changes nothing.
+
+        Everything is computed anew without cache, sharing and shortcuts, and ``hidden`` equals what `forward` writes up
+        to float rounding. It costs about E times a forward pass. With one level (TrMRL) the upper one is ``None``.
+
+        Args:
+            context: ``[*batch]`` with the raw windows ``past``; F decisions in all.
+
+        Raises:
+            ValueError: if the context holds the encoded past alone.
+
+        Example:
+            >>> from tensordict import TensorDict
+            >>> encoder = HierarchicalEncoder(observation_dim=3, action_dim=1, window=2, episodes=3, d_model=8)
+            >>> context = TensorDict(current=torch.randn(4, 2, 6), current_mask=torch.ones(4, 2, dtype=torch.bool),
+            ...     past=torch.randn(4, 2, 2, 6), past_mask=torch.ones(4, 2, 2, dtype=torch.bool),
+            ...     past_id=torch.arange(8).view(4, 2), slot_mask=torch.ones(4, 2, dtype=torch.bool), batch_size=[4])
+            >>> encoder.inspect(context).slot_attention.shape  # decisions, layers, heads, queries, keys
+            torch.Size([4, 2, 4, 3, 3])
+        """
+        tokens, mask = self._flat_current(context)
+        embedding, window_attention = self.intra.attend(tokens * self.token_scale, mask)
+        own = {"embedding": embedding, "window_attention": window_attention}
+        if not len(self.inter.layers):
+            return Inside(hidden=embedding, **own)
+        rows = context.select("past", "past_mask", "slot_mask", strict=False).reshape(-1)
+        slot_mask, past = rows.get("slot_mask"), rows.get("past", None)  # [F, E-1], [F, E-1, T, x]
+        if past is None:
+            raise ValueError(
+                f"The context holds the encoded past alone ({self.cache_key[1]}); to look inside it needs the windows "
+                "themselves, past and past_mask, as the memory and the replay buffer write them."
+            )
+        windows, held = past.flatten(0, 1) * self.token_scale, rows.get("past_mask").flatten(0, 1)  # [F * (E-1), T, x]
+        embedded, attention = self.intra.attend(windows, held)
+        embedded = embedded.view(*slot_mask.shape, self.d_model) * slot_mask.unsqueeze(-1)
+        attention = attention.view(*slot_mask.shape, *attention.shape[1:]) * slot_mask[..., None, None, None, None]
+        hidden, slot_attention = self.inter.attend(embedding, embedded, slot_mask, mode=self.attention)
+        return Inside(
+            hidden=hidden, past_embedding=embedded, past_attention=attention, slot_attention=slot_attention, **own
+        )
 
     def embed_windows(self, tokens: Tensor, mask: Tensor) -> Tensor:
         """Embeddings ``[W, D]`` of windows ``[W, T, x]`` with their masks ``[W, T]``, the lower level alone."""

@@ -5,7 +5,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from htrmrl_torchrl.modules.transformer import Norm, TransformerStack, causal_mask
+from htrmrl_torchrl.modules.transformer import Norm, TransformerStack, attend_through, causal_mask
 
 AttentionMode = Literal["causal", "full"]
 ATTENTION_MODES = ("causal", "full")
@@ -67,6 +67,12 @@ class InterEpisodeEncoder(nn.Module):
         for layer in self.layers[:-1]:
             x = layer(x, where)
         return self.layers[-1].newest_weights(x, newest)
+
+    def attend(self, current: Tensor, past: Tensor, slot_mask: Tensor, *, mode: AttentionMode) -> tuple[Tensor, Tensor]:
+        """As `forward`, and where each slot looked in every layer: ``[F, L2, H, E, E]``, the present last."""
+        x, where, held = self._sequence(current, past, slot_mask, mode)
+        x, maps = attend_through(self.layers, x, where, held)
+        return self.norm(x)[:, -1], maps
 
     def _sequence(
         self, current: Tensor, past: Tensor, slot_mask: Tensor, mode: AttentionMode

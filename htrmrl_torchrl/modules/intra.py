@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor, nn
 
-from htrmrl_torchrl.modules.transformer import Norm, TransformerStack, causal_mask
+from htrmrl_torchrl.modules.transformer import Norm, TransformerStack, attend_through, causal_mask
 
 
 class IntraEpisodeEncoder(nn.Module):
@@ -48,6 +48,12 @@ class IntraEpisodeEncoder(nn.Module):
     def attention(self, tokens: Tensor, mask: Tensor) -> Tensor:
         """How the newest token attends over its window in the last layer: ``[W, T, H]``."""
         return self.layers[-1].newest_weights(self._before_last_layer(tokens, mask), _with_newest(mask))
+
+    def attend(self, tokens: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
+        """As `forward` by the slow path, and where each token looked in every layer: ``[W, L1, H, T, T]``."""
+        x, held = self.embed(tokens) + self.position, _with_newest(mask)
+        x, maps = attend_through(self.layers, x, causal_mask(held), held)
+        return self.norm(x)[:, -1], maps
 
 
 def _with_newest(mask: Tensor) -> Tensor:

@@ -1,0 +1,60 @@
+"""Warning signs of a run: metrics in, at most one line for each sign out.
+
+The thresholds are rules of thumb, each a little beyond what healthy runs and untrained networks show.
+"""
+
+from collections.abc import Mapping
+
+DEAD_HEAD = 0.995  # evenness above which a head looks at all places alike, whatever it sees
+COLLAPSED = 0.02  # mean evenness of a level's heads below which all of them look at one place
+ALIKE = 0.01  # mean cosine distance of remembered windows below which they all say the same
+DUPLICATES = 0.5  # share of slots that repeat another slot's window
+FORGOTTEN = 0.5  # fall of a task's held-out success below its best
+FALLING = 0.2  # fall of the held-out success over all tasks below its best
+
+
+def warning_signs(metrics: Mapping[str, float], *, best_val_success: float) -> dict[str, str]:
+    """One line for each sign that `metrics` show, by the sign's name.
+
+    Args:
+        metrics: of one evaluation, by the names of the README's glossary.
+        best_val_success: the best ``eval/val_success`` so far.
+
+    Example:
+        >>> warning_signs({"memory/duplicates": 0.75}, best_val_success=0.0)["saturated memory"]
+        'memory: 75% of the slots in use repeat another one; try another memory.strategy or fewer encoder.episodes'
+    """
+    signs: dict[str, str] = {}
+    for level in ("intra", "inter"):
+        prefix = f"attention/{level}_evenness/"
+        heads = {name.removeprefix(prefix): x for name, x in metrics.items() if name.startswith(prefix)}
+        if dead := [head for head, evenness in heads.items() if evenness > DEAD_HEAD]:
+            signs[f"dead heads, {level}"] = (
+                f"attention: {level} heads {', '.join(dead)} (layer.head) look at all places alike (evenness above "
+                f"{DEAD_HEAD}) and tell nothing apart"
+            )
+        if heads and sum(heads.values()) / len(heads) < COLLAPSED:
+            signs[f"collapsed attention, {level}"] = (
+                f"attention: all {level} heads look at a single place (mean evenness below {COLLAPSED})"
+            )
+    if (share := metrics.get("memory/duplicates", 0.0)) > DUPLICATES:
+        signs["saturated memory"] = (
+            f"memory: {share:.0%} of the slots in use repeat another one; try another memory.strategy or fewer "
+            "encoder.episodes"
+        )
+    elif (distance := metrics.get("memory/window_distance", 1.0)) < ALIKE:
+        signs["saturated memory"] = (
+            f"memory: the remembered windows all look alike to the encoder (mean cosine distance {distance:.1e}), so "
+            "that none of them adds anything"
+        )
+    prefix = "eval/val_forgetting/"
+    lost = {name.removeprefix(prefix): x for name, x in metrics.items() if name.startswith(prefix) and x > FORGOTTEN}
+    if lost:
+        fell = ", ".join(f"{task} by {fall:.2f}" for task, fall in sorted(lost.items(), key=lambda pair: -pair[1]))
+        signs["forgotten tasks"] = f"forgetting: held-out success is below its best so far in {fell}"
+    if best_val_success - metrics.get("eval/val_success", best_val_success) > FALLING:
+        signs["falling held-out success"] = (
+            f"held-out success fell to {metrics['eval/val_success']:.2f} from its best of {best_val_success:.2f}; the "
+            "best checkpoint is kept"
+        )
+    return signs

@@ -1,0 +1,39 @@
+"""The hook: whatever runs an encoder, look inside while it does."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from htrmrl_torchrl import keys
+from htrmrl_torchrl.modules.contract import ContextEncoder, Inside
+
+
+@contextmanager
+def watch(encoder: ContextEncoder) -> Iterator[list[Inside]]:
+    """Collects an `Inside` for each call of ``encoder`` while the ``with`` block runs, whoever calls it.
+
+    A forward hook, gone at the block's end: outside of it nothing is computed or even asked, inside it the vector that
+    the encoder writes is the same bit for bit (attention is computed beside it, from the same context).
+
+    Args:
+        encoder: any; what has no attention shows its vectors alone.
+
+    Example:
+        >>> from htrmrl_torchrl import make_env
+        >>> from htrmrl_torchrl.networks import build_networks
+        >>> networks = build_networks(observation_dim=3, action_low=[-1.0] * 2, action_high=[1.0] * 2)
+        >>> with watch(networks.encoder) as seen:
+        ...     _ = make_env("toy", num_envs=4).rollout(2, networks.policy)
+        >>> len(seen), seen[0].slot_attention.shape  # [decisions, layers, heads, queries, keys]
+        (2, torch.Size([4, 2, 4, 10, 10]))
+    """
+    seen: list[Inside] = []
+
+    def look(module: ContextEncoder, arguments: tuple[Any, ...], _: Any) -> None:
+        seen.append(module.inspect(arguments[0].get(keys.CONTEXT)))
+
+    handle = encoder.register_forward_hook(look)
+    try:
+        yield seen
+    finally:
+        handle.remove()

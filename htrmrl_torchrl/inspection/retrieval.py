@@ -1,0 +1,106 @@
+"""What each window strategy would have shown of the same trial, and where the network would have looked."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from tensordict import TensorDict
+from torch import Tensor
+
+from htrmrl_torchrl.data.past import Array, PastEpisodes, Window
+from htrmrl_torchrl.data.strategies import STRATEGIES, make_strategy
+from htrmrl_torchrl.data.windows import window_at
+from htrmrl_torchrl.inspection.recording import Recording
+from htrmrl_torchrl.modules.encoder import HierarchicalEncoder
+
+
+@dataclass(frozen=True, kw_only=True)
+class Retrieved:
+    """The windows that one strategy draws, sorted, and the attention of the episode's last decision on each.
+
+    Args:
+        windows: (episode of the trial, first token) pairs.
+        attention: ``[len(windows) + 1]``, mean over the heads of the last layer; the present last.
+    """
+
+    windows: list[Window]
+    attention: Tensor
+
+
+def retrieve(
+    encoder: HierarchicalEncoder, recording: Recording, *, trial: int, episode: int, seed: int = 0
+) -> dict[str, Retrieved]:
+    """For each strategy by name: what an episode of a recorded trial would see of the ones before it.
+
+    Args:
+        encoder: with an upper level.
+        trial, episode: of the recording.
+        seed: of the draws.
+
+    Raises:
+        ValueError: if the encoder sees one window only.
+    """
+    if not encoder.remembers:
+        raise ValueError("This encoder sees the present alone, so that nothing is retrieved; it needs episodes >= 2.")
+    tokens = recording.tokens[trial].to(encoder.token_scale.device)  # [K, H + 1, x]
+    shown = {}
+    for name in STRATEGIES:
+        drawn = sorted(
+            make_strategy(name)(
+                _past(encoder, tokens, episode), slots=encoder.episodes - 1, window=encoder.window,
+                rng=np.random.default_rng(seed),
+            )
+        )  # fmt: skip
+        context = _context(encoder, tokens, episode, drawn)
+        attention = encoder.inspect(context).slot_attention
+        assert attention is not None
+        newest = attention[0, -1, :, -1].mean(0).cpu()  # [E]
+        shown[name] = Retrieved(windows=drawn, attention=newest[encoder.episodes - 1 - len(drawn) :])
+    return shown
+
+
+def _past(encoder: HierarchicalEncoder, tokens: Tensor, episode: int) -> PastEpisodes:
+    """What a strategy is told of the trial ``[K, H + 1, x]`` when its episode of this number begins."""
+    length, rows = tokens.shape[1], tokens.flatten(0, 1)
+
+    def embed(first: Sequence[int], newest: Sequence[int]) -> Array:
+        index = torch.tensor([newest, first], device=tokens.device)
+        with torch.no_grad():
+            return encoder.embed_windows(*window_at(rows, index[0], index[1], encoder.window)).cpu().numpy()
+
+    def embed_past(windows: Sequence[Window]) -> Array:
+        return embed(
+            [e * length + start for e, start in windows],
+            [e * length + min(start + encoder.window, length) - 1 for e, start in windows],
+        )
+
+    return PastEpisodes(
+        [length] * episode,
+        tokens=lambda index: tokens[index].cpu().numpy(),
+        observation_dim=encoder.observation_dim,
+        embed=embed_past,
+        present=lambda: embed([episode * length], [episode * length])[0],
+    )
+
+
+def _context(encoder: HierarchicalEncoder, tokens: Tensor, episode: int, drawn: Sequence[Window]) -> TensorDict:
+    """Of the last decision of an episode that sees ``drawn``, ``[1]``."""
+    length = tokens.shape[1]
+    empty = encoder.episodes - 1 - len(drawn)
+    # Rows of the trial's table; the last token but one is the last that is acted on.
+    first = [0] * empty + [e * length + start for e, start in drawn] + [episode * length]
+    newest = [-1] * empty + [e * length + min(start + encoder.window, length) - 1 for e, start in drawn]
+    newest.append((episode + 1) * length - 2)
+    index = torch.tensor([newest, first], device=tokens.device)
+    windows, mask = window_at(tokens.flatten(0, 1), index[0], index[1], encoder.window)
+    held = torch.arange(encoder.episodes - 1, device=tokens.device) >= empty
+    return TensorDict(
+        current=windows[-1],
+        current_mask=mask[-1],
+        past=windows[:-1],
+        past_mask=mask[:-1],
+        past_id=torch.where(held, torch.arange(len(held), device=tokens.device), -1),
+        slot_mask=held,
+        batch_size=[],
+    ).unsqueeze(0)

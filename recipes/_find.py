@@ -1,0 +1,29 @@
+"""From what a user says, a run folder or a file or a pattern, to checkpoint files."""
+
+import glob
+from pathlib import Path
+
+from recipes._validate import UserError
+
+
+def find_checkpoints(pattern: str | None) -> list[Path]:
+    """The checkpoint files that the user means; of a run folder the best one on ``val``, else the newest."""
+    if pattern is None:
+        raise UserError("checkpoint is missing: give a run folder or a checkpoint file, checkpoint=runs/ml10_ppo_seed1")
+    found = [Path(pattern)] if Path(pattern).exists() else sorted(map(Path, glob.glob(pattern)))
+    if not found:
+        raise UserError(f"checkpoint is '{pattern}' but nothing is there")
+    return [_of_run(path) if path.is_dir() else path for path in found]
+
+
+def run_folder_of(checkpoint: Path) -> Path:
+    """The folder of the run that a checkpoint belongs to."""
+    return checkpoint.parents[1] if checkpoint.parent.name == "checkpoints" else checkpoint.parent
+
+
+def _of_run(run_dir: Path) -> Path:
+    folder = run_dir / "checkpoints"
+    for kind in ("best", "step"):
+        if files := sorted(folder.glob(f"{kind}-*")):
+            return files[-1]
+    raise UserError(f"checkpoint is '{run_dir}', a folder without checkpoints/: give a run folder or a checkpoint file")

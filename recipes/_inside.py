@@ -1,0 +1,44 @@
+"""At evaluation time: a look inside the networks for TensorBoard, and a line for each warning sign."""
+
+import time
+from typing import Any
+
+from tensordict import TensorDictBase
+from tqdm import tqdm
+
+from htrmrl_torchrl import keys
+from htrmrl_torchrl.inspection.health import warning_signs
+from htrmrl_torchrl.inspection.training import look, update_forgetting
+from htrmrl_torchrl.loggers import RunLogger
+from htrmrl_torchrl.networks import Networks
+from recipes._say import STDERR, spared
+
+
+def look_inside(
+    networks: Networks,
+    minibatch: TensorDictBase,
+    metrics: dict[str, float],
+    progress: dict[str, Any],
+    logger: RunLogger,
+) -> dict[str, float]:
+    """Metrics, a picture and histograms of the last minibatch, beside the metrics of an evaluation.
+
+    Each warning sign is said once, when it shows first; ``progress`` remembers which, and the tasks' best success.
+    """
+    started = time.perf_counter()
+    frames = progress["frames"]
+    seen, figure = look(networks, minibatch)
+    seen |= update_forgetting(progress.setdefault("best_by_task", {}), metrics)
+    action, std = minibatch[keys.ACTION], networks.actor.get_dist(minibatch.copy()).stddev
+    with spared("a look inside"):
+        if figure is not None:
+            logger.log_figure("attention/maps", figure, frames)
+        for dimension in range(action.shape[-1]):
+            logger.log_histogram(f"action/{dimension + 1}", action[..., dimension], frames)
+            logger.log_histogram(f"std/{dimension + 1}", std[..., dimension], frames)
+    said = progress.setdefault("warned", [])
+    for sign, line in warning_signs(metrics | seen, best_val_success=progress["best_val_success"]).items():
+        if sign not in said:
+            said.append(sign)
+            tqdm.write(f"warning at {frames:,} frames: {line}", file=STDERR)
+    return seen | {"time/inspect": time.perf_counter() - started}

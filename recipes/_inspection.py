@@ -1,0 +1,135 @@
+"""`recipes/inspect.py` without its first lines: play, look, measure, draw, and write one page."""
+
+import json
+import shlex
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from omegaconf import DictConfig
+
+from recipes._find import find_checkpoints, run_folder_of
+from recipes._validate import NOT_EMPTY, UserError, at_least, check_device, check_values, one_of
+
+if TYPE_CHECKING:
+    from htrmrl_torchrl.inspection.recording import Recording
+    from htrmrl_torchrl.networks import Networks
+
+RULES = {
+    "checkpoint": replace(NOT_EMPTY, kind=str),
+    "benchmark": replace(NOT_EMPTY, kind=str),
+    "split": one_of("train", "val", "test"),
+    "goals_per_task": at_least(1, kind=int),
+    "trials_per_goal": at_least(1, kind=int),
+    "episodes": at_least(1, kind=int),
+    "horizon": at_least(1, kind=int),
+    "looks": at_least(1),
+    "benchmark_seed": at_least(0),
+    "seed": at_least(0),
+    "device": NOT_EMPTY,
+    "num_envs": at_least(1),
+    "num_workers": at_least(0),
+    "out": replace(NOT_EMPTY, kind=str),
+}
+TRAINED, UNTRAINED = "trained", "untrained"
+
+
+def check(config: DictConfig, defaults: DictConfig) -> None:
+    """Raise UserError for the first fault that shows before a checkpoint is read."""
+    check_values(config, defaults, RULES)
+    check_device(config.device)
+
+
+def run(config: DictConfig) -> None:
+    """Look inside a trained agent, and inside an untrained one of the same sizes as the control."""
+    paths = find_checkpoints(config.checkpoint)
+    if len(paths) > 1:
+        raise UserError(f"checkpoint is '{config.checkpoint}', which are {len(paths)} checkpoints: give one of them")
+    from recipes._inspection_page import write_inspection
+
+    started = time.perf_counter()
+    try:
+        about, recordings = _play(config, paths[0])
+    except (ValueError, FileNotFoundError) as error:
+        raise UserError(str(error)) from error
+    folder = Path(config.out) if config.out else run_folder_of(paths[0]) / "inspection"
+    numbers = write_inspection(folder, about, recordings)
+    (folder / "inspection.json").write_text(json.dumps(numbers, indent=2))
+    print(f"{time.perf_counter() - started:.0f} s; open {folder / 'index.html'} in a browser")
+
+
+def _play(config: DictConfig, path: Path) -> tuple[dict[str, Any], dict[str, dict[str, "Recording"]]]:
+    """What was inspected and how, and recordings by split and by network."""
+    import torch
+
+    from htrmrl_torchrl.checkpoint import read_component
+    from htrmrl_torchrl.envs import check_name, num_goals, task_names
+    from htrmrl_torchrl.envs.factory import is_dotted_path, resolve_horizon
+    from htrmrl_torchrl.networks import build_networks, load_networks
+    from htrmrl_torchrl.versions import versions
+
+    trained = load_networks(path)
+    settings, progress = read_component(path, "config")["env"], read_component(path, "progress")
+    benchmark = config.benchmark or settings["name"]
+    check_name(benchmark)
+    if is_dotted_path(benchmark):
+        raise ValueError(f"{benchmark!r} is a factory, whose goals nobody knows; look into a built-in benchmark.")
+    goals = config.goals_per_task or min(4, num_goals(benchmark))
+    if goals > num_goals(benchmark):
+        raise ValueError(f"goals_per_task is {goals} but must be at most {num_goals(benchmark)} in {benchmark}.")
+    before = settings["horizon"] if benchmark == settings["name"] else None
+    splits = list(dict.fromkeys(["train", config.split]))
+    tasks = {split: task_names(benchmark, split) for split in splits}
+    about = {
+        "checkpoint": str(path),
+        "frames": progress["frames"],
+        "benchmark": benchmark,
+        "tasks": tasks,
+        "goals_per_task": goals,
+        "trials_per_goal": {n: config.trials_per_goal or (8 if len(names) == 1 else 1) for n, names in tasks.items()},
+        "episodes": config.episodes or settings["episodes_per_trial"],
+        "horizon": resolve_horizon(benchmark, config.horizon or before),
+        "seed": config.seed,
+        "benchmark_seed": config.benchmark_seed,
+        "command": shlex.join(["python", *sys.argv]),
+        "versions": versions(),
+        "networks": {TRAINED: trained},
+    }
+    with torch.random.fork_rng():
+        torch.manual_seed(config.seed)
+        about["networks"][UNTRAINED] = build_networks(**read_component(path, "agent"))
+    recordings = {
+        split: {label: _record(config, about, networks, split) for label, networks in about["networks"].items()}
+        for split in splits
+    }
+    return about, recordings
+
+
+def _record(config: DictConfig, about: dict[str, Any], networks: "Networks", split: str) -> "Recording":
+    from htrmrl_torchrl import make_env
+    from htrmrl_torchrl.evaluation import goal_grid
+    from htrmrl_torchrl.evaluation.evaluator import check_sizes
+    from htrmrl_torchrl.inspection.recording import record_trials
+
+    grid = goal_grid(num_tasks=len(about["tasks"][split]), goals_per_task=about["goals_per_task"])
+    pairs = [pair for pair in grid for _ in range(about["trials_per_goal"][split])]
+    lanes = min(config.num_envs, len(pairs))
+    env = make_env(
+        about["benchmark"],
+        split=split,
+        num_envs=lanes,
+        num_workers=min(config.num_workers, lanes),
+        episodes_per_trial=about["episodes"],
+        horizon=about["horizon"],
+        benchmark_seed=config.benchmark_seed,
+        pairs=pairs,
+    )
+    try:
+        networks.encoder.to(config.device), networks.actor.to(config.device)
+        check_sizes(networks.encoder, env)
+        every = max(1, about["horizon"] // config.looks)
+        return record_trials(networks, env, trials=len(pairs), every=every, seed=config.seed)
+    finally:
+        env.close()
