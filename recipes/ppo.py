@@ -169,7 +169,8 @@ def train(config: DictConfig) -> None:
             if finished or progress["frames"] - progress["evaluated"] >= config.eval.every_frames:
                 folder = run_dir / "evaluations"
                 metrics |= evaluate_on_held_out(config, networks, folder, frames=progress["frames"])
-                metrics |= look_inside(networks, minibatch, metrics, progress, logger)
+                total_frames = config.total_frames
+                metrics |= look_inside(networks, minibatch, metrics, progress, logger, total_frames=total_frames)
                 progress["evaluated"] = progress["frames"]
             now = time.perf_counter()
             metrics |= {
