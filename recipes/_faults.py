@@ -33,6 +33,7 @@ from recipes._say import STDERR
 from recipes._validate import UserError
 
 Result = TypeVar("Result")
+STAGES = ("collecting", "updating", "evaluating")
 
 
 class TooManyFaults(UserError):
@@ -132,7 +133,8 @@ class FaultGuard:
 
     def metrics(self, env: EnvBase) -> dict[str, float]:
         """``faults/*`` and ``env/*``: how many there were in this run so far."""
-        metrics = {f"faults/{stage}": float(count) for stage, count in self._counts().items()}
+        counts = self._counts()
+        metrics = {f"faults/{stage}": float(counts[stage]) for stage in STAGES}  # in this order after a restart too
         if isinstance(env, TrialEnv):
             now = {"divergences": env.divergences, "worker_restarts": env.worker_restarts}
             for name, count in now.items():
@@ -143,7 +145,7 @@ class FaultGuard:
 
     def _counts(self) -> dict[str, int]:
         counts: dict[str, int] = self._progress.setdefault("faults", {})
-        for stage in ("collecting", "updating", "evaluating"):
+        for stage in STAGES:
             counts.setdefault(stage, 0)
         return counts
 

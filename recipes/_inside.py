@@ -20,6 +20,8 @@ def look_inside(
     metrics: dict[str, float],
     progress: dict[str, Any],
     logger: RunLogger,
+    *,
+    total_frames: int,
 ) -> dict[str, float]:
     """Metrics, a picture and histograms of the last minibatch, beside the metrics of an evaluation.
 
@@ -37,7 +39,10 @@ def look_inside(
             logger.log_histogram(f"action/{dimension + 1}", action[..., dimension], frames)
             logger.log_histogram(f"std/{dimension + 1}", std[..., dimension], frames)
     said = progress.setdefault("warned", [])
-    for sign, line in warning_signs(metrics | seen, best_val_success=progress["best_val_success"]).items():
+    signs = warning_signs(
+        metrics | seen, best_val_success=progress["best_val_success"], share_of_run=frames / total_frames
+    )
+    for sign, line in signs.items():
         if sign not in said:
             said.append(sign)
             tqdm.write(f"warning at {frames:,} frames: {line}", file=STDERR)

@@ -83,7 +83,9 @@ def _attention(
     names = {label: _names(about, recording, split) for label, recording in recordings.items()}
     (trial, *_) = looks.telling_trials(trained, count=1)
     numbers = {label: _attention_numbers(recording) for label, recording in recordings.items()}
-    rows = [[name, *(of[name] for of in numbers.values())] for name in numbers[TRAINED]]
+    rows: list[list[str | float]] = [
+        [name, *(of.get(name, math.nan) for of in numbers.values())] for name in numbers[TRAINED]
+    ]
     upper = trained.slot_attention is not None
     pictures = [
         _save(looks.plot_heads(recordings), folder / "heads.png", "How evenly each head looks around, in decisions "

@@ -184,7 +184,8 @@ def _train(config: DictConfig) -> None:
                 evaluate = partial(evaluate_on_held_out, config, networks, folder, frames=progress["frames"])
                 metrics |= guard.evaluate(evaluate)
                 if update.completed:
-                    metrics |= look_inside(networks, minibatch, metrics, progress, logger)
+                    total_frames = config.total_frames
+                    metrics |= look_inside(networks, minibatch, metrics, progress, logger, total_frames=total_frames)
                 progress["evaluated"] = progress["frames"]
             now = time.perf_counter()
             metrics |= {

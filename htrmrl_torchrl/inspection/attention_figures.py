@@ -49,7 +49,6 @@ def plot_trials(recordings: Recordings, *, titles: Mapping[str, Sequence[str]], 
     """
     count = min(count, *(len(recording.task) for recording in recordings.values()))
     figure, rows = grid(count, len(recordings), width=5.2, height=2.5)
-    image = None
     for column, (label, recording) in enumerate(recordings.items()):
         shares = attention_by_episode(recording)  # [N, K, S, K + 1]
         for row, trial in enumerate(telling_trials(recording, count=count)):
@@ -57,7 +56,7 @@ def plot_trials(recordings: Recordings, *, titles: Mapping[str, Sequence[str]], 
             share = shares[trial].flatten(0, 1).T  # [K + 1, K * S]
             episodes = share.shape[0] - 1
             share = torch.cat([share[: episodes - 1], share[-1:]])  # the last episode is never looked back at
-            image = axes.imshow(
+            axes.imshow(
                 share.numpy(), aspect="auto", origin="lower", vmin=0, vmax=1, cmap=MAP, interpolation="nearest",
                 extent=(0.5, episodes + 0.5, 0.5, episodes + 0.5),
             )  # fmt: skip
@@ -80,7 +79,7 @@ def plot_trials(recordings: Recordings, *, titles: Mapping[str, Sequence[str]], 
             axes.set_title(f"{label}: {titles[label][trial]}", pad=14)
             axes.set_ylabel("episode looked at")
             episode_axis(axes)
-    figure.colorbar(image, ax=[axes for row in rows for axes in row], label="share of attention", shrink=0.6)
+    figure.colorbar(scale(MAP, 0, 1), ax=[axes for row in rows for axes in row], label="share of attention", shrink=0.6)
     return figure
 
 
@@ -132,17 +131,17 @@ def plot_around_success(recordings: Recordings) -> "Figure":
 def plot_heads(recordings: Recordings) -> "Figure":
     """Evenness of each head's attention (entropy over that of looking at all places alike), of both levels."""
     levels = {"intra: within the window": window_entropy, "inter: over windows": slot_entropy}
-    drawn = {
-        name: {label: values for label, recording in recordings.items() if (values := entropy(recording)) is not None}
-        for name, entropy in levels.items()
-    }
-    drawn = {name: values for name, values in drawn.items() if values}
+    drawn: dict[str, dict[str, Tensor]] = {}
+    for name, entropy in levels.items():
+        for label, recording in recordings.items():
+            if (of_heads := entropy(recording)) is not None:
+                drawn.setdefault(name, {})[label] = of_heads
     figure, (row,) = grid(1, len(drawn), width=4.6, height=3.4)
-    for axes, (name, values) in zip(row, drawn.items(), strict=True):
-        layers, heads = next(iter(values.values())).shape
-        thick = 0.8 / len(values)
-        for index, (label, value) in enumerate(values.items()):
-            where = np.arange(layers * heads) + (index - (len(values) - 1) / 2) * thick
+    for axes, (name, by_label) in zip(row, drawn.items(), strict=True):
+        layers, heads = next(iter(by_label.values())).shape
+        thick = 0.8 / len(by_label)
+        for index, (label, value) in enumerate(by_label.items()):
+            where = np.arange(layers * heads) + (index - (len(by_label) - 1) / 2) * thick
             axes.bar(where, value.flatten().numpy(), width=0.9 * thick, color=color(index), label=label)
         axes.axhline(1, color="0.5", linestyle=":", linewidth=1)
         names = [f"{layer + 1}.{head + 1}" for layer in range(layers) for head in range(heads)]
@@ -163,17 +162,16 @@ def plot_maps(recording: Recording, *, trial: int) -> "Figure":
     rows = [(level, layer, maps[layer]) for level, maps in levels.items() for layer in range(len(maps))]
     heads = len(rows[0][2])
     figure, all_axes = grid(len(rows), heads, width=1.9, height=1.9)
-    image = None
     for axes_of_row, (level, layer, maps) in zip(all_axes, rows, strict=True):
         size = maps.shape[-1]
         names = [*(str(i - size + 1) for i in range(size - 1)), "now"]
         ticks = range(size) if size <= 5 else range(size - 1, -1, -3)
         for head, axes in enumerate(axes_of_row):
-            image = axes.imshow(maps[head].numpy(), vmin=0, vmax=1, cmap=MAP)
+            axes.imshow(maps[head].numpy(), vmin=0, vmax=1, cmap=MAP)
             axes.set_xticks(list(ticks), [names[tick] for tick in ticks])
             axes.set_yticks(list(ticks), [names[tick] for tick in ticks])
             axes.set_title(f"{level} {layer + 1}.{head + 1}")
-    figure.colorbar(image, ax=[axes for row in all_axes for axes in row], label="attention", shrink=0.6)
+    figure.colorbar(scale(MAP, 0, 1), ax=[axes for row in all_axes for axes in row], label="attention", shrink=0.6)
     return figure
 
 

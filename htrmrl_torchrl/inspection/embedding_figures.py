@@ -37,7 +37,7 @@ def plot_success(recordings: Recordings) -> "Figure":
         by_episode = [_success_by_goal(recording, k) for k in range(recording.success.shape[1])]
         mean = [float(np.mean([goals.mean() for goals in tasks])) for tasks in by_episode]
         episodes = np.arange(1, len(mean) + 1) + 0.04 * index  # beside each other where they are equal
-        style = {"color": color(index), "linestyle": "--" if "untrained" in label else "-"}
+        style: dict[str, Any] = {"color": color(index), "linestyle": "--" if "untrained" in label else "-"}
         axes.plot(episodes, mean, marker="o", label=label, **style)
         intervals = [bootstrap_goals(tasks) for tasks in by_episode]
         if all(interval is not None for interval in intervals):
@@ -78,8 +78,8 @@ def plot_embeddings(recordings: Recordings, *, names: Mapping[str, Sequence[str]
         for index, name in enumerate(dict.fromkeys(names[label])):
             chosen = groups == name
             style: dict[str, Any] = {"color": color(index), "marker": "osD^vP"[index // len(COLORS) % 6]}
-            row[0].scatter(*points[chosen].T, s=14, alpha=0.75, linewidth=0, label=name, **style)
-        drawn = row[1].scatter(*points.T, c=order, s=14, alpha=0.75, linewidth=0, cmap=MAP)
+            row[0].scatter(points[chosen, 0], points[chosen, 1], s=14, alpha=0.75, linewidth=0, label=name, **style)
+        drawn = row[1].scatter(points[:, 0], points[:, 1], c=order, s=14, alpha=0.75, linewidth=0, cmap=MAP)
         figure.colorbar(drawn, ax=row[1], label="episode of the trial", ticks=few(episodes))
         for axes, what in zip(row, ("task or goal", "episode"), strict=True):
             axes.set_title(f"{label}, by {what}")

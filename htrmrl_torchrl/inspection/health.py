@@ -1,10 +1,12 @@
 """Warning signs of a run: metrics in, at most one line for each sign out.
 
-The thresholds are rules of thumb, each a little beyond what healthy runs and untrained networks show.
+The thresholds are rules of thumb. Networks that have learned nothing yet show two of the signs, heads that look at all
+places alike and windows that look alike to the encoder; so these count from a part of the run on only.
 """
 
 from collections.abc import Mapping
 
+WARM_UP = 0.25  # share of the run before which a network may look untrained
 DEAD_HEAD = 0.995  # evenness above which a head looks at all places alike, whatever it sees
 COLLAPSED = 0.02  # mean evenness of a level's heads below which all of them look at one place
 ALIKE = 0.01  # mean cosine distance of remembered windows below which they all say the same
@@ -13,22 +15,26 @@ FORGOTTEN = 0.5  # fall of a task's held-out success below its best
 FALLING = 0.2  # fall of the held-out success over all tasks below its best
 
 
-def warning_signs(metrics: Mapping[str, float], *, best_val_success: float) -> dict[str, str]:
+def warning_signs(
+    metrics: Mapping[str, float], *, best_val_success: float, share_of_run: float = 1.0
+) -> dict[str, str]:
     """One line for each sign that `metrics` show, by the sign's name.
 
     Args:
         metrics: of one evaluation, by the names of the README's glossary.
         best_val_success: the best ``eval/val_success`` so far.
+        share_of_run: how much of the run has passed, 0 to 1.
 
     Example:
         >>> warning_signs({"memory/duplicates": 0.75}, best_val_success=0.0)["saturated memory"]
         'memory: 75% of the slots in use repeat another one; try another memory.strategy or fewer encoder.episodes'
     """
     signs: dict[str, str] = {}
+    warm = share_of_run >= WARM_UP
     for level in ("intra", "inter"):
         prefix = f"attention/{level}_evenness/"
         heads = {name.removeprefix(prefix): x for name, x in metrics.items() if name.startswith(prefix)}
-        if dead := [head for head, evenness in heads.items() if evenness > DEAD_HEAD]:
+        if warm and (dead := [head for head, evenness in heads.items() if evenness > DEAD_HEAD]):
             signs[f"dead heads, {level}"] = (
                 f"attention: {level} heads {', '.join(dead)} (layer.head) look at all places alike (evenness above "
                 f"{DEAD_HEAD}) and tell nothing apart"
@@ -42,7 +48,7 @@ def warning_signs(metrics: Mapping[str, float], *, best_val_success: float) -> d
             f"memory: {share:.0%} of the slots in use repeat another one; try another memory.strategy or fewer "
             "encoder.episodes"
         )
-    elif (distance := metrics.get("memory/window_distance", 1.0)) < ALIKE:
+    elif warm and (distance := metrics.get("memory/window_distance", 1.0)) < ALIKE:
         signs["saturated memory"] = (
             f"memory: the remembered windows all look alike to the encoder (mean cosine distance {distance:.1e}), so "
             "that none of them adds anything"

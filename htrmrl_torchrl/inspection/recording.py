@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from tensordict import TensorDict, TensorDictBase
@@ -93,16 +94,16 @@ def record_trials(networks: Networks, env: TrialEnv, *, trials: int, every: int,
     acting = acting_policy(networks, seed=seed)
     memory, actor = acting[0], acting[1]
     steps = sorted({*range(0, env.horizon, every), env.horizon - 1})
-    rounds = []
+    rounds: list[TensorDict] = []
     with (
         torch.random.fork_rng(),
         torch.no_grad(),
         set_exploration_type(ExplorationType.RANDOM),
     ):
         torch.manual_seed(seed)
-        while sum(len(played["task"]) for played in rounds) < trials:
+        while len(rounds) * env.batch_size[0] < trials:
             rounds.append(_play_round(networks, memory, actor, env, steps))
-    played = torch.cat([TensorDict(one, batch_size=[env.batch_size[0]]) for one in rounds])[:trials]
+    played: Any = torch.cat(rounds)[:trials]
     whole = played.pop("last").to_dict()
     optional = ("embedding", "past_embedding", "window_attention", "slot_attention")
     return Recording(
@@ -115,7 +116,7 @@ def record_trials(networks: Networks, env: TrialEnv, *, trials: int, every: int,
 
 def _play_round(
     networks: Networks, memory: torch.nn.Module, actor: torch.nn.Module, env: TrialEnv, steps: Sequence[int]
-) -> dict[str, Tensor | dict[str, Tensor]]:
+) -> TensorDict:
     """One trial on every lane, as fields of a `Recording` by name."""
     device = next(networks.encoder.parameters()).device
     lanes, episodes, horizon = env.batch_size[0], env.episodes_per_trial, env.horizon
@@ -150,7 +151,7 @@ def _play_round(
     looked = {name: value.unflatten(1, (episodes, len(steps))).cpu() for name, value in looked.items()}
     if "past_embedding" in looked:
         looked["past_embedding"] = looked["past_embedding"][:, :, 0]  # the same all episode long
-    return {
+    fields = {
         "task": task,
         "goal": goal,
         "tokens": torch.stack(tokens, 1).unflatten(1, (episodes, horizon + 1)),
@@ -162,6 +163,7 @@ def _play_round(
         "last": whole,
         **looked,
     }
+    return TensorDict(fields, batch_size=[lanes])
 
 
 def _newest(inside: Inside) -> dict[str, Tensor]:

@@ -16,7 +16,7 @@ R = TypeVar("R")
 COLORS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#D55E00", "#56B4E9", "#F0E442", "#000000", "#999999", "#6A3D9A")
 SUCCESS = "#009E73"
 MAP = "viridis"
-_SETTINGS = {
+_SETTINGS: Any = {  # matplotlib's own type is a list of all settings there are
     "font.size": 8.5,
     "axes.titlesize": 9,
     "legend.fontsize": 8,

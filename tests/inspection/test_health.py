@@ -78,6 +78,13 @@ def test_a_sign_shows_beyond_its_threshold_only(case):
     assert said in line and "\n" not in line
 
 
+@pytest.mark.parametrize("case", ["dead heads, inter", "dead heads, intra", "saturated memory, alike"])
+def test_what_untrained_networks_show_counts_after_the_warm_up_only(case):
+    beyond = HEALTHY | CASES[case][1]
+    assert warning_signs(beyond, best_val_success=0.5, share_of_run=health.WARM_UP - A_LITTLE) == {}
+    assert len(warning_signs(beyond, best_val_success=0.5, share_of_run=health.WARM_UP)) == 1
+
+
 def test_several_tasks_are_one_line_the_worst_first():
     lost = {"eval/val_forgetting/reach-v3": 0.6, "eval/val_forgetting/sweep-v3": 0.9, "eval/val_forgetting/x": 0.2}
     assert "in sweep-v3 by 0.90, reach-v3 by 0.60" in signs(lost)["forgotten tasks"]

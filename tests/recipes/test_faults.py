@@ -265,7 +265,7 @@ class Run:
         return [[float(row["value"]) for row in rows if row["metric"] == name] for name in names]
 
     def weights_are_good(self):
-        networks = load_networks(latest_checkpoint(self.dir / "checkpoints"))
+        networks = load_networks(latest_checkpoint(self.dir / "checkpoints")[0])
         return all(parameter.isfinite().all() for parameter in networks.actor.parameters())
 
     def leftovers(self):
@@ -306,7 +306,7 @@ def test_a_run_that_meets_nothing_but_faults_ends_with_a_sentence_and_can_go_on(
     last = run.stderr.strip().splitlines()[-1]
     assert last.startswith("error: the run ended after 3 faults in a row") and "reward is not finite on lane 7" in last
     assert "Traceback" not in run.stderr
-    assert read_component(latest_checkpoint(run.dir / "checkpoints"), "progress")["frames"] == 192
+    assert read_component(latest_checkpoint(run.dir / "checkpoints")[0], "progress")["frames"] == 192
     assert run.weights_are_good()
     run = Run(tmp_path / "run")  # the fault is mended
     assert run.code == 0, run.stderr
@@ -349,7 +349,7 @@ def test_a_failed_worker_ends_the_run_within_seconds_or_is_replaced(tmp_path, ki
     else:
         assert run.code == 1
         assert run.ended - flag.stat().st_mtime < 15  # two for the limit; the rest is a busy machine's
-        assert read_component(latest_checkpoint(run.dir / "checkpoints"), "progress")["frames"] == 192
+        assert read_component(latest_checkpoint(run.dir / "checkpoints")[0], "progress")["frames"] == 192
     assert run.weights_are_good()
 
 
