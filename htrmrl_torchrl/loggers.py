@@ -102,8 +102,8 @@ class RunLogger:
 
     def log_histogram(self, name: str, values: "Tensor", frames: int) -> None:
         """Show how ``values``, of any shape, are distributed at ``frames``."""
-        shown = histogram(name, values.detach().flatten().cpu().numpy(), bins=64)
-        self._events.add(summary=shown, step=frames)
+        numbers = values.detach().flatten().cpu().numpy()
+        self._events.add(summary=histogram(name, numbers, bins=30), step=frames)
 
     def log_video(self, name: str, pictures: Frames, *, frames: int, fps: float) -> None:
         """Show a moving picture in TensorBoard at ``frames``, see `add_video`."""

@@ -17,5 +17,7 @@ if __name__ == "inspect":
 elif __name__ == "__main__":  # environment workers import this file as well, and need none of it
     from recipes._cli import run_recipe
     from recipes._inspection import check, run
+    from recipes._signals import ending_at_once
 
-    run_recipe(run, config_name="inspect", check=check)
+    with ending_at_once():
+        run_recipe(run, config_name="inspect", check=check)

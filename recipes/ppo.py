@@ -183,9 +183,10 @@ def _train(config: DictConfig) -> None:
                 folder = run_dir / "evaluations"
                 evaluate = partial(evaluate_on_held_out, config, networks, folder, frames=progress["frames"])
                 metrics |= guard.evaluate(evaluate)
-                if update.completed:
-                    total_frames = config.total_frames
-                    metrics |= look_inside(networks, minibatch, metrics, progress, logger, total_frames=total_frames)
+                metrics |= look_inside(
+                    networks, minibatch if update.completed else None, metrics, progress, logger,
+                    total_frames=config.total_frames,
+                )  # fmt: skip
                 progress["evaluated"] = progress["frames"]
             now = time.perf_counter()
             metrics |= {

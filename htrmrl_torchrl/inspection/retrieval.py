@@ -61,46 +61,53 @@ def retrieve(
 
 
 def _past(encoder: HierarchicalEncoder, tokens: Tensor, episode: int) -> PastEpisodes:
-    """What a strategy is told of the trial ``[K, H + 1, x]`` when its episode of this number begins."""
-    length, rows = tokens.shape[1], tokens.flatten(0, 1)
+    """What a strategy is told of a trial ``[K, H + 1, x]`` when its ``episode`` begins."""
 
-    def embed(first: Sequence[int], newest: Sequence[int]) -> Array:
-        index = torch.tensor([newest, first], device=tokens.device)
-        with torch.no_grad():
-            return encoder.embed_windows(*window_at(rows, index[0], index[1], encoder.window)).cpu().numpy()
+    @torch.no_grad()
+    def embed(windows: Sequence[Window]) -> Array:
+        return encoder.embed_windows(*_windows(encoder, tokens, windows)).cpu().numpy()
 
-    def embed_past(windows: Sequence[Window]) -> Array:
-        return embed(
-            [e * length + start for e, start in windows],
-            [e * length + min(start + encoder.window, length) - 1 for e, start in windows],
-        )
+    @torch.no_grad()
+    def present() -> Array:
+        newest = torch.tensor([episode * tokens.shape[1]], device=tokens.device)  # the episode's first token
+        return encoder.embed_windows(*window_at(tokens.flatten(0, 1), newest, newest, encoder.window))[0].cpu().numpy()
 
     return PastEpisodes(
-        [length] * episode,
+        [tokens.shape[1]] * episode,
         tokens=lambda index: tokens[index].cpu().numpy(),
         observation_dim=encoder.observation_dim,
-        embed=embed_past,
-        present=lambda: embed([episode * length], [episode * length])[0],
+        embed=embed,
+        present=present,
     )
+
+
+def _windows(encoder: HierarchicalEncoder, tokens: Tensor, windows: Sequence[Window]) -> tuple[Tensor, Tensor]:
+    """Tokens ``[n, T, x]`` and mask ``[n, T]``, as the memory cuts them."""
+    length = tokens.shape[1]
+    first = [e * length + start for e, start in windows]
+    newest = [e * length + min(start + encoder.window, length) - 1 for e, start in windows]
+    index = torch.tensor([newest, first], device=tokens.device)
+    return window_at(tokens.flatten(0, 1), index[0], index[1], encoder.window)
 
 
 def _context(encoder: HierarchicalEncoder, tokens: Tensor, episode: int, drawn: Sequence[Window]) -> TensorDict:
     """Of the last decision of an episode that sees ``drawn``, ``[1]``."""
-    length = tokens.shape[1]
-    empty = encoder.episodes - 1 - len(drawn)
-    # Rows of the trial's table; the last token but one is the last that is acted on.
-    first = [0] * empty + [e * length + start for e, start in drawn] + [episode * length]
-    newest = [-1] * empty + [e * length + min(start + encoder.window, length) - 1 for e, start in drawn]
-    newest.append((episode + 1) * length - 2)
-    index = torch.tensor([newest, first], device=tokens.device)
-    windows, mask = window_at(tokens.flatten(0, 1), index[0], index[1], encoder.window)
-    held = torch.arange(encoder.episodes - 1, device=tokens.device) >= empty
+    length, slots = tokens.shape[1], encoder.episodes - 1
+    # The last token but one is the last that is acted on.
+    first = torch.tensor([episode * length], device=tokens.device)
+    current, current_mask = window_at(tokens.flatten(0, 1), first + length - 2, first, encoder.window)
+    shown, shown_mask = _windows(encoder, tokens, drawn)
+    past = tokens.new_zeros(slots, encoder.window, tokens.shape[-1])
+    past_mask = torch.zeros(slots, encoder.window, dtype=torch.bool, device=tokens.device)
+    if drawn:
+        past[-len(drawn) :], past_mask[-len(drawn) :] = shown, shown_mask
+    held = torch.arange(slots, device=tokens.device) >= slots - len(drawn)
     return TensorDict(
-        current=windows[-1],
-        current_mask=mask[-1],
-        past=windows[:-1],
-        past_mask=mask[:-1],
-        past_id=torch.where(held, torch.arange(len(held), device=tokens.device), -1),
+        current=current[0],
+        current_mask=current_mask[0],
+        past=past,
+        past_mask=past_mask,
+        past_id=torch.where(held, torch.arange(slots, device=tokens.device), -1),
         slot_mask=held,
         batch_size=[],
     ).unsqueeze(0)

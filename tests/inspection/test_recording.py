@@ -120,23 +120,24 @@ def test_every_encoder_shows_what_it_has(kind):
 # ------------------------------------------------------------------------------------------------------- retrieval
 
 
-def test_the_strategy_that_was_played_is_retrieved_as_it_was():
+@pytest.mark.parametrize("strategy", ["recent", "best_return", "diverse", "similar"])  # those without random draws
+def test_the_strategy_that_was_played_is_retrieved_as_it_was(strategy):
     """Windows and attention of the recording come out again, from tokens alone."""
-    agent = networks(strategy="recent")
+    agent = networks(strategy=strategy)
     recording = record_trials(agent, toy(), trials=8, every=6)
     for trial, episode in itertools.product((0, 5), (1, 2)):
         shown = retrieve(agent.encoder, recording, trial=trial, episode=episode)
         assert set(shown) == set(STRATEGIES)
         held = recording.slot_episode[trial, episode] >= 0
         episodes, starts = recording.slot_episode[trial, episode][held], recording.slot_start[trial, episode][held]
-        assert shown["recent"].windows == list(zip(episodes.tolist(), starts.tolist(), strict=True))
+        assert shown[strategy].windows == list(zip(episodes.tolist(), starts.tolist(), strict=True))
         played = recording.slot_attention[trial, episode, -1, -1].mean(0)  # the episode's last decision
-        assert_same(shown["recent"].attention, played[-len(shown["recent"].attention) :])
+        assert_same(shown[strategy].attention, played[-len(shown[strategy].attention) :])
         for name, one in shown.items():
             assert one.attention.shape == (len(one.windows) + 1,), name
             assert_same(one.attention.sum(), torch.tensor(1.0))
             assert all(0 <= e < episode and 0 <= s <= 4 for e, s in one.windows), name
-    assert differ(played[-len(shown["recent"].attention) :].flip(0), shown["recent"].attention)  # negative control
+    assert differ(played[-len(shown[strategy].attention) :].flip(0), shown[strategy].attention)  # negative control
 
 
 def test_nothing_is_retrieved_where_nothing_is_remembered():

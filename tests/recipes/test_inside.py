@@ -40,6 +40,8 @@ def test_pictures_histograms_and_warnings_said_once(networks, tmp_path, capsys):
         assert line.startswith("warning at 200 frames: held-out success fell to 0.25 from its best of 0.75")
         look_inside(networks, minibatch, fallen, progress, logger, total_frames=1000)
         assert capsys.readouterr().err == ""
+        taken_back = look_inside(networks, None, fallen, progress, logger, total_frames=1000)
+        assert set(taken_back) == {"eval/val_forgetting", "eval/val_forgetting/a", "eval/val_test_gap", "time/inspect"}
     assert seen["eval/val_forgetting/a"] == 0.5 and seen["eval/val_test_gap"] == 0.25 and seen["time/inspect"] > 0
     assert progress["best_by_task"] == {"a": 0.75} and progress["warned"] == ["falling held-out success"]
     events = EventAccumulator(str(tmp_path / "tensorboard"))
@@ -52,7 +54,7 @@ def test_pictures_histograms_and_warnings_said_once(networks, tmp_path, capsys):
 
 def test_a_run_keeps_its_bests_over_a_restart(tmp_path):
     run("toy_ppo", tmp_path / "run", "total_frames=384", *TINY)
-    path = latest_checkpoint(tmp_path / "run" / "checkpoints")[0]
+    path, _ = latest_checkpoint(tmp_path / "run" / "checkpoints")
     first = metrics(tmp_path / "run")
     best = read_component(path, "progress")["best_by_task"]
     assert best == {"hidden-goal": float(first[384, "eval/val_success/hidden-goal"])}
