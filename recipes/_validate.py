@@ -14,9 +14,6 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
-from htrmrl_torchrl.data.past import SCOPES
-from htrmrl_torchrl.data.strategies import STRATEGIES
-
 
 class UserError(ValueError):
     """A fault in what the user asked for: shown as one sentence, without a traceback."""
@@ -71,8 +68,9 @@ RULES: dict[str, Rule] = {
     "encoder.mlp_layers": at_least(1),
     "encoder.attention": one_of("causal", "full"),
     "encoder.norm": one_of("pre_ln", "tfixup"),
-    "memory.strategy": one_of(*STRATEGIES),
-    "memory.scope": one_of(*SCOPES),
+    # Written out: the library is imported after these checks, for that takes time and can fail (MUJOCO_GL).
+    "memory.strategy": one_of("recent", "uniform", "best_return", "diverse", "similar"),
+    "memory.scope": one_of("trial", "lane"),
     "memory.max_episodes": at_least(1, kind=int),
     "policy.std": one_of("independent", "dependent"),
     "policy.init_std": POSITIVE,

@@ -7,6 +7,8 @@ import pytest
 import torch
 
 from htrmrl_torchrl import EpisodicReplayBuffer, EpisodicStorage, keys, make_env
+from htrmrl_torchrl.data.past import SCOPES
+from htrmrl_torchrl.data.strategies import STRATEGIES
 from htrmrl_torchrl.networks import build_networks
 from recipes import _inspection, _validate, ablate, benchmark, evaluate
 from recipes._cli import CONFIG_DIR, Check, UserError, load_config
@@ -100,6 +102,12 @@ def test_every_file_explains_itself(path: Path) -> None:
 def test_the_comment_check_can_fail() -> None:
     text = "# One.\na: 1\nb: 2\n# Group.\nc:\n  d: 3\n  # no stop\n  e: 4\n# Wrong indent.\n  f: 5\n"
     assert keys_without_comment(text) == ["b", "d", "e", "f"]
+
+
+def test_rules_name_every_strategy_and_scope() -> None:
+    for key, known in (("memory.strategy", STRATEGIES), ("memory.scope", SCOPES)):
+        rule = _validate.RULES[key]
+        assert all(rule.test(name) for name in known) and rule.allowed == _validate.one_of(*known).allowed
 
 
 def test_the_shipped_files_are_these() -> None:
