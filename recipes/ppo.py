@@ -1,6 +1,6 @@
 """HTrMRL with PPO: the training loop of all recipes, top to bottom in the order of the algorithm.
 
-``ml10_ppo.py``, ``ml1_ppo.py``, ``ml45_ppo.py`` and ``toy_ppo.py`` call `train` with their configuration.
+The other recipes named ``*_ppo.py`` call `train` with their configuration.
 """
 
 import time

@@ -119,8 +119,9 @@ def test_a_baseline_trains_with_ratio_one_and_continues_as_if_nothing_had_happen
     assert len(ratios) == 4 and all(abs(ratio - 1) <= 1e-5 for ratio in ratios)
     assert len({value for (_, name), value in straight.items() if name == "loss/critic"}) == 4
     attention = {name for _, name in straight if name.startswith("attention/")}
-    assert ("attention/intra_entropy" in attention) == (encoder == "trmrl")
-    assert all(name.startswith("attention/intra_") for name in attention) and (encoder == "trmrl" or not attention)
+    # One level, 4 layers of 4 heads; the others attend to nothing.
+    evenness = {f"attention/intra_evenness/{layer}.{head}" for layer in range(1, 5) for head in range(1, 5)}
+    assert attention == ({"attention/intra_entropy", *evenness} if encoder == "trmrl" else set())
 
 
 def test_with_memory_across_trials_too(tmp_path):
