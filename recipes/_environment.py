@@ -61,7 +61,7 @@ def evaluate_on_held_out(config: DictConfig, networks: Networks, folder: Path, *
             protocol=config.eval.protocol,
             goals_per_task=config.eval.goals_per_task,
             adaptation_episodes=config.env.episodes_per_trial if adaptation is None else adaptation,
-            horizon=config.env.horizon,
+            horizon=config.env.horizon if config.eval.horizon is None else config.eval.horizon,
             benchmark_seed=config.env.benchmark_seed,
             seed=config.seed,
             num_envs=config.env.num_envs,

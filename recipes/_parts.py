@@ -43,6 +43,12 @@ def ppo_loss(config: DictConfig, networks: Networks) -> NormalizedClipPPOLoss:
     ).to(config.device)
 
 
+def learning_rate(config: DictConfig, *, frames: int) -> float:
+    """Adam's learning rate for the update on the batch that begins at ``frames``."""
+    left = 1 - frames / config.total_frames if config.optim.schedule == "linear" else 1.0
+    return float(config.optim.lr * left)
+
+
 def advantages(config: DictConfig) -> TrialGAE:
     """What turns a batch into advantages and value targets."""
     return TrialGAE(

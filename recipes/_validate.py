@@ -76,6 +76,7 @@ RULES: dict[str, Rule] = {
     "policy.init_std": POSITIVE,
     "critic.kind": one_of("shared", "separate", "single_step"),
     "loss.epochs": at_least(1),
+    "loss.target_kl": Rule("greater than 0", lambda value: value > 0, float),
     "loss.minibatch_frames": at_least(1),
     "loss.segment_frames": at_least(1),
     "loss.clip_epsilon": POSITIVE,
@@ -88,11 +89,13 @@ RULES: dict[str, Rule] = {
     "loss.advantage_norm": one_of("batch", "task", "none"),
     "compute.autocast": one_of("none", "bf16"),
     "optim.lr": POSITIVE,
+    "optim.schedule": one_of("constant", "linear"),
     "collector.frames_per_batch": at_least(1, kind=int),
     "eval.every_frames": at_least(1),
     "eval.goals_per_task": at_least(1),
     "eval.protocol": one_of("strict", "garage"),
     "eval.adaptation_episodes": at_least(0, kind=int),
+    "eval.horizon": at_least(1, kind=int),
     "faults.max_in_a_row": at_least(1),
     "checkpoint.every_frames": at_least(1),
     "checkpoint.keep": at_least(1),
@@ -315,10 +318,11 @@ def _check_environment(config: DictConfig) -> None:
         task_names(env.name, "test")  # evaluated during training
     except ValueError as error:
         raise UserError(f"env.name is {env.name}: {error}") from error
-    try:
-        resolve_horizon(env.name, env.horizon)
-    except ValueError as error:
-        raise UserError(f"env.horizon is {env.horizon}: {error}") from error
+    for key, horizon in (("env.horizon", env.horizon), ("eval.horizon", config.eval.horizon)):
+        try:
+            resolve_horizon(env.name, horizon)
+        except ValueError as error:
+            raise UserError(f"{key} is {horizon}: {error}") from error
     if goals_per_task > num_goals(env.name):
         raise UserError(
             f"eval.goals_per_task is {goals_per_task} but must be at most {num_goals(env.name)}, the goals that "

@@ -32,7 +32,7 @@ from recipes._environment import (
 from recipes._faults import FaultGuard, check_losses, check_targets, clip_gradients
 from recipes._inside import look_inside
 from recipes._lock import locked
-from recipes._parts import advantages, agent_arguments, collector_of, ppo_loss, replay_buffer
+from recipes._parts import advantages, agent_arguments, collector_of, learning_rate, ppo_loss, replay_buffer
 from recipes._run_folder import (
     checkpoint_to_resume,
     commit_of_code,
@@ -145,11 +145,14 @@ def _train(config: DictConfig) -> None:
 
             # 3. Several epochs of PPO over minibatches that mix all tasks, as a whole or not at all.
             sums: dict[str, float] = defaultdict(float)
-            updates = 0
+            updates = passes = 0
             with guard.update() as update:
                 check_targets(targets)
                 value_head(networks.critic).adapt(targets[keys.VALUE_TARGET])
+                for group in optimizer.param_groups:
+                    group["lr"] = learning_rate(config, frames=progress["frames"])
                 for _ in range(config.loss.epochs):
+                    kl_before, updates_before = sums["ppo/kl"], updates
                     for minibatch in buffer:
                         with autocast:
                             losses = loss(minibatch)
@@ -164,6 +167,10 @@ def _train(config: DictConfig) -> None:
                         updates += 1
                         for name, value in _loss_metrics(losses, norm).items():
                             sums[name] += value
+                    passes += 1
+                    kl = (sums["ppo/kl"] - kl_before) / (updates - updates_before)
+                    if config.loss.target_kl is not None and kl > config.loss.target_kl:
+                        break
             collector.update_policy_weights_()
             progress["frames"] += batch.numel()
             updated = time.perf_counter()
@@ -174,7 +181,8 @@ def _train(config: DictConfig) -> None:
             if update.completed:
                 ratio = sums.pop("ppo/first_minibatch_ratio")
                 metrics |= {name: value / updates for name, value in sums.items()}
-                metrics["ppo/first_minibatch_ratio"] = ratio
+                metrics |= {"ppo/first_minibatch_ratio": ratio, "ppo/epochs": passes}
+                metrics["ppo/learning_rate"] = optimizer.param_groups[0]["lr"]
                 value, target = batch[keys.STATE_VALUE], targets[keys.VALUE_TARGET]
                 metrics["ppo/explained_variance"] = explained_variance(value, target)
                 metrics |= _inspect(networks, minibatch)

@@ -134,6 +134,44 @@ def test_with_memory_across_trials_too(tmp_path):
     assert occupancy[0] < occupancy[1] == occupancy[2] == 1  # once there was a trial, every slot has a window
 
 
+def values_of(run_dir, name):
+    return [float(value) for (_, metric), value in sorted(metrics(run_dir).items()) if metric == name]
+
+
+def test_the_learning_rate_falls_in_a_line_and_a_continued_run_stays_on_it(tmp_path):
+    linear = ["total_frames=768", "optim.schedule=linear", "optim.lr=1e-2", *TINY]
+    run("toy_ppo", tmp_path / "run", *linear)
+    expected = [1e-2, 0.75e-2, 0.5e-2, 0.25e-2]  # the last update does not move on a rate of 0
+    assert values_of(tmp_path / "run", "ppo/learning_rate") == pytest.approx(expected, rel=1e-6)
+    straight = metrics(tmp_path / "run")
+    middle = min((tmp_path / "run" / "checkpoints").glob("step-*"))
+    assert read_component(middle, "progress")["frames"] == 576
+    run("toy_ppo", tmp_path / "run", *linear, f"resume={middle}")
+    assert metrics(tmp_path / "run") == straight
+
+
+def test_the_learning_rate_is_what_adam_steps_with(toy_run, tmp_path):
+    """The first updates have the same rate, so the second batches are the same; the third ones show the lower rate."""
+    run("toy_ppo", tmp_path / "run", "total_frames=768", "optim.schedule=linear", *TINY)
+    constant, linear = (values_of(path, "train/return") for path in (toy_run, tmp_path / "run"))
+    assert constant[:2] == linear[:2] and constant[2:] != linear[2:]
+
+
+def test_an_update_ends_early_where_the_policy_has_moved_too_far(toy_run, tmp_path):
+    assert values_of(toy_run, "ppo/epochs") == [4.0] * 4
+    fast = ["total_frames=384", "optim.lr=1e-2", *TINY]
+    for limit in ("1e-9", "1e9"):
+        run("toy_ppo", tmp_path / limit, *fast, f"loss.target_kl={limit}")
+    assert values_of(tmp_path / "1e-9", "ppo/epochs")[-1] < 4
+    assert values_of(tmp_path / "1e9", "ppo/epochs") == [4.0] * 2
+
+
+def test_evaluation_may_play_longer_episodes_than_training(tmp_path):
+    run("toy_ppo", tmp_path / "run", "total_frames=192", "eval.horizon=9", *TINY)
+    reports = [json.loads(path.read_text()) for path in (tmp_path / "run" / "evaluations").iterdir()]
+    assert [report["horizon"] for report in reports] == [9, 9]
+
+
 def test_another_seed_is_another_run(toy_run, tmp_path):
     run("toy_ppo", tmp_path / "run", "total_frames=192", "seed=2", *TINY)
     assert metrics(tmp_path / "run")[192, "train/return"] != metrics(toy_run)[192, "train/return"]
