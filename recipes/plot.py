@@ -2,17 +2,19 @@
 
     python recipes/plot.py runs/toy_ppo_seed* --metric train/success --out curve.png
     python recipes/plot.py runs/ml10_ppo_seed1 --metric eval/val_success eval/test_success --out curve.png
-    python recipes/plot.py runs/toy_ppo_seed* --by-episode train --out adaptation.png
-    python recipes/plot.py runs/with_memory --control runs/masked --control-label masked --out comparison.png
+    python recipes/plot.py runs/toy_ppo_seed* --by-episode train --last 20000 --out adaptation.png
+    python recipes/plot.py runs/htrmrl_seed* --label HTrMRL --compare RL2 runs/rl2_seed* --out comparison.png
 
 Each run is a thin line, the mean over runs a thick one with a band from the lowest to the highest run. Runs are
-compared where all of them have points: their mean ends where the shortest run ends.
+compared where all of them have points: their mean ends where the shortest run ends. Colours are groups of runs, line
+styles are metrics.
 """
 
 import argparse
 import csv
 import sys
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 import matplotlib
@@ -23,6 +25,7 @@ from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
 from matplotlib.ticker import EngFormatter, MaxNLocator
 
+LINES = ("-", "--", ":", "-.")
 Curve = tuple[np.ndarray, np.ndarray]  # x and y, both [points]
 
 
@@ -45,10 +48,14 @@ def learning_curve(metrics: dict[str, Curve], name: str) -> Curve:
     return metrics[name]
 
 
-def adaptation_curve(metrics: dict[str, Curve], source: str) -> Curve:
-    """Episode numbers, from 1, and the success (or return, where there is none) that was logged for them last."""
+def adaptation_curve(metrics: dict[str, Curve], source: str, *, last_frames: int = 1) -> Curve:
+    """Episode numbers, from 1, and the mean success (or return, where there is none) logged in the last frames."""
     prefix = f"{'train/' if source == 'train' else source + '_'}{measure(metrics)}_by_episode/"
-    last = {int(name.removeprefix(prefix)): y[-1] for name, (_, y) in metrics.items() if name.startswith(prefix)}
+    last = {
+        int(name.removeprefix(prefix)): y[x > x[-1] - last_frames].mean()
+        for name, (x, y) in metrics.items()
+        if name.startswith(prefix)
+    }
     if not last:
         raise ValueError(f"no metric {prefix}<k>; there are {', '.join(sorted(metrics))}")
     order = sorted(last)
@@ -95,33 +102,47 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
         metavar="SOURCE",
         help="success (or return) by episode instead: train, eval/val, eval/test",
     )
+    parser.add_argument("--last", type=int, default=1, metavar="FRAMES", help="of --by-episode: mean over these")
+    parser.add_argument("--label", default="", help="what the runs are")
     parser.add_argument(
-        "--control", nargs="+", type=Path, default=[], metavar="RUN_DIR", help="runs to compare with, drawn dashed"
+        "--compare", nargs="+", action="append", default=[], metavar=("LABEL", "RUN_DIR"), help="another group of runs"
     )
-    parser.add_argument("--control-label", default="control", help="what the compared runs are")
     parser.add_argument("--out", type=Path, required=True, help="PNG (or PDF, SVG) to write")
     parser.add_argument("--title", default="")
     return parser.parse_args(argv)
 
 
+def _not_empty(groups: dict[str, list[Path]]) -> dict[str, list[Path]]:
+    for label, run_dirs in groups.items():
+        if not run_dirs:
+            raise ValueError(f"--compare {label} names no run: give a label and then folders of runs")
+    return groups
+
+
 def main(argv: Sequence[str] | None = None) -> None:
     """Draw the figure that the command line asks for."""
     args = parse(argv)
-    names, read = (args.by_episode, adaptation_curve) if args.by_episode else (args.metric, learning_curve)
+    names = args.by_episode or args.metric
+    read = partial(adaptation_curve, last_frames=args.last) if args.by_episode else learning_curve
     try:
-        curves, control = (
-            {name: [read(read_metrics(run_dir), name) for run_dir in run_dirs] for name in names}
-            for run_dirs in (args.run_dirs, args.control)
-        )
+        groups = {args.label: args.run_dirs} | {label: [Path(run) for run in runs] for label, *runs in args.compare}
+        curves = {
+            (label, name): [read(read_metrics(run_dir), name) for run_dir in run_dirs]
+            for label, run_dirs in _not_empty(groups).items()
+            for name in names
+        }
     except ValueError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
     figure, axes = plt.subplots(figsize=(6.4, 4.0), layout="constrained")
-    for index, name in enumerate(names):
-        style = {"color": f"C{index}", "marker": "o" if args.by_episode else ""}
-        draw(axes, curves[name], label=name, **style)
-        if control[name]:
-            draw(axes, control[name], label=f"{name}, {args.control_label}", linestyle="--", **style)
+    for (label, name), drawn in curves.items():
+        group, metric = list(groups).index(label), names.index(name)
+        if len(groups) == 1:
+            style = {"color": f"C{metric}", "linestyle": "-"}
+        else:
+            style = {"color": f"C{group}", "linestyle": LINES[metric % len(LINES)]}
+        shown = ", ".join(filter(None, (label, name if len(names) > 1 or not label else "")))
+        draw(axes, drawn, label=shown, marker="o" if args.by_episode else "", **style)
     if args.by_episode:
         axes.set(xlabel="episode of the trial", ylabel="return")
         if measure(read_metrics(args.run_dirs[0])) == "success":

@@ -29,6 +29,11 @@ def test_adaptation_curve_is_the_last_one_in_numeric_order(run_dirs: list[Path])
     np.testing.assert_allclose(success, 0.1 + np.arange(12) / 20)
 
 
+def test_adaptation_over_the_last_frames_is_their_mean(run_dirs: list[Path]) -> None:
+    _, success = plot.adaptation_curve(plot.read_metrics(run_dirs[0]), "train", last_frames=30_000)
+    np.testing.assert_allclose(success, np.mean([0.1, 0.09, 0.08]) + np.arange(12) / 20)
+
+
 def test_mean_ends_with_the_shortest_run_and_interpolates() -> None:
     curves = [(np.array([0, 10, 20]), np.array([0.0, 1.0, 2.0])), (np.array([5, 15]), np.array([4.0, 2.0]))]
     grid, mean, low, high = plot.mean_and_range(curves)
@@ -44,9 +49,9 @@ def test_mean_ends_with_the_shortest_run_and_interpolates() -> None:
         ["--metric", "train/success"],
         ["--metric", "train/success", "eval/val_success"],
         ["--by-episode", "train"],
-        ["--by-episode", "train", "--control", "RUN", "--control-label", "masked"],
+        ["--by-episode", "train", "--compare", "masked", "RUN", "--compare", "flat", "RUN", "RUN"],
     ],
-    ids=["one", "two", "by-episode", "control"],
+    ids=["one", "two", "by-episode", "groups"],
 )
 def test_a_figure_is_written(run_dirs: list[Path], tmp_path: Path, arguments: list[str]) -> None:
     out = tmp_path / "figures" / "curve.png"
@@ -62,6 +67,7 @@ def test_a_figure_is_written(run_dirs: list[Path], tmp_path: Path, arguments: li
     [
         (["--metric", "train/sucess"], "no metric 'train/sucess'; there are"),
         (["--by-episode", "eval/test"], "no metric eval/test_success_by_episode/<k>"),
+        (["--compare", "flat"], "--compare flat names no run"),
     ],
 )
 def test_unknown_metrics_are_named(
