@@ -114,7 +114,10 @@ def build_networks(
     }
     encoder = _make_encoder(encoder_kind, sizes)
     critic_encoder = _make_encoder(encoder_kind, sizes, of_critic=True) if critic_kind == "separate" else None
-    encoders = [encoder] if critic_encoder is None else [encoder, critic_encoder]
+    encoders = [encoder]
+    if critic_encoder is not None:
+        critic_encoder.tokens = encoder.tokens  # one adapts for both
+        encoders.append(critic_encoder)
     memory = _make_memory(encoders, strategy=strategy, scope=scope, max_episodes=max_episodes, seed=seed)
     action_spec = Bounded(torch.tensor(action_low), torch.tensor(action_high))
     policy, actor, critic = make_actor_critic(

@@ -159,7 +159,7 @@ def _make_dense(encoder: HierarchicalEncoder) -> None:
         context = tensordict.get(keys.CONTEXT).reshape(-1)
         tokens = torch.cat([context["past"], context["current"].unsqueeze(1)], 1)  # [F, E, T, x]
         mask = torch.cat([context["past_mask"], context["current_mask"].unsqueeze(1)], 1)
-        x = encoder.intra.embed(tokens.flatten(0, 1) * encoder.token_scale) + encoder.intra.position  # [F * E, T, D]
+        x = encoder.intra.embed(encoder.tokens(tokens.flatten(0, 1))) + encoder.intra.position  # [F * E, T, D]
         for layer in encoder.intra.layers:
             x = layer(x, causal_mask(mask.flatten(0, 1)))
         x = encoder.intra.norm(x)[:, -1].view(*mask.shape[:2], -1) + encoder.inter.position  # [F, E, D]

@@ -171,6 +171,8 @@ def _train(config: DictConfig) -> None:
                     kl = (sums["ppo/kl"] - kl_before) / (updates - updates_before)
                     if config.loss.target_kl is not None and kl > config.loss.target_kl:
                         break
+                if config.env.observation_norm:
+                    networks.encoder.tokens.adapt(batch[keys.OBSERVATION])
             collector.update_policy_weights_()
             progress["frames"] += batch.numel()
             updated = time.perf_counter()

@@ -55,7 +55,7 @@ def test_every_choice_of_the_parts_can_be_made_with_plain_numbers():
             "tfixup",
             lambda n: "pre_ln" if any(isinstance(m, nn.LayerNorm) for m in n.encoder.modules()) else "tfixup",
         ),
-        ("reward_scale", 0.5, lambda n: n.encoder.token_scale[-2].item()),
+        ("reward_scale", 0.5, lambda n: n.encoder.tokens.rest[-2].item()),
         ("max_episodes", 3, lambda n: n.memory.max_episodes),
         ("strategy", "recent", lambda n: type(n.memory.strategy).__name__.lower()),
         ("init_std", 0.25, lambda n: round(n.actor.get_dist(n.memory(rows()[0])).stddev[0, 0].item(), 6)),

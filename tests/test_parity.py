@@ -111,6 +111,7 @@ class Pipeline:
                     self.optimizer.zero_grad()
                     (losses["loss_objective"] + losses["loss_critic"] + losses["loss_entropy"]).backward()
                     self.optimizer.step()
+                self.networks.encoder.tokens.adapt(batch[keys.OBSERVATION])
                 self.collector.update_policy_weights_()
         finally:
             self.collector.shutdown()

@@ -43,7 +43,7 @@ def retrieve(
     """
     if not encoder.remembers:
         raise ValueError("This encoder sees the present alone, so that nothing is retrieved; it needs episodes >= 2.")
-    tokens = recording.tokens[trial].to(encoder.token_scale.device)  # [K, H + 1, x]
+    tokens = recording.tokens[trial].to(encoder.tokens.mean.device)  # [K, H + 1, x]
     shown = {}
     for name in STRATEGIES:
         drawn = sorted(

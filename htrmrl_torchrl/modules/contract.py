@@ -9,6 +9,7 @@ from tensordict.utils import NestedKey
 from torch import Tensor, nn
 
 from htrmrl_torchrl import keys
+from htrmrl_torchrl.modules.tokens import TokenNormalizer
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,8 +56,6 @@ class ContextEncoder(TensorDictModuleBase):
         ValueError: for sizes below 1.
     """
 
-    token_scale: Tensor  # [x], what tokens are multiplied by: 1 but for the reward
-
     def __init__(
         self,
         *,
@@ -77,9 +76,7 @@ class ContextEncoder(TensorDictModuleBase):
         self.observation_dim, self.action_dim = observation_dim, action_dim
         self.token_dim = observation_dim + action_dim + 2
         self.window, self.episodes, self.d_model = window, episodes, d_model
-        token_scale = torch.ones(self.token_dim)
-        token_scale[-2] = reward_scale
-        self.register_buffer("token_scale", token_scale, persistent=False)
+        self.tokens = TokenNormalizer(observation_dim=observation_dim, action_dim=action_dim, reward_scale=reward_scale)
 
     @torch.no_grad()
     def inspect(self, context: TensorDictBase) -> Inside:

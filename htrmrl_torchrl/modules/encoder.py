@@ -170,10 +170,10 @@ class HierarchicalEncoder(ContextEncoder):
             Without inter-episode layers the second is empty, ``[F, 0, H]``.
         """
         tokens, mask = self._flat_current(context)
-        intra = self.intra.attention(tokens * self.token_scale, mask)
+        intra = self.intra.attention(self.tokens(tokens), mask)
         if not len(self.inter.layers):
             return intra, intra[:, :0]
-        current = self.intra(tokens * self.token_scale, mask)
+        current = self.intra(self.tokens(tokens), mask)
         flat = context.reshape(-1)
         slot_mask = flat["slot_mask"]
         past = self._embed_distinct(flat["past"], flat["past_mask"], flat["past_id"], slot_mask)
@@ -202,7 +202,7 @@ class HierarchicalEncoder(ContextEncoder):
             torch.Size([4, 2, 4, 3, 3])
         """
         tokens, mask = self._flat_current(context)
-        embedding, window_attention = self.intra.attend(tokens * self.token_scale, mask)
+        embedding, window_attention = self.intra.attend(self.tokens(tokens), mask)
         own = {"embedding": embedding, "window_attention": window_attention}
         if not len(self.inter.layers):
             return Inside(hidden=embedding, **own)
@@ -213,7 +213,7 @@ class HierarchicalEncoder(ContextEncoder):
                 f"The context holds the encoded past alone ({self.cache_key[1]}); to look inside it needs the windows "
                 "themselves, past and past_mask, as the memory and the replay buffer write them."
             )
-        windows, held = past.flatten(0, 1) * self.token_scale, rows.get("past_mask").flatten(0, 1)  # [F * (E-1), T, x]
+        windows, held = self.tokens(past.flatten(0, 1)), rows.get("past_mask").flatten(0, 1)  # [F * (E-1), T, x]
         embedded, attention = self.intra.attend(windows, held)
         embedded = embedded.view(*slot_mask.shape, self.d_model) * slot_mask.unsqueeze(-1)
         attention = attention.view(*slot_mask.shape, *attention.shape[1:]) * slot_mask[..., None, None, None, None]
@@ -224,7 +224,7 @@ class HierarchicalEncoder(ContextEncoder):
 
     def embed_windows(self, tokens: Tensor, mask: Tensor) -> Tensor:
         """Embeddings ``[W, D]`` of windows ``[W, T, x]`` with their masks ``[W, T]``, the lower level alone."""
-        return self.intra(tokens * self.token_scale, mask)
+        return self.intra(self.tokens(tokens), mask)
 
     def _flat_current(self, context: TensorDictBase) -> tuple[Tensor, Tensor]:
         tokens, mask = context.get("current"), context.get("current_mask")
@@ -237,7 +237,7 @@ class HierarchicalEncoder(ContextEncoder):
 
     def _embed_current(self, context: TensorDictBase) -> Tensor:
         tokens, mask = self._flat_current(context)
-        return self.intra(tokens * self.token_scale, mask)
+        return self.intra(self.tokens(tokens), mask)
 
     def _past(self, context: TensorDictBase) -> tuple[Tensor, Tensor]:
         """The encoded past of G rows, G the number of decisions or, where they share their past, of segments."""
@@ -265,7 +265,7 @@ class HierarchicalEncoder(ContextEncoder):
             0, inverse, torch.arange(len(slots), device=slots.device), "amin"
         )
         row, slot = (index := slots[first]) // past.shape[1], index % past.shape[1]
-        embedded = self.intra(past[row, slot] * self.token_scale, past_mask[row, slot])  # [distinct, D]
+        embedded = self.intra(self.tokens(past[row, slot]), past_mask[row, slot])  # [distinct, D]
         # index_select, not embedded[inverse]: the backward pass of the latter is not deterministic on CPU threads.
         spread = embedded.index_select(0, inverse)
         out = spread.new_zeros(past.shape[0] * past.shape[1], self.d_model).index_copy(0, slots, spread)

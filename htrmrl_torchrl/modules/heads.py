@@ -22,6 +22,7 @@ from htrmrl_torchrl import keys
 from htrmrl_torchrl.modules.contract import ContextEncoder
 from htrmrl_torchrl.modules.memory import EpisodicMemory
 from htrmrl_torchrl.modules.recurrent import RecurrentMemory
+from htrmrl_torchrl.modules.tokens import TokenNormalizer
 
 Std = Literal["independent", "dependent"]
 CriticKind = Literal["shared", "separate", "single_step"]
@@ -30,18 +31,16 @@ CRITIC_KINDS = ("shared", "separate", "single_step")
 
 
 class NewestToken(TensorDictModuleBase):
-    """Copies the newest token ``[*batch, x]``, scaled as in the encoder, to where a head reads it."""
+    """Copies the newest token ``[*batch, x]``, as the encoder reads it, to where a head reads it."""
 
-    token_scale: Tensor
-
-    def __init__(self, out_key: NestedKey, *, token_scale: Tensor) -> None:
+    def __init__(self, out_key: NestedKey, *, tokens: TokenNormalizer) -> None:
         super().__init__()
-        self.register_buffer("token_scale", token_scale.clone(), persistent=False)
+        self.tokens = tokens
         self.in_keys: list[NestedKey] = [keys.CONTEXT]
         self.out_keys: list[NestedKey] = [out_key]
 
     def forward(self, tensordict: TensorDictBase) -> TensorDictBase:
-        return tensordict.set(self.out_keys[0], tensordict.get(keys.CURRENT)[..., -1, :] * self.token_scale)
+        return tensordict.set(self.out_keys[0], self.tokens(tensordict.get(keys.CURRENT)[..., -1, :]))
 
 
 class ValueHead(nn.Module):
@@ -138,7 +137,7 @@ def make_actor_critic(
     modules: list[TensorDictModuleBase] = [encoder]
     head_keys: list[NestedKey] = [keys.HIDDEN]
     if observe_token:
-        modules.append(NewestToken("_actor_token", token_scale=encoder.token_scale))
+        modules.append(NewestToken("_actor_token", tokens=encoder.tokens))
         head_keys.append("_actor_token")
     inputs = encoder.d_model + (encoder.token_dim if observe_token else 0)
     head = _gaussian_head(inputs, action_dim, hidden, std=std, init_std=init_std)
@@ -183,7 +182,7 @@ def _make_critic(
         return ValueOperator(head, in_keys=[keys.HIDDEN])
     reads: TensorDictModuleBase | None = critic_encoder
     if reads is None:
-        reads = NewestToken("_critic_token", token_scale=encoder.token_scale)
+        reads = NewestToken("_critic_token", tokens=encoder.tokens)
     return TensorDictSequential(reads, ValueOperator(head, in_keys=reads.out_keys))
 
 

@@ -105,7 +105,7 @@ class EpisodicMemory(TensorDictModuleBase):
         # A tuple hides the encoders from Module registration: their weights belong to the actor's state dict alone.
         self._encoders = tuple(e for e in encoders if e.remembers)
         # Listed once: walking the modules at every step would cost as much as the attention.
-        self._watched = tuple(parameter for e in self._encoders for parameter in e.parameters())
+        self._watched = tuple(tensor for e in self._encoders for tensor in (*e.parameters(), *e.buffers()))
         self.window, self.episodes = window, episodes
         self._embedder = encoders[:1]  # for strategies that ask for embeddings, whether the encoder remembers or not
         self.strategy = make_strategy(strategy)
@@ -288,7 +288,7 @@ class EpisodicMemory(TensorDictModuleBase):
             state.past = state.past.copy().set(key, old.index_copy(0, lanes, cache))
 
     def _weights_version(self) -> int:
-        return sum(parameter._version for parameter in self._watched)
+        return sum(tensor._version for tensor in self._watched)
 
 
 def _as_array(tensor: Tensor) -> Array:

@@ -66,7 +66,7 @@ class MemorylessEncoder(ContextEncoder):
         return self.mlp
 
     def forward(self, tensordict: TensorDictBase) -> TensorDictBase:
-        observation = tensordict.get(keys.CURRENT)[..., -1, : self.observation_dim]
+        observation = self.tokens(tensordict.get(keys.CURRENT)[..., -1, :])[..., : self.observation_dim]
         return tensordict.set(self.out_keys[0], self.mlp(observation))
 
 

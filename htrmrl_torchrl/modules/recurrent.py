@@ -127,7 +127,7 @@ class RecurrentEncoder(ContextEncoder):
     def _run(self, token: Tensor, state: Tensor, starts: Tensor, *, recurrent: bool) -> Tensor:
         if token.shape[-1] != self.token_dim:
             raise ValueError(f"The context's tokens have size {token.shape[-1]}; the encoder's is {self.token_dim}.")
-        features = self.mlp(token * self.token_scale).to(state.dtype)
+        features = self.mlp(self.tokens(token)).to(state.dtype)
         # torchrl's key for "starts from the given state" (recurrent) or "from zero" (single steps, unused here).
         sequence = TensorDict(features=features, state=state.unsqueeze(-2), is_init=starts, batch_size=token.shape[:-1])
         # The GRU itself in full precision: its state is fed back to it, and torch's CPU kernel wants one type.

@@ -219,7 +219,21 @@ def test_the_reward_scale_acts_on_the_previous_reward_alone():
     by_hand["past"][..., -2] *= 0.125
     assert_same(run(scaled, contexts), run(plain, by_hand), 1e-12)
     assert differ(run(scaled, contexts), run(plain, contexts))
-    assert "token_scale" not in scaled.state_dict()
+
+
+def test_observations_are_normalised_in_every_window():
+    contexts = stack_contexts(contexts_of(record(LENGTHS, window=3, episodes=3)))
+    plain, adapted = make_encoder(), make_encoder()
+    observation = contexts["current"][..., : plain.observation_dim]
+    adapted.tokens.adapt(3 * observation + 1)
+    by_hand = contexts.clone()
+    seen = (3 * observation + 1).reshape(-1, plain.observation_dim)
+    for name in ("current", "past"):
+        raw = by_hand[name][..., : plain.observation_dim]
+        raw.copy_((raw - seen.mean(0)) / seen.std(0, correction=0))
+    assert_same(run(adapted, contexts), run(plain, by_hand), 1e-10)
+    assert differ(run(adapted, contexts), run(plain, contexts))
+    assert_same(adapted.inspect(contexts).hidden, run(adapted, contexts), 1e-10)
 
 
 def test_attention_weights_are_those_of_the_last_layers():

@@ -99,6 +99,22 @@ def test_heads_read_the_reward_as_the_encoder_scales_it():
     assert differ(values[2], values[0])
 
 
+def test_heads_read_observations_as_the_encoder_normalises_them():
+    encoder = make_encoder(dtype=torch.float32)
+    _, actor, critic = build(encoder, critic_kind="single_step", observe_token=True)
+    td, shifted = some_contexts(), some_contexts()
+    before = critic(td.clone())[keys.STATE_VALUE], actor(td.clone())[keys.LOC]
+    seen = torch.tensor([[-1.0], [3.0]]).expand(2, encoder.observation_dim)  # mean 1, standard deviation 2
+    encoder.tokens.adapt(seen)
+    for name in (keys.CURRENT, keys.PAST):
+        observation = shifted[name][..., : encoder.observation_dim]
+        observation.copy_(2 * observation + 1)
+    after = critic(shifted.clone())[keys.STATE_VALUE], actor(shifted.clone())[keys.LOC]
+    assert_same(after[0], before[0])
+    assert_same(after[1], before[1])
+    assert differ(critic(td.clone())[keys.STATE_VALUE], before[0])
+
+
 def test_a_separate_critic_leaves_the_actor_alone():
     encoder = make_encoder(dtype=torch.float32)
     own = make_encoder(seed=1, dtype=torch.float32, hidden_key="_critic", cache_key=("context", "critic_cache"))
