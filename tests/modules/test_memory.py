@@ -242,6 +242,18 @@ def test_cached_equals_uncached_also_after_weights_changed(strategy, attention):
     assert changed >= 4
 
 
+@pytest.mark.parametrize("attention", ["causal", "full"])
+def test_cached_equals_uncached_also_after_the_statistics_of_observations_moved(attention):
+    encoder = make_encoder(attention=attention)
+    cached, plain = EpisodicMemory(encoder, seed=3), EpisodicMemory(window=3, episodes=3, seed=3)
+    recording = record(ragged(6), window=3, episodes=3)
+    for frame, step in enumerate(steps(as_batch(recording, dtype=torch.float64))):
+        outputs = [run(encoder, memory(step.clone())["context"]) for memory in (cached, plain)]
+        assert_same(*outputs, 1e-10)
+        if frame % 5 == 2:
+            encoder.tokens.adapt(step[keys.OBSERVATION] * (1 + frame))
+
+
 def test_two_encoders_are_cached_beside_each_other():
     actor, critic = make_encoder(), make_encoder(seed=1, hidden_key="_critic", cache_key=("context", "critic_cache"))
     memory, plain = EpisodicMemory([actor, critic]), EpisodicMemory(window=3, episodes=3)
