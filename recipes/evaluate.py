@@ -4,6 +4,7 @@ Prints a table and leaves a report (JSON) and two figures. A quoted pattern eval
 an interval over runs: ``checkpoint='runs/ml10_ppo_seed*'``.
 """
 
+import json
 import re
 import shlex
 import sys
@@ -96,7 +97,35 @@ def run(config: DictConfig) -> None:
         plot_adaptation({label: report}).savefig(stem.with_name(f"{stem.name}_by_episode.png"), dpi=150)
     if config.video:
         _record(config, paths[0], benchmark, report, stem)
+    if config.stages:
+        _write_stages(config, paths[0], benchmark, report, stem)
     print(f"\n{report}\n\n{time.perf_counter() - started:.0f} s; everything is in {stem}*")
+
+
+def _write_stages(config: DictConfig, checkpoint: Path, benchmark: str, report: "EvaluationReport", stem: Path) -> None:
+    """How far the episodes came that count, by task; the trials are played once more, in this process."""
+    from htrmrl_torchrl.evaluation.stages import play_stages
+    from htrmrl_torchrl.networks import acting_policy, load_networks
+
+    try:
+        stages = play_stages(
+            acting_policy(load_networks(checkpoint), seed=config.seed).to(config.device),
+            benchmark,
+            split=config.split,
+            goals_per_task=report.protocol.goals_per_task,
+            adaptation_episodes=report.protocol.adaptation_episodes,
+            evaluation_episodes=report.protocol.evaluation_episodes,
+            mean_action=report.protocol.evaluation_actions == "mean",
+            horizon=report.horizon,
+            benchmark_seed=config.benchmark_seed,
+            seed=config.seed,
+            num_envs=config.num_envs,
+            progress=True,
+        )
+    except ValueError as error:
+        raise UserError(f"the report is in {stem}.json, but stages is true: {error}") from error
+    stem.with_name(f"{stem.name}_stages.json").write_text(json.dumps(stages.by_task(), indent=2))
+    print(f"\n{stages}")
 
 
 def _record(config: DictConfig, checkpoint: Path, benchmark: str, report: "EvaluationReport", stem: Path) -> None:

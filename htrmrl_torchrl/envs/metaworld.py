@@ -65,6 +65,7 @@ class MetaWorldLanes:
         self._pool: dict[int, list[Any]] = {task: [] for task in range(len(self.task_names))}
         self._renderers = SimulatorRenderers()
         self.divergences = 0
+        self.infos: list[dict[str, Any]] = [{}] * num_lanes  # what Meta-World says of each lane's last step
 
     def reset(self, lanes: IntArray, tasks: IntArray, goals: IntArray, draws: IntArray | None = None) -> FloatArray:
         """Start an episode of ``(tasks[i], goals[i])`` on lane ``lanes[i]``; returns ``[len(lanes), 39]``."""
@@ -90,6 +91,7 @@ class MetaWorldLanes:
         for lane, simulator in enumerate(self._simulators):
             observation[lane], reward[lane], _, _, info = simulator.step(actions[lane])
             success[lane] = info["success"] > 0
+            self.infos[lane] = info
             self.divergences += diverged(simulator.data)
         return observation, reward, success
 

@@ -4,6 +4,7 @@ from htrmrl_torchrl.evaluation.evaluator import evaluate
 from htrmrl_torchrl.evaluation.plots import plot_adaptation, plot_tasks
 from htrmrl_torchrl.evaluation.protocols import PROTOCOLS, Protocol
 from htrmrl_torchrl.evaluation.report import EvaluationReport, ProtocolMismatchError
+from htrmrl_torchrl.evaluation.stages import StageReport, play_stages
 from htrmrl_torchrl.evaluation.trials import goal_grid, play_trials
 from htrmrl_torchrl.evaluation.video import Video, record_trial, write_video
 
@@ -12,9 +13,11 @@ __all__ = [
     "EvaluationReport",
     "Protocol",
     "ProtocolMismatchError",
+    "StageReport",
     "Video",
     "evaluate",
     "goal_grid",
+    "play_stages",
     "play_trials",
     "plot_adaptation",
     "plot_tasks",

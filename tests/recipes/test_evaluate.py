@@ -85,6 +85,26 @@ def test_a_pattern_is_one_report_of_all_runs(trained, recipe, tmp_path):
     assert str(report) in out and "2 runs, 95% over runs: " in out
 
 
+def test_stages_are_of_meta_world_and_the_report_is_there_anyway(trained, recipe, tmp_path):
+    _, err, code = recipe(f"checkpoint={trained}", *SMALL, "stages=true", f"out={tmp_path}")
+    assert code == 2 and "toy is not of Meta-World" in err and "Traceback" not in err
+    assert len(list(tmp_path.glob("*.json"))) == 1
+
+
+def test_stages_of_a_meta_world_run(recipe, tmp_path):
+    short = ["env.num_envs=2", "env.num_workers=0", "env.episodes_per_trial=2", "env.horizon=20", "total_frames=80"]
+    short += ["loss.minibatch_frames=40", "loss.segment_frames=20", "eval.goals_per_task=1", "eval.horizon=5"]
+    run("ml1_ppo", tmp_path / "run", *short)
+    arguments = [f"checkpoint={tmp_path / 'run'}", *SMALL, "stages=true", "horizon=10", "goals_per_task=2"]
+    out, err, code = recipe(*arguments, f"out={tmp_path / 'out'}")
+    assert code == 0, err
+    (path,) = (tmp_path / "out").glob("*_stages.json")
+    stages = json.loads(path.read_text())["reach-v3"]
+    assert set(stages) == {"near", "grasped", "in place", "success"} and stages["grasped"] == 1  # nothing to grasp
+    assert 0 < stages["in place"] < 1
+    assert "in place" in out and "reach-v3" in out
+
+
 def test_a_checkpoint_file_and_no_adaptation(trained, recipe, tmp_path):
     """Without adaptation there is no curve to draw."""
     (checkpoint,) = (trained / "checkpoints").glob("step-*")
