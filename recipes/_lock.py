@@ -26,6 +26,9 @@ _SECONDS_TO_SIGN = 2.0  # between taking the lock and having said who has it pas
 def locked(run_dir: Path) -> Iterator[None]:
     """Holds the lock of a run folder, which is created where it is missing and removed again if it stays empty.
 
+    (Where several start together in a missing folder, one may have made it and another one have got the lock, which
+    leaves an existing folder alone: then an empty folder can stay.)
+
     Raises:
         UserError: if another process holds it, or the folder cannot be written.
     """

@@ -119,7 +119,7 @@ def plot_around_success(recordings: Recordings) -> "Figure":
         axes.axvline(0, color="0.5", linewidth=0.8, linestyle=":")
         counted = int(around.trials[around.offset == 0])
         axes.set(
-            xlabel="episodes since the first success", ylim=(-0.02, 1.02), title=f"{label}, {counted} trials",
+            xlabel="episodes since the first success", ylim=(-0.02, 1.02), title=f"{label}, trials: {counted}",
             ylabel="share of attention",
         )  # fmt: skip
         whole_numbers(axes)

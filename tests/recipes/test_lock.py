@@ -85,7 +85,17 @@ def test_of_many_that_start_together_one_runs(tmp_path):
         assert len(refused) == 3 and all(f"is in use by process {winner.pid}:" in answer for answer in refused)
         for process in processes:
             process.communicate("")
-        assert list(tmp_path.iterdir()) == []  # folders that were made for nothing are gone
+        assert [path for path in tmp_path.rglob("*") if not path.is_dir()] == []
+
+
+def test_folders_that_were_made_for_nothing_are_gone(tmp_path):
+    with locked(tmp_path / "new" / "run"):
+        assert (tmp_path / "new" / "run").is_dir()
+    assert list(tmp_path.iterdir()) == []
+    (tmp_path / "mine").mkdir()
+    with locked(tmp_path / "mine" / "run"):
+        pass
+    assert [path.name for path in tmp_path.iterdir()] == ["mine"]
 
 
 def test_an_unwritable_folder_is_refused_and_nothing_is_left(tmp_path):
