@@ -47,7 +47,8 @@ def _check_settings(config: DictConfig, path: Path) -> None:
         before = flatten(OmegaConf.create(read_component(path, "config")))
     except (OSError, ValueError) as error:
         raise UserError(str(error)) from error
-    for key, value in flatten(config).items():
+    # The encoder's kind first: it changes other keys as well.
+    for key, value in sorted(flatten(config).items(), key=lambda item: item[0] != "encoder.kind"):
         if before.get(key) != value and not key.startswith(free):
             raise UserError(
                 f"{path} is of a run with {key}={before.get(key)} and this one has {key}={value}: a run goes on with "
