@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from htrmrl_torchrl.modules.memoryless import MemorylessEncoder
     from htrmrl_torchrl.modules.recurrent import RecurrentEncoder, RecurrentMemory
     from htrmrl_torchrl.objectives import NormalizedClipPPOLoss, TrialGAE, final_values
+    from htrmrl_torchrl.reward_norm import TaskRewardNormalizer
 
 __all__ = [
     "EpisodicMemory",
@@ -31,6 +32,7 @@ __all__ = [
     "NormalizedClipPPOLoss",
     "RecurrentEncoder",
     "RecurrentMemory",
+    "TaskRewardNormalizer",
     "TrialGAE",
     "TrialTransform",
     "evaluate",
@@ -53,6 +55,7 @@ __getattr__ = lazy_names(
         "NormalizedClipPPOLoss": "objectives",
         "RecurrentEncoder": "modules.recurrent",
         "RecurrentMemory": "modules.recurrent",
+        "TaskRewardNormalizer": "reward_norm",
         "TrialGAE": "objectives",
         "TrialTransform": "envs",
         "evaluate": "evaluation",

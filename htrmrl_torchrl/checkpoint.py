@@ -18,6 +18,7 @@ from torchrl.checkpoint import Checkpoint, CheckpointRotation, GlobalRNGState
 
 from htrmrl_torchrl.archive import NotACheckpoint, TensorFiles, check_archive, refused_by_name, seal
 from htrmrl_torchrl.files import sync_folder
+from htrmrl_torchrl.reward_norm import TaskRewardNormalizer
 from htrmrl_torchrl.versions import versions
 
 __all__ = [
@@ -100,7 +101,7 @@ class RunCheckpoints:
             self-contained.
         config: the resolved configuration.
         progress: mutable JSON-compatible mapping with at least ``frames``; restored in place.
-        actor, critic, optimizer: what is trained.
+        actor, critic, optimizer, rewards: what is trained, and the unit of its rewards.
         env, memory: whose streams and counters continue. A foreign environment cannot be saved (``None``): it begins
             anew.
         storage: whose context-only frames later trials may still be shown (``scope="lane"``); ``None`` for others.
@@ -120,6 +121,7 @@ class RunCheckpoints:
         actor: TensorDictModuleBase,
         critic: TensorDictModuleBase,
         optimizer: Optimizer,
+        rewards: TaskRewardNormalizer,
         env: Resumable | None,
         memory: Resumable,
         storage: Resumable | None = None,
@@ -130,6 +132,7 @@ class RunCheckpoints:
             "actor": _Marked(actor),
             "critic": _Marked(critic),
             "optimizer": _Marked(optimizer),
+            "rewards": _Marked(rewards),
             "memory": _Marked(_State(memory)),
             "rng": _Marked(GlobalRNGState()),
             **({} if env is None else {"env": _Marked(_State(env))}),

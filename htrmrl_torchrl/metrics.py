@@ -53,10 +53,8 @@ def training_metrics(batch: TensorDictBase, task_names: list[str]) -> dict[str, 
         metrics[f"train/{name}"] = values.mean().item()
         for order in outcomes["episode"].unique().tolist():
             metrics[f"train/{name}_by_episode/{order}"] = values[outcomes["episode"] == order].mean().item()
-    if "success" in outcomes.keys():
         for task in outcomes["task"].unique().tolist():
-            of_task = outcomes["success"][outcomes["task"] == task]
-            metrics[f"train/success/{task_names[task]}"] = of_task.mean().item()
+            metrics[f"train/{name}/{task_names[task]}"] = values[outcomes["task"] == task].mean().item()
     return metrics | memory_metrics(batch)
 
 

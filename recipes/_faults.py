@@ -4,7 +4,7 @@ A fault is a NaN or an infinity (observation, reward, action, anything in a batc
 ``env.restart_workers``, a worker that failed. What it touched is dropped whole, so that nothing of it is learned from:
 
     collecting   the batch is abandoned, all lanes begin new trials, memory forgets with them; its frames don't count
-    updating     weights, optimizer and value normaliser go back to where they were before the update
+    updating     weights, optimizer and normalisers go back to where they were before the update
     evaluating   the evaluation is repeated; it changes nothing
 
 An update is taken back from its first step on, not from the one that failed: by then the steps before have made weights
@@ -26,7 +26,7 @@ from torchrl.collectors import Collector
 from torchrl.envs import EnvBase
 from tqdm import tqdm
 
-from htrmrl_torchrl import NormalizedClipPPOLoss, keys
+from htrmrl_torchrl import NormalizedClipPPOLoss, TaskRewardNormalizer, keys
 from htrmrl_torchrl.envs import TrialEnv
 from htrmrl_torchrl.faults import Fault, NonFiniteError, WorkerFault, check_finite
 from recipes._say import STDERR
@@ -56,7 +56,7 @@ class FaultGuard:
         max_in_a_row: how many in a row end the run.
         restart_workers: whether a failed worker is survived too; otherwise its :class:`WorkerFault` goes through.
         progress: the run's counters; ``faults``, ``divergences`` and ``worker_restarts`` are kept there.
-        loss, optimizer: what an update changes.
+        loss, optimizer, rewards: what an update changes.
     """
 
     def __init__(
@@ -67,9 +67,11 @@ class FaultGuard:
         progress: dict[str, Any],
         loss: nn.Module,
         optimizer: Optimizer,
+        rewards: TaskRewardNormalizer,
     ) -> None:
         self.max_in_a_row, self.restart_workers = max_in_a_row, restart_workers
-        self._progress, self._loss, self._optimizer = progress, loss, optimizer
+        self._progress, self._optimizer = progress, optimizer
+        self._changed: tuple[nn.Module | Optimizer, ...] = (loss, optimizer, rewards)
         self._in_row = 0
         self._seen = {"divergences": 0, "worker_restarts": 0}
 
@@ -101,14 +103,14 @@ class FaultGuard:
         Raises:
             TooManyFaults: if the limit is reached.
         """
-        before = copy.deepcopy((self._loss.state_dict(), self._optimizer.state_dict()))
+        before = [copy.deepcopy(part.state_dict()) for part in self._changed]
         update = Update()
         try:
             yield update
         except NonFiniteError as fault:
             # load_state_dict writes in place, so that the memory notices that its cached windows are of other weights.
-            self._loss.load_state_dict(before[0])
-            self._optimizer.load_state_dict(before[1])
+            for part, state in zip(self._changed, before, strict=True):
+                part.load_state_dict(state)
             self._optimizer.zero_grad(set_to_none=True)
             self._note(fault, "updating", "the weights are those before the update")
         else:

@@ -6,8 +6,16 @@ from omegaconf import DictConfig
 from torchrl.collectors import Collector
 from torchrl.envs import EnvBase
 
-from htrmrl_torchrl import EpisodicReplayBuffer, EpisodicStorage, NormalizedClipPPOLoss, TrialGAE, keys
+from htrmrl_torchrl import (
+    EpisodicReplayBuffer,
+    EpisodicStorage,
+    NormalizedClipPPOLoss,
+    TaskRewardNormalizer,
+    TrialGAE,
+    keys,
+)
 from htrmrl_torchrl.networks import Networks
+from recipes._environment import names_of_tasks
 from recipes._run_folder import plain
 from recipes._validate import frames_of_context, frames_per_batch
 
@@ -47,6 +55,12 @@ def learning_rate(config: DictConfig, *, frames: int) -> float:
     """Adam's learning rate for the update on the batch that begins at ``frames``."""
     left = 1 - frames / config.total_frames if config.optim.schedule == "linear" else 1.0
     return float(config.optim.lr * left)
+
+
+def reward_normalizer(config: DictConfig) -> TaskRewardNormalizer:
+    """What brings the rewards of all tasks to one size, where ``loss.reward_norm`` lets it adapt."""
+    tasks = names_of_tasks(config, "train")
+    return TaskRewardNormalizer(num_tasks=len(tasks), gamma=config.loss.gamma).to(config.device)
 
 
 def advantages(config: DictConfig) -> TrialGAE:

@@ -19,6 +19,7 @@ from tqdm import tqdm
 from htrmrl_torchrl import HierarchicalEncoder, final_values, keys
 from htrmrl_torchrl.checkpoint import RunCheckpoints
 from htrmrl_torchrl.envs import TrialEnv
+from htrmrl_torchrl.faults import check_finite
 from htrmrl_torchrl.metrics import attention_entropy, explained_variance, process_metrics, training_metrics
 from htrmrl_torchrl.modules.heads import value_head
 from htrmrl_torchrl.networks import Networks, build_networks
@@ -32,7 +33,15 @@ from recipes._environment import (
 from recipes._faults import FaultGuard, check_losses, check_targets, clip_gradients
 from recipes._inside import look_inside
 from recipes._lock import locked
-from recipes._parts import advantages, agent_arguments, collector_of, learning_rate, ppo_loss, replay_buffer
+from recipes._parts import (
+    advantages,
+    agent_arguments,
+    collector_of,
+    learning_rate,
+    ppo_loss,
+    replay_buffer,
+    reward_normalizer,
+)
 from recipes._run_folder import (
     checkpoint_to_resume,
     commit_of_code,
@@ -70,6 +79,7 @@ def _train(config: DictConfig) -> None:
     autocast = torch.autocast(torch.device(config.device).type, torch.bfloat16, enabled=bf16)
     if config.compute.compile:
         networks.encoder.compiled_part.compile(dynamic=True)
+    rewards = reward_normalizer(config)
     gae = advantages(config)
     buffer = replay_buffer(config, networks)
     collector = collector_of(config, env, networks)
@@ -85,6 +95,7 @@ def _train(config: DictConfig) -> None:
         actor=networks.actor,
         critic=networks.critic,
         optimizer=optimizer,
+        rewards=rewards,
         env=env if isinstance(env, TrialEnv) else None,
         memory=networks.memory,
         storage=buffer.storage if config.memory.scope == "lane" else None,
@@ -103,6 +114,7 @@ def _train(config: DictConfig) -> None:
         progress=progress,
         loss=loss,
         optimizer=optimizer,
+        rewards=rewards,
     )
     logger = open_records(run_dir, config, frames=progress["frames"])
     bar = tqdm(
@@ -136,18 +148,22 @@ def _train(config: DictConfig) -> None:
             buffer.empty()
             frames = buffer.extend(batch)
 
-            # 2. Advantages and value targets from the values that the policy left in the rollout.
-            ends = None
-            if config.loss.bootstrap or not batch["next", keys.DONE][:, -1].all():
-                ends = final_values(buffer, frames, TensorDictSequential(networks.encoder, networks.critic))
-            targets = gae(batch, final_values=ends)
-            buffer.assign(frames, targets)
-
-            # 3. Several epochs of PPO over minibatches that mix all tasks, as a whole or not at all.
+            # 2 and 3 happen as a whole or not at all.
             sums: dict[str, float] = defaultdict(float)
             updates = passes = 0
             with guard.update() as update:
+                # 2. Advantages and value targets from the values that the policy left in the rollout.
+                check_finite([("square of reward", batch["next", keys.REWARD].square())])
+                if config.loss.reward_norm:
+                    rewards.adapt(batch)
+                ends = None
+                if config.loss.bootstrap or not batch["next", keys.DONE][:, -1].all():
+                    ends = final_values(buffer, frames, TensorDictSequential(networks.encoder, networks.critic))
+                targets = gae(rewards(batch), final_values=ends)
                 check_targets(targets)
+                buffer.assign(frames, targets)
+
+                # 3. Several epochs of PPO over minibatches that mix all tasks.
                 value_head(networks.critic).adapt(targets[keys.VALUE_TARGET])
                 for group in optimizer.param_groups:
                     group["lr"] = learning_rate(config, frames=progress["frames"])

@@ -16,6 +16,7 @@ from htrmrl_torchrl import (
     EpisodicStorage,
     HTrMRLAgent,
     NormalizedClipPPOLoss,
+    TaskRewardNormalizer,
     TrialGAE,
     keys,
     make_env,
@@ -48,6 +49,7 @@ class Run:
         self.networks = build_networks(**self.arguments)
         self.loss = NormalizedClipPPOLoss(self.networks.actor, self.networks.critic, loss_critic_type="l2")
         self.optimizer = torch.optim.Adam(self.loss.parameters(), lr=0.01)
+        self.rewards = TaskRewardNormalizer(num_tasks=1, gamma=0.99)
         encoder = self.networks.encoder
         remembered = LANES * H * max_episodes if scope == "lane" else 0
         storage = EpisodicStorage(
@@ -62,8 +64,9 @@ class Run:
         self.progress = {"frames": 0, "best": -1.0}
         self.checkpoints = RunCheckpoints(
             folder, keep=2, agent=self.arguments, config={"seed": seed}, progress=self.progress,
-            actor=self.networks.actor, critic=self.networks.critic, optimizer=self.optimizer, env=self.env,
-            memory=self.networks.memory, storage=storage if scope == "lane" else None,
+            actor=self.networks.actor, critic=self.networks.critic, optimizer=self.optimizer,
+            rewards=self.rewards, env=self.env, memory=self.networks.memory,
+            storage=storage if scope == "lane" else None,
         )  # fmt: skip
         self.batches = None
 
@@ -81,7 +84,8 @@ class Run:
         for _ in range(count):
             batch = next(self.batches)
             self.buffer.empty()
-            targets = gae(batch)
+            self.rewards.adapt(batch)
+            targets = gae(self.rewards(batch))
             self.buffer.assign(self.buffer.extend(batch), targets)
             value_head(self.networks.critic).adapt(targets[keys.VALUE_TARGET])
             for minibatch in self.buffer:
@@ -98,7 +102,7 @@ class Run:
         """All that is saved, flat and comparable."""
         optimizer = self.optimizer.state_dict()
         return {
-            "weights": {**self.networks.policy.state_dict()},
+            "weights": {**self.networks.policy.state_dict(), **self.rewards.state_dict()},
             "moments": {(i, k): v for i, of in optimizer["state"].items() for k, v in of.items()},
             "groups": str(optimizer["param_groups"]),
             "memory": str(self.networks.memory.checkpoint_state()),
@@ -319,7 +323,7 @@ def test_a_restored_boundary_is_saved_as_it_was(tmp_path):
     other.restore(path)
     with zipfile.ZipFile(path) as one, zipfile.ZipFile(other.save()) as two:
         names = [name for name in one.namelist() if name.endswith(("tree.json", "tensors.bin", "value.json"))]
-        assert len(names) == 16  # six states of two files each, four of plain JSON
+        assert len(names) == 18  # seven states of two files each, four of plain JSON
         differing = {name.split("/")[1] for name in names if one.read(name) != two.read(name)}
     assert differing == {"0001-agent", "0002-config"}  # which hold the seed that the other run was built with
 
@@ -341,6 +345,7 @@ def test_all_kinds_of_state_are_inside(value_norm, tmp_path):
 
     statistics = {"module.norm.running_mean", "module.norm.running_mean_sq", "module.norm.debiasing_term"}
     assert statistics & set(entries(trees["critic"])) == (statistics if value_norm else set())
+    assert set(entries(trees["rewards"])) == {"square", "weight"}
     first_moments = entries(entries(entries(trees["optimizer"])["state"])[0])
     assert set(first_moments) == {"step", "exp_avg", "exp_avg_sq"}
     deck = entries(entries(trees["env"])["deck"])

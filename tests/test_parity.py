@@ -11,6 +11,7 @@ from htrmrl_torchrl import (
     EpisodicReplayBuffer,
     EpisodicStorage,
     NormalizedClipPPOLoss,
+    TaskRewardNormalizer,
     TrialGAE,
     final_values,
     keys,
@@ -84,6 +85,7 @@ class Pipeline:
         )
         # Not so fast that a state-dependent std collapses: it is the unit that rounding errors are magnified by.
         self.optimizer = torch.optim.Adam(self.loss.parameters(), lr=0.003)
+        self.rewards = TaskRewardNormalizer(num_tasks=4, gamma=0.99)
         self.gae = TrialGAE(credit="trial", bootstrap=True, advantage_norm="batch")
         encoder = self.networks.encoder
         remembers = {name: arguments[name] for name in ("scope", "max_episodes") if name in arguments}

@@ -38,6 +38,7 @@ def guard_of(pipeline, *, max_in_a_row=3, restart_workers=False, progress=None):
         progress={} if progress is None else progress,
         loss=pipeline.loss,
         optimizer=pipeline.optimizer,
+        rewards=pipeline.rewards,
     )
 
 
@@ -52,7 +53,8 @@ def step(pipeline, minibatch):
 
 
 def state_of(pipeline):
-    return copy.deepcopy((pipeline.loss.state_dict(), pipeline.optimizer.state_dict()["state"]))
+    parts = (pipeline.loss.state_dict(), pipeline.optimizer.state_dict()["state"], pipeline.rewards.state_dict())
+    return copy.deepcopy(parts)
 
 
 def leaves(tree):
@@ -66,19 +68,20 @@ def same(a, b):
 
 
 def test_an_update_that_fails_in_its_middle_leaves_nothing_behind():
-    """Weights, Adam's moments, value normaliser; and the acting memory encodes the past with the old weights again."""
+    """Weights, Adam's moments, normalisers; and the acting memory encodes the past with the old weights again."""
     pipeline = Pipeline("toy", {"value_norm": True})
     guard, states = guard_of(pipeline, progress=(progress := {})), []
     for number, batch in zip(range(3), guard.batches(pipeline.collector), strict=False):
         pipeline.buffer.empty()
         frames = pipeline.buffer.extend(batch)
         ends = torch.zeros_like(batch[keys.STATE_VALUE])
-        targets = pipeline.gae(batch, final_values=ends)
-        if number == 1:
-            targets[keys.ADVANTAGE][2, 3] = NAN  # unseen until its minibatch comes
-        pipeline.buffer.assign(frames, targets)
         states.append(state_of(pipeline))
         with guard.update() as update:
+            pipeline.rewards.adapt(batch)
+            targets = pipeline.gae(pipeline.rewards(batch), final_values=ends)
+            if number == 1:
+                targets[keys.ADVANTAGE][2, 3] = NAN  # unseen until its minibatch comes
+            pipeline.buffer.assign(frames, targets)
             value_head(pipeline.networks.critic).adapt(targets[keys.VALUE_TARGET])
             ratios = [step(pipeline, minibatch) for _ in range(2) for minibatch in pipeline.buffer]
         assert update.completed == (number != 1)

@@ -125,7 +125,7 @@ def test_a_baseline_trains_with_ratio_one_and_continues_as_if_nothing_had_happen
 
 
 def test_with_memory_across_trials_too(tmp_path):
-    lane = ["memory.scope=lane", "memory.max_episodes=6", "memory.strategy=similar", *TINY]
+    lane = ["memory.scope=lane", "memory.max_episodes=6", "memory.strategy=similar", "loss.reward_norm=true", *TINY]
     run("toy_ppo", tmp_path / "whole", "total_frames=768", *lane)
     run("toy_ppo", tmp_path / "parts", "total_frames=384", *lane)
     run("toy_ppo", tmp_path / "parts", "total_frames=768", *lane)
@@ -155,6 +155,12 @@ def test_the_learning_rate_is_what_adam_steps_with(toy_run, tmp_path):
     run("toy_ppo", tmp_path / "run", "total_frames=768", "optim.schedule=linear", *TINY)
     constant, linear = (values_of(path, "train/return") for path in (toy_run, tmp_path / "run"))
     assert constant[:2] == linear[:2] and constant[2:] != linear[2:]
+
+
+def test_normalised_rewards_are_learned_from_and_not_shown(toy_run, tmp_path):
+    run("toy_ppo", tmp_path / "run", "total_frames=384", "loss.reward_norm=true", *TINY)
+    plain, scaled = (values_of(path, "train/return") for path in (toy_run, tmp_path / "run"))
+    assert plain[0] == scaled[0] and plain[1] != scaled[1]
 
 
 def test_an_update_ends_early_where_the_policy_has_moved_too_far(toy_run, tmp_path):
@@ -270,6 +276,7 @@ def test_a_real_process_says_so_too(unfit, tmp_path):
         ],
         ["loss.advantage_norm=none", "loss.value_norm=false", "memory.strategy=uniform", "loss.segment_frames=4"],
         ["encoder=rl2", "loss.credit=trial", "loss.bootstrap=true", "critic.kind=separate", "loss.segment_frames=24"],
+        ["loss.reward_norm=true", "loss.bootstrap=true"],
     ],
 )
 def test_every_switch_trains_with_ratio_one(tmp_path, overrides):
