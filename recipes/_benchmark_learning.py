@@ -23,7 +23,8 @@ from htrmrl_torchrl.modules.encoder import HierarchicalEncoder
 from htrmrl_torchrl.modules.transformer import causal_mask
 from htrmrl_torchrl.networks import Networks, build_networks
 from recipes._benchmark_environment import interleaved, ratio
-from recipes._cli import CONFIG_DIR
+from recipes._cli import CONFIG_DIR, load_config
+from recipes._validate import frames_per_batch
 
 HORIZON, MINIBATCH, SEGMENT = 50, 4_000, 50  # of ML10's defaults all but the horizon
 SIZES: tuple[dict[str, int], ...] = (
@@ -184,23 +185,19 @@ def recipe(config: DictConfig) -> list[dict[str, Any]]:
     """End-to-end frames per second of ``recipes/ml10_ppo.py``, peak memory, start-up, and what evaluation takes."""
     workers = f"env.num_workers={config.num_workers}"
     cases = {
-        "defaults": (100_000, [workers]),
-        "3 epochs": (100_000, [workers, "loss.epochs=3"]),
-        f"3 epochs, {config.recipe_lanes} lanes": (
-            config.recipe_lanes * 5_000,
-            [workers, "loss.epochs=3", f"env.num_envs={config.recipe_lanes}"],
-        ),
+        "defaults": [workers],
+        "3 epochs": [workers, "loss.epochs=3"],
+        f"3 epochs, {config.recipe_lanes} lanes": [workers, "loss.epochs=3", f"env.num_envs={config.recipe_lanes}"],
     }
-    return [
-        _run_recipe(name, batch, [*overrides, f"device={config.device}"]) for name, (batch, overrides) in cases.items()
-    ]
+    return [_run_recipe(name, [*overrides, f"device={config.device}"]) for name, overrides in cases.items()]
 
 
-def _run_recipe(name: str, batch: int, overrides: list[str]) -> dict[str, Any]:
+def _run_recipe(name: str, overrides: list[str]) -> dict[str, Any]:
     """Two iterations and an evaluation in a process of its own; the first iteration, which fills caches, is left out.
 
     The evaluation's share is that of a long run: one every ``eval.every_frames``.
     """
+    batch = frames_per_batch(load_config("ml10_ppo", overrides))
     with tempfile.TemporaryDirectory() as folder:
         run_dir = Path(folder) / "run"
         script = str(CONFIG_DIR.parent / "recipes" / "ml10_ppo.py")

@@ -140,7 +140,7 @@ def test_the_command_line_overrides_and_the_result_is_frozen() -> None:
     config = load_config("ml10_ppo", ["seed=3", "env.name=ML1:push-v3", "loss.gamma=1", "env.num_envs=10"])
     assert (config.seed, config.env.name, config.loss.gamma) == (3, "ML1:push-v3", 1)
     assert config.run_dir == "runs/ml10_ppo_seed3"
-    assert frames_per_batch(config) == 10 * 10 * 500
+    assert frames_per_batch(config) == 10 * 5 * 200
     with pytest.raises(Exception, match="read-only"):
         config.seed = 4
 

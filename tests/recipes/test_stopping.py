@@ -220,7 +220,13 @@ def test_a_collection_of_the_real_simulator_is_left_within_seconds(tmp_path):
     """ML10's iteration takes minutes; the signal comes in its middle."""
     run_dir = tmp_path / "run"
     process = start(
-        run_dir, "total_frames=1_000_000", "env.num_envs=20", "loss.minibatch_frames=4000", recipe="ml10_ppo"
+        run_dir,
+        "total_frames=1_000_000",
+        "env.num_envs=20",
+        "env.horizon=500",
+        "env.episodes_per_trial=10",
+        "loss.minibatch_frames=4000",
+        recipe="ml10_ppo",
     )
     wait_for((run_dir / "metrics.csv").exists, process, "the end of the start")
     time.sleep(5.0)
