@@ -91,6 +91,17 @@ def explained_variance(value: Tensor, target: Tensor) -> float:
     return (1 - (target - value).var() / target.var().clamp_min(1e-12)).item()
 
 
+def critic_metrics(batch: TensorDictBase, value_target: Tensor, task_names: list[str]) -> dict[str, float]:
+    """``ppo/explained_variance`` of ``value_target`` ``[N, T, 1]`` by the values recorded in a batch, and by task."""
+    value = batch[keys.STATE_VALUE]
+    task = batch.get(keys.TASK, torch.zeros_like(batch[keys.EPISODE]))
+    name = "ppo/explained_variance"
+    metrics = {name: explained_variance(value, value_target)}
+    for index in task.unique().tolist():
+        metrics[f"{name}/{task_names[index]}"] = explained_variance(value[task == index], value_target[task == index])
+    return metrics
+
+
 def attention_entropy(weights: Tensor) -> float:
     """Mean entropy in nats of attention ``[F, positions, H]``: 0 looks at one place, log(positions) at all alike."""
     return -(weights * weights.clamp_min(1e-12).log()).sum(-2).mean().item()

@@ -20,7 +20,7 @@ from htrmrl_torchrl import HierarchicalEncoder, final_values, keys
 from htrmrl_torchrl.checkpoint import RunCheckpoints
 from htrmrl_torchrl.envs import TrialEnv
 from htrmrl_torchrl.faults import check_finite
-from htrmrl_torchrl.metrics import attention_entropy, explained_variance, process_metrics, training_metrics
+from htrmrl_torchrl.metrics import attention_entropy, critic_metrics, process_metrics, training_metrics
 from htrmrl_torchrl.modules.heads import value_head
 from htrmrl_torchrl.networks import Networks, build_networks
 from recipes._environment import (
@@ -201,8 +201,7 @@ def _train(config: DictConfig) -> None:
                 metrics |= {name: value / updates for name, value in sums.items()}
                 metrics |= {"ppo/first_minibatch_ratio": ratio, "ppo/epochs": passes}
                 metrics["ppo/learning_rate"] = optimizer.param_groups[0]["lr"]
-                value, target = batch[keys.STATE_VALUE], targets[keys.VALUE_TARGET]
-                metrics["ppo/explained_variance"] = explained_variance(value, target)
+                metrics |= critic_metrics(batch, targets[keys.VALUE_TARGET], names_of_tasks(config, "train"))
                 metrics |= _inspect(networks, minibatch)
             finished = progress["frames"] >= config.total_frames
             if finished or progress["frames"] - progress["evaluated"] >= config.eval.every_frames:

@@ -8,6 +8,7 @@ import torch
 from htrmrl_torchrl import keys
 from htrmrl_torchrl.metrics import (
     attention_entropy,
+    critic_metrics,
     episode_outcomes,
     evaluation_metrics,
     explained_variance,
@@ -145,6 +146,23 @@ def test_memory_metrics_are_occupancy_and_age_in_episodes():
     assert metrics["memory/window_age"] == pytest.approx(ages / held)
     assert memory_metrics(as_batch(record([[[3]]], window=2, episodes=1))) == {}
     assert memory_metrics(as_batch(record([[[3]]], window=2, episodes=2))) == {"memory/occupancy": 0.0}
+
+
+def test_the_critic_by_task():
+    """Lanes 0 and 2 play task 1, lane 1 task 0: perfect on one task and blind on the other, which pays little."""
+    _, batch = some_batch(0, 40)
+    target = torch.randn(*batch.shape, 1, generator=torch.Generator().manual_seed(1))
+    target[1] *= 0.01
+    batch[keys.STATE_VALUE] = target.clone()
+    batch[keys.STATE_VALUE][1] = 0.0
+    metrics = critic_metrics(batch, target, ["poor", "rich"])
+    assert metrics["ppo/explained_variance/rich"] == pytest.approx(1)
+    assert metrics["ppo/explained_variance/poor"] == pytest.approx(0, abs=1e-6)
+    assert metrics["ppo/explained_variance"] > 0.999  # the mean hides it
+    assert set(critic_metrics(batch.exclude(keys.TASK), target, ["only"])) == {
+        "ppo/explained_variance",
+        "ppo/explained_variance/only",
+    }
 
 
 def test_explained_variance():
