@@ -51,10 +51,17 @@ def ppo_loss(config: DictConfig, networks: Networks) -> NormalizedClipPPOLoss:
     ).to(config.device)
 
 
-def learning_rate(config: DictConfig, *, frames: int) -> float:
-    """Adam's learning rate for the update on the batch that begins at ``frames``."""
+def learning_rate(config: DictConfig, *, frames: int, share: float) -> float:
+    """Adam's learning rate for the update on the batch that begins at ``frames``: a share of what the schedule says."""
     left = 1 - frames / config.total_frames if config.optim.schedule == "linear" else 1.0
-    return float(config.optim.lr * left)
+    return float(config.optim.lr * left * share)
+
+
+def next_share(config: DictConfig, share: float, *, kl: float) -> float:
+    """The share of the scheduled learning rate after an update with this mean KL, held at ``optim.target_kl``."""
+    if config.optim.target_kl is None:
+        return share
+    return min(share * 1.1, 1.0) if kl < config.optim.target_kl else share / 1.1
 
 
 def reward_normalizer(config: DictConfig) -> TaskRewardNormalizer:

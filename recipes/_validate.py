@@ -90,6 +90,7 @@ RULES: dict[str, Rule] = {
     "compute.autocast": one_of("none", "bf16"),
     "optim.lr": POSITIVE,
     "optim.schedule": one_of("constant", "linear"),
+    "optim.target_kl": Rule("greater than 0", lambda value: value > 0, float),
     "collector.frames_per_batch": at_least(1, kind=int),
     "eval.every_frames": at_least(1),
     "eval.goals_per_task": at_least(1),

@@ -38,6 +38,7 @@ from recipes._parts import (
     agent_arguments,
     collector_of,
     learning_rate,
+    next_share,
     ppo_loss,
     replay_buffer,
     reward_normalizer,
@@ -85,7 +86,9 @@ def _train(config: DictConfig) -> None:
     collector = collector_of(config, env, networks)
 
     # A run goes on from its last checkpoint as if nothing had happened.
-    progress: dict[str, Any] = {"frames": 0, "evaluated": 0, "saved": 0, "best_val_success": LOWEST, "commits": []}
+    progress: dict[str, Any] = {
+        "frames": 0, "evaluated": 0, "saved": 0, "best_val_success": LOWEST, "rate_share": 1.0, "commits": [],
+    }  # fmt: skip
     checkpoints = RunCheckpoints(
         run_dir / "checkpoints",
         keep=config.checkpoint.keep,
@@ -166,7 +169,7 @@ def _train(config: DictConfig) -> None:
                 # 3. Several epochs of PPO over minibatches that mix all tasks.
                 value_head(networks.critic).adapt(targets[keys.VALUE_TARGET])
                 for group in optimizer.param_groups:
-                    group["lr"] = learning_rate(config, frames=progress["frames"])
+                    group["lr"] = learning_rate(config, frames=progress["frames"], share=progress["rate_share"])
                 for _ in range(config.loss.epochs):
                     kl_before, updates_before = sums["ppo/kl"], updates
                     for minibatch in buffer:
@@ -201,6 +204,7 @@ def _train(config: DictConfig) -> None:
                 metrics |= {name: value / updates for name, value in sums.items()}
                 metrics |= {"ppo/first_minibatch_ratio": ratio, "ppo/epochs": passes}
                 metrics["ppo/learning_rate"] = optimizer.param_groups[0]["lr"]
+                progress["rate_share"] = next_share(config, progress["rate_share"], kl=metrics["ppo/kl"])
                 metrics |= critic_metrics(batch, targets[keys.VALUE_TARGET], names_of_tasks(config, "train"))
                 metrics |= _inspect(networks, minibatch)
             finished = progress["frames"] >= config.total_frames

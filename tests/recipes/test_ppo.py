@@ -150,6 +150,23 @@ def test_the_learning_rate_falls_in_a_line_and_a_continued_run_stays_on_it(tmp_p
     assert metrics(tmp_path / "run") == straight
 
 
+def test_the_learning_rate_holds_the_kl_and_a_continued_run_goes_on_with_it(tmp_path):
+    held = ["optim.schedule=linear", "optim.lr=1e-2", "optim.target_kl=0.01", *TINY]
+    run("toy_ppo", tmp_path / "whole", "total_frames=1152", *held)
+    scheduled = [1e-2 * (1 - i / 6) for i in range(6)]
+    rates, divergences = (values_of(tmp_path / "whole", name) for name in ("ppo/learning_rate", "ppo/kl"))
+    share = 1.0
+    for rate, line, kl in zip(rates, scheduled, divergences, strict=True):
+        assert rate == pytest.approx(line * share, rel=1e-6)
+        share = min(1.0, share * 1.1) if kl < 0.01 else share / 1.1
+    assert min(divergences) < 0.01 < max(divergences)  # both ways
+    middle = min((tmp_path / "whole" / "checkpoints").glob("step-*"))
+    assert read_component(middle, "progress")["rate_share"] < 1
+    straight = metrics(tmp_path / "whole")
+    run("toy_ppo", tmp_path / "whole", "total_frames=1152", *held, f"resume={middle}")
+    assert metrics(tmp_path / "whole") == straight
+
+
 def test_the_learning_rate_is_what_adam_steps_with(toy_run, tmp_path):
     """The first updates have the same rate, so the second batches are the same; the third ones show the lower rate."""
     run("toy_ppo", tmp_path / "run", "total_frames=768", "optim.schedule=linear", *TINY)
