@@ -15,7 +15,7 @@ SMALLEST = 1e-3  # returns below are left small, or rewards that are next to not
 class TaskRewardNormalizer(nn.Module):
     """Divides rewards by the size of their task's returns: the root mean square of discounted returns, per task.
 
-    Untrained agents earn hundreds of times more in Meta-World's ``drawer-close`` than in its ``pick-place``. One critic
+    Untrained agents earn a hundred times more in Meta-World's ``drawer-close`` than in its ``pick-place``. One critic
     that predicts both has an error as large as all returns of the poor task, and whatever normalises that task's
     advantages afterwards blows up this error, not what the agent did well.
 
