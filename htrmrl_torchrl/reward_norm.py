@@ -37,7 +37,7 @@ class TaskRewardNormalizer(nn.Module):
         >>> batch = TensorDict({"task": torch.zeros(2, 1, 1, dtype=torch.int64), "next": step}, [2, 1])
         >>> normalizer = TaskRewardNormalizer(num_tasks=1, gamma=0.99)
         >>> normalizer.adapt(batch)
-        >>> normalizer.scale.item() ** 2  # (36 + 64) / 2
+        >>> round(normalizer.scale.item() ** 2, 6)  # (36 + 64) / 2
         50.0
     """
 
@@ -61,7 +61,7 @@ class TaskRewardNormalizer(nn.Module):
         return torch.where(self.weight > 0, size, 1)
 
     def forward(self, batch: TensorDictBase) -> TensorDictBase:
-        """The batch ``[N, T]`` with scaled rewards; everything else is shared with the one given, which stays."""
+        """The batch ``[N, T]`` or ``[T]`` with scaled rewards; all else is shared with the one given, which stays."""
         reward = batch["next", keys.REWARD]
         scaled = batch.clone(recurse=False)
         scaled["next"] = batch["next"].clone(recurse=False)
@@ -70,10 +70,10 @@ class TaskRewardNormalizer(nn.Module):
 
     @torch.no_grad()
     def adapt(self, batch: TensorDictBase) -> None:
-        """Takes the discounted returns of a batch ``[N, T]`` into the scale, each up to its episode's or row's end."""
-        last = torch.zeros_like(batch["next", keys.DONE])
-        last[:, -1] = True
-        returns = reward2go(batch["next", keys.REWARD], batch["next", keys.DONE] | last, self.gamma)
+        """Takes the discounted returns of a batch into the scale, each up to its episode's or row's end."""
+        ends = batch["next", keys.DONE].clone()
+        ends[..., -1, :] = True
+        returns = reward2go(batch["next", keys.REWARD], ends, self.gamma)
         task = _task(batch).flatten()
         count = torch.zeros_like(self.weight).index_add(0, task, torch.ones_like(task, dtype=torch.float64))
         total = torch.zeros_like(self.square).index_add(0, task, returns.flatten().double().square())
@@ -83,5 +83,5 @@ class TaskRewardNormalizer(nn.Module):
 
 
 def _task(batch: TensorDictBase) -> Tensor:
-    """``[N, T, 1]``; an environment that names no tasks has one."""
+    """``[*batch, 1]``; an environment that names no tasks has one."""
     return batch.get(keys.TASK, torch.zeros_like(batch["next", keys.DONE], dtype=torch.int64))

@@ -49,6 +49,17 @@ def test_rewards_are_divided_by_the_root_mean_square_of_their_tasks_returns(seed
     assert scaled[keys.STATE_VALUE] is batch[keys.STATE_VALUE]  # and nothing is copied
 
 
+def test_an_environment_without_lanes_and_without_tasks():
+    batch, _ = some_batch()
+    lane = batch[0].exclude(keys.TASK)
+    batch[keys.TASK][:] = 0
+    one, other = (TaskRewardNormalizer(num_tasks=1, gamma=GAMMA) for _ in range(2))
+    one.adapt(lane)
+    other.adapt(batch[:1])
+    assert one.scale == other.scale != 1
+    assert torch.equal(one(lane)["next", keys.REWARD], other(batch[:1])["next", keys.REWARD][0])
+
+
 def test_the_scale_remembers_about_ten_batches_and_tasks_that_are_absent():
     batches = [some_batch(seed)[0] for seed in range(4)]
     batches[2][keys.TASK][:] = 1  # task 4 is away
