@@ -26,7 +26,7 @@ from recipes._benchmark_environment import interleaved, ratio
 from recipes._cli import CONFIG_DIR, load_config
 from recipes._validate import frames_per_batch
 
-HORIZON, MINIBATCH, SEGMENT = 50, 4_000, 50  # of ML10's defaults all but the horizon
+HORIZON, MINIBATCH, SEGMENT = 50, 4_000, 50  # of base.yaml all but the horizon
 SIZES: tuple[dict[str, int], ...] = (
     {},
     {"window": 3},
