@@ -20,6 +20,10 @@ from tests.reference import Context, Episode, make_context
 OBSERVATION, ACTION = 2, 1  # sizes
 TOKEN = OBSERVATION + ACTION + 2
 Trial = list[Episode]
+RAW = (
+    keys.OBSERVATION, keys.PREV_ACTION, keys.PREV_REWARD, keys.IS_INIT, keys.TRIAL_INIT, keys.EPISODE,
+    keys.FINAL_OBSERVATION, keys.FINAL_ACTION, keys.FINAL_REWARD,
+)  # fmt: skip
 
 
 def assert_same(received: Tensor, expected: Tensor, tolerance: float = 1e-5) -> None:
@@ -150,6 +154,11 @@ def as_batch(
     if tasks is not None:
         batch[keys.TASK] = torch.tensor(tasks).view(-1, 1, 1).expand(*batch.shape, 1).clone()
     return batch
+
+
+def steps(batch: TensorDictBase) -> list[TensorDictBase]:
+    """What the environment gives at each step, ``[N]``."""
+    return [row.clone() for row in batch.select(*RAW, strict=False).unbind(1)]
 
 
 def _row(recording: Recording, lane: int, frame: int, dtype: torch.dtype) -> TensorDict:

@@ -19,8 +19,7 @@ from htrmrl_torchrl import (
     make_env,
 )
 from htrmrl_torchrl.networks import acting_policy, build_networks, load_networks
-from tests.helpers import as_batch, differ, record
-from tests.modules.test_memory import steps
+from tests.helpers import as_batch, differ, record, steps
 
 SIZES = {
     "observation_dim": 2, "action_low": [-1.0], "action_high": [1.0], "window": 2, "episodes": 3, "d_model": 8,

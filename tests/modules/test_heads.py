@@ -12,9 +12,8 @@ from torchrl.envs.utils import ExplorationType, set_exploration_type
 
 from htrmrl_torchrl import EpisodicMemory, keys, make_actor_critic
 from htrmrl_torchrl.modules.heads import ValueHead, value_head
-from tests.helpers import ACTION, TOKEN, as_batch, assert_same, differ, record, stack_contexts
+from tests.helpers import ACTION, TOKEN, as_batch, assert_same, differ, record, stack_contexts, steps
 from tests.modules.test_encoder import contexts_of, make_encoder
-from tests.modules.test_memory import steps
 
 SPEC = Bounded(-1, 1, (ACTION,))
 

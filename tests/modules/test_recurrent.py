@@ -9,8 +9,7 @@ from tensordict import TensorDict
 
 from htrmrl_torchrl import EpisodicReplayBuffer, EpisodicStorage, RecurrentEncoder, RecurrentMemory, keys
 from tests.data.test_storage import ragged
-from tests.helpers import ACTION, OBSERVATION, as_batch, assert_same, differ, record
-from tests.modules.test_memory import steps
+from tests.helpers import ACTION, OBSERVATION, as_batch, assert_same, differ, record, steps
 from tests.reference import recurrent_states
 
 STATE = (keys.RECURRENT, "state")

@@ -1,0 +1,89 @@
+"""Encoding the past once an episode changes no number."""
+
+import copy
+
+import pytest
+import torch
+
+from htrmrl_torchrl import EpisodicMemory, keys
+from tests.data.test_storage import ragged
+from tests.helpers import as_batch, assert_same, differ, record, steps
+from tests.modules.test_encoder import make_encoder, run
+
+
+@pytest.mark.parametrize("attention", ["causal", "full"])
+@pytest.mark.parametrize("strategy", ["recent", "uniform", "best_return", "diverse"])
+def test_cached_equals_uncached_also_after_weights_changed(strategy, attention):
+    """Weights change in place in the middle of episodes and trials: by an optimizer, and by loading."""
+    encoder = make_encoder(attention=attention).requires_grad_(True)
+    optimizer = torch.optim.Adam(encoder.parameters(), lr=0.05)
+    cached = EpisodicMemory(encoder, strategy=strategy, seed=3)
+    plain = EpisodicMemory(window=3, episodes=3, strategy=strategy, seed=3)
+    recording = record(ragged(6), window=3, episodes=3)
+    stale, changed = None, 0
+    for frame, step in enumerate(steps(as_batch(recording, dtype=torch.float64))):
+        held = stale
+        with_cache, without = cached(step.clone()), plain(step.clone())
+        stale = with_cache[keys.PAST_CACHE].clone()
+        assert keys.PAST_CACHE[1] not in without[keys.CONTEXT].keys()
+        with torch.no_grad():
+            assert_same(run(encoder, with_cache["context"]), run(encoder, without["context"]), 1e-10)
+        if held is not None and frame % 7 == 1:
+            changed += differ(held, stale)
+        if frame % 7 == 0:
+            optimizer.zero_grad()
+            run(encoder, without["context"]).square().sum().backward()
+            optimizer.step()
+        elif frame % 7 == 4:
+            encoder.load_state_dict({name: 0.9 * x for name, x in encoder.state_dict().items()})
+    assert changed >= 4
+
+
+@pytest.mark.parametrize("attention", ["causal", "full"])
+def test_cached_equals_uncached_also_after_the_statistics_of_observations_moved(attention):
+    encoder = make_encoder(attention=attention)
+    cached, plain = EpisodicMemory(encoder, seed=3), EpisodicMemory(window=3, episodes=3, seed=3)
+    recording = record(ragged(6), window=3, episodes=3)
+    for frame, step in enumerate(steps(as_batch(recording, dtype=torch.float64))):
+        outputs = [run(encoder, memory(step.clone())["context"]) for memory in (cached, plain)]
+        assert_same(*outputs, 1e-10)
+        if frame % 5 == 2:
+            encoder.tokens.adapt(step[keys.OBSERVATION] * (1 + frame))
+
+
+def test_two_encoders_are_cached_beside_each_other():
+    actor, critic = make_encoder(), make_encoder(seed=1, hidden_key="_critic", cache_key=("context", "critic_cache"))
+    memory, plain = EpisodicMemory([actor, critic]), EpisodicMemory(window=3, episodes=3)
+    for step in steps(as_batch(record(ragged(6), window=3, episodes=3), dtype=torch.float64)):
+        cached, without = memory(step.clone()), plain(step.clone())
+        for encoder in (actor, critic):
+            assert_same(
+                encoder(cached.copy())[encoder.out_keys[0]], encoder(without.copy())[encoder.out_keys[0]], 1e-10
+            )
+
+
+def test_refresh_is_for_weights_that_change_unseen():
+    encoder = make_encoder()
+    memory, plain = EpisodicMemory(encoder, strategy="recent"), EpisodicMemory(window=3, episodes=3, strategy="recent")
+    # A first episode, then two steps of the second: what was cached must be encoded anew between them.
+    before, unseen, seen = steps(as_batch(record([[[2, 4]]], window=3, episodes=3), dtype=torch.float64))[2:5]
+    for step in steps(as_batch(record([[[2, 4]]], window=3, episodes=3), dtype=torch.float64))[:2]:
+        memory(step.clone()), plain(step.clone())
+    memory(before.clone()), plain(before.clone())
+    for parameter in encoder.parameters():
+        parameter.data = parameter.data * 1.5  # keeps the version that torch counts
+    outputs = [run(encoder, m(unseen.clone())["context"]) for m in (memory, plain)]
+    assert differ(*outputs)
+    memory.refresh()
+    assert_same(*(run(encoder, m(seen.clone())["context"]) for m in (memory, plain)), 1e-10)
+
+
+def test_refresh_before_the_first_step_is_harmless():
+    memory = EpisodicMemory(make_encoder())
+    memory.refresh()
+    recording = record(ragged(6), window=3, episodes=3)
+    step = steps(as_batch(recording, dtype=torch.float64))[0]
+    memory(step)
+    memory.forget()
+    memory.refresh()
+    copy.deepcopy(memory).refresh()
