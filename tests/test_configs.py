@@ -112,7 +112,7 @@ def test_rules_name_every_strategy_and_scope() -> None:
 
 def test_the_shipped_files_are_these() -> None:
     training = ["base", "locomotion_ppo", "ml10_ppo", "ml1_ppo", "ml45_ppo", "toy_ppo"]
-    encoders = [f"encoder/{name}" for name in ("htrmrl", "htrmrl_toy", "mlp", "rl2", "trmrl")]
+    encoders = [f"encoder/{name}" for name in ("htrmrl", "htrmrl_shallow", "htrmrl_toy", "mlp", "rl2", "trmrl")]
     assert [name_of(path) for path in TRAINING] == training
     assert [name_of(path) for path in FILES] == sorted([*OTHERS, *training, *encoders])
 
