@@ -20,7 +20,10 @@ WRONG: dict[str, tuple[list[str], list[str]]] = {
     "wrong group": (["env.window=5"], ["unknown key 'env.window'", "encoder.window"]),
     "unlike any key": (["zzzzzz=5"], ["unknown key 'zzzzzz'", "--cfg"]),
     "group": (["env=5"], ["env is a group", "env.name"]),
-    "encoder": (["encoder=foo"], ["encoder is 'foo' but must be htrmrl, htrmrl_shallow, htrmrl_toy, mlp"]),
+    "encoder": (
+        ["encoder=foo"],
+        ["encoder is 'foo' but must be htrmrl, htrmrl_shallow, htrmrl_toy, mlp, rl2 or trmrl"],
+    ),
     "encoder without keys": (["encoder="], ["encoder is ''", "encoder.<key>=value"]),
     "kind without its keys": (["encoder.kind=rl2"], ["encoder.kind is 'rl2'", "must be 'htrmrl'", "encoder=rl2"]),
     "key of another encoder": (["encoder=rl2", "encoder.window=3"], ["unknown key 'encoder.window'"]),
