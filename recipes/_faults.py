@@ -3,7 +3,7 @@
 A fault is a NaN or an infinity (observation, reward, action, anything in a batch, loss, gradient) or, with
 ``env.restart_workers``, a worker that failed. What it touched is dropped whole, so that nothing of it is learned from:
 
-    collecting   the batch is abandoned, all lanes begin new trials, memory forgets with them; its frames don't count
+    collecting   the batch is abandoned, its frames don't count; all lanes begin new trials, with the memory of before
     updating     weights, optimizer and normalisers go back to where they were before the update
     evaluating   the evaluation is repeated; it changes nothing
 
@@ -26,7 +26,7 @@ from torchrl.collectors import Collector
 from torchrl.envs import EnvBase
 from tqdm import tqdm
 
-from htrmrl_torchrl import NormalizedClipPPOLoss, TaskRewardNormalizer, keys
+from htrmrl_torchrl import EpisodicMemory, NormalizedClipPPOLoss, RecurrentMemory, TaskRewardNormalizer, keys
 from htrmrl_torchrl.envs import TrialEnv
 from htrmrl_torchrl.faults import Fault, NonFiniteError, WorkerFault, check_finite
 from recipes._say import STDERR
@@ -56,6 +56,7 @@ class FaultGuard:
         max_in_a_row: how many in a row end the run.
         restart_workers: whether a failed worker is survived too; otherwise its :class:`WorkerFault` goes through.
         progress: the run's counters; ``faults``, ``divergences`` and ``worker_restarts`` are kept there.
+        memory: what collecting changes.
         loss, optimizer, rewards: what an update changes.
     """
 
@@ -65,12 +66,13 @@ class FaultGuard:
         max_in_a_row: int,
         restart_workers: bool,
         progress: dict[str, Any],
+        memory: EpisodicMemory | RecurrentMemory,
         loss: nn.Module,
         optimizer: Optimizer,
         rewards: TaskRewardNormalizer,
     ) -> None:
         self.max_in_a_row, self.restart_workers = max_in_a_row, restart_workers
-        self._progress, self._optimizer = progress, optimizer
+        self._progress, self._memory, self._optimizer = progress, memory, optimizer
         self._changed: tuple[nn.Module | Optimizer, ...] = (loss, optimizer, rewards)
         self._in_row = 0
         self._seen = {"divergences": 0, "worker_restarts": 0}
@@ -82,14 +84,16 @@ class FaultGuard:
             WorkerFault: if a worker fails and may not be restarted.
             TooManyFaults: if the limit is reached.
         """
-        abandoned = False
+        remembered, abandoned = self._memory.checkpoint_state(), False
         while True:
             try:
                 if abandoned:
                     collector.reset()
+                    self._memory.load_checkpoint_state(remembered)
                 # Not iter(collector), which shuts everything down at the first exception.
                 for batch in collector.iterator():
                     check_finite(batch.items(True, True))
+                    remembered = self._memory.checkpoint_state()
                     yield batch
                 return
             except Fault as fault:

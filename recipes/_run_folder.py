@@ -42,7 +42,7 @@ def checkpoint_to_resume(config: DictConfig, run_dir: Path) -> Path | None:
 
 def _check_settings(config: DictConfig, path: Path) -> None:
     workers = ("env.num_workers", "env.worker_timeout", "env.restart_workers")
-    free = ("total_frames", "resume", "run_dir", *workers, "faults.", "checkpoint.", "eval.")
+    free = ("total_frames", "resume", "run_dir", *workers, "faults.", "checkpoint.", "eval.every_frames")
     try:
         before = flatten(OmegaConf.create(read_component(path, "config")))
     except (OSError, ValueError) as error:

@@ -103,7 +103,8 @@ RULES: dict[str, Rule] = {
 }
 
 LOCK = ".lock"  # in a run folder, of the process that runs in it
-KINDS = {bool: "true or false", int: "an integer", float: "a number", str: "a string"}
+KINDS = {bool: "true or false", int: "an integer", float: "a number", str: "a string", list: "a list, as in [1,2]"}
+ONE_WINDOW_EACH = ("recent", "best_return")  # strategies that fill one slot with one episode
 
 
 def flatten(config: DictConfig) -> dict[str, Any]:
@@ -242,6 +243,15 @@ def _relations(config: DictConfig) -> Iterator[tuple[bool, str]]:
         config.memory.scope == "trial" or encoder.kind == "htrmrl",
         f"memory.scope is lane but must be trial with encoder={encoder.kind}, which sees no windows of other episodes",
     )
+    past = [env.episodes_per_trial - 1] if config.memory.scope == "trial" else []
+    past += [config.memory.max_episodes] if config.memory.max_episodes is not None else []
+    if encoder.kind == "htrmrl" and config.memory.strategy in ONE_WINDOW_EACH:
+        yield (
+            encoder.episodes <= min(past) + 1,
+            f"encoder.episodes is {encoder.episodes} but must be at most {min(past) + 1} with memory.strategy="
+            f"{config.memory.strategy}, which shows one window of each earlier episode, and training remembers at most "
+            f"{min(past)}: slots beyond would stay untrained, and evaluation with more episodes would fill them",
+        )
     yield (
         config.total_frames >= batch,
         f"total_frames is {config.total_frames} but must be at least one batch, which is {batch} frames (env.num_envs "

@@ -115,6 +115,7 @@ def _train(config: DictConfig) -> None:
         max_in_a_row=config.faults.max_in_a_row,
         restart_workers=config.env.restart_workers,
         progress=progress,
+        memory=networks.memory,
         loss=loss,
         optimizer=optimizer,
         rewards=rewards,

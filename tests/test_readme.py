@@ -50,7 +50,7 @@ SHOWN = {
     "agent.check_env": "",
     "metalearning_evaluation": ", biased",
     "rollout = env.rollout": "tensor(",
-    "watch(": "torch.Size([4, 2, 4, 10, 10])",
+    "watch(": "torch.Size([4, 2, 4, 2, 2])",
 }
 
 

@@ -104,8 +104,10 @@ class EpisodicMemory(TensorDictModuleBase):
             raise ValueError(f"window={window} and episodes={episodes} must be at least 1; give them or an encoder.")
         # A tuple hides the encoders from Module registration: their weights belong to the actor's state dict alone.
         self._encoders = tuple(e for e in encoders if e.remembers)
-        # Listed once: walking the modules at every step would cost as much as the attention.
-        self._watched = tuple(tensor for e in self._encoders for tensor in (*e.parameters(), *e.buffers()))
+        # Listed once: walking the modules at every step would cost as much as the attention. Their tables, not what is
+        # in them: a move to another device replaces buffers.
+        modules = [module for encoder in self._encoders for module in encoder.modules()]
+        self._watched = tuple(table for m in modules for table in (m._parameters, m._buffers) if table)
         self.window, self.episodes = window, episodes
         self._embedder = encoders[:1]  # for strategies that ask for embeddings, whether the encoder remembers or not
         self.strategy = make_strategy(strategy)
@@ -138,9 +140,10 @@ class EpisodicMemory(TensorDictModuleBase):
         current, mask = state.history.current(self.window)
         context = state.past.copy().set(keys.CURRENT[1], current).set(keys.CURRENT_MASK[1], mask)
         tensordict.set(keys.CONTEXT, context.reshape(batch))
-        tensordict.set(keys.WINDOW_EPISODE, state.window_episode.reshape(*batch, -1))
-        tensordict.set(keys.WINDOW_START, state.window_start.reshape(*batch, -1))
-        return tensordict.set(keys.WINDOW_CURRENT, state.episode.reshape(*batch, 1))
+        # Copies, for a collector's reset writes zeros into what it was handed.
+        tensordict.set(keys.WINDOW_EPISODE, state.window_episode.clone().reshape(*batch, -1))
+        tensordict.set(keys.WINDOW_START, state.window_start.clone().reshape(*batch, -1))
+        return tensordict.set(keys.WINDOW_CURRENT, state.episode.clone().reshape(*batch, 1))
 
     def refresh(self) -> None:
         """Encodes the remembered windows anew. In-place weight updates of this process are noticed without it; call it
@@ -288,7 +291,7 @@ class EpisodicMemory(TensorDictModuleBase):
             state.past = state.past.copy().set(key, old.index_copy(0, lanes, cache))
 
     def _weights_version(self) -> int:
-        return sum(tensor._version for tensor in self._watched)
+        return sum(tensor._version for table in self._watched for tensor in table.values() if tensor is not None)
 
 
 def _as_array(tensor: Tensor) -> Array:

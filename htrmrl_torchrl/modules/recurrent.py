@@ -220,7 +220,8 @@ class RecurrentMemory(TensorDictModuleBase):
         tensordict.set(keys.CONTEXT, context.reshape(batch))
         none = torch.empty(*batch, 0, dtype=torch.long, device=token.device)
         tensordict.set(keys.WINDOW_EPISODE, none).set(keys.WINDOW_START, none)
-        tensordict.set(keys.WINDOW_CURRENT, lanes.episode.reshape(*batch, 1))
+        # A copy, for a collector's reset writes zeros into what it was handed.
+        tensordict.set(keys.WINDOW_CURRENT, lanes.episode.clone().reshape(*batch, 1))
         tensordict.set(keys.RECURRENT_BEGINS, begins.reshape(*batch, 1))
         for name, state in lanes.states.items():
             tensordict.set((keys.RECURRENT, name), state.reshape(*batch, -1))

@@ -169,6 +169,18 @@ def test_what_was_handed_out_is_not_overwritten_later():
         assert (before == after).all()
 
 
+def test_zeros_in_what_was_handed_out_do_not_reach_the_memory():
+    """A collector's reset writes them."""
+    recording = record(ragged(5), window=3, episodes=3)
+    memory, other = (EpisodicMemory(window=3, episodes=3) for _ in range(2))
+    for step in steps(as_batch(recording)):
+        out, untouched = memory(step.clone()), other(step.clone())
+        for key in (keys.WINDOW_EPISODE, keys.WINDOW_START, keys.WINDOW_CURRENT):
+            assert torch.equal(out[key], untouched[key])
+            out[key].zero_()
+    assert memory.checkpoint_state() == other.checkpoint_state()
+
+
 @pytest.mark.parametrize("shape", [(), (1,), (2, 3)])
 def test_any_batch_size(shape):
     recording = record(ragged(5, lanes=6), window=3, episodes=3)

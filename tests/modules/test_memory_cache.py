@@ -51,6 +51,18 @@ def test_cached_equals_uncached_also_after_the_statistics_of_observations_moved(
             encoder.tokens.adapt(step[keys.OBSERVATION] * (1 + frame))
 
 
+def test_the_cache_follows_statistics_whose_tensors_were_replaced_as_by_a_move_to_another_device():
+    encoder = make_encoder().float()
+    cached, plain = EpisodicMemory(encoder, seed=3), EpisodicMemory(window=3, episodes=3, seed=3)
+    statistics = list(encoder.buffers())
+    encoder.double()
+    assert any(old is not new for old, new in zip(statistics, encoder.buffers(), strict=True))
+    for frame, step in enumerate(steps(as_batch(record(ragged(6), window=3, episodes=3), dtype=torch.float64))):
+        outputs = [run(encoder, memory(step.clone())["context"]) for memory in (cached, plain)]
+        assert_same(*outputs, 1e-10)
+        encoder.tokens.mean.add_(0.1 * (frame % 3))  # one statistic alone, and none that kept its tensor
+
+
 def test_two_encoders_are_cached_beside_each_other():
     actor, critic = make_encoder(), make_encoder(seed=1, hidden_key="_critic", cache_key=("context", "critic_cache"))
     memory, plain = EpisodicMemory([actor, critic]), EpisodicMemory(window=3, episodes=3)

@@ -277,6 +277,17 @@ def test_what_was_handed_out_is_not_overwritten_later():
     assert all((before == after).all() for before, after in zip(kept, out, strict=True))
 
 
+def test_zeros_in_what_was_handed_out_do_not_reach_the_counters():
+    """A collector's reset writes them."""
+    recording = record(ragged(5), window=1, episodes=1)
+    memory, other = RecurrentMemory(make_encoder()), RecurrentMemory(make_encoder())
+    for row in steps(as_batch(recording, dtype=torch.float64)):
+        out, untouched = memory(row.clone()), other(row.clone())
+        assert torch.equal(out[keys.WINDOW_CURRENT], untouched[keys.WINDOW_CURRENT])
+        out[keys.WINDOW_CURRENT].zero_()
+    assert memory.checkpoint_state() == other.checkpoint_state()
+
+
 @pytest.mark.parametrize("shape", [(), (1,), (2, 3)])
 def test_any_batch_size(shape):
     lanes = max(1, int(torch.tensor(shape).prod()))

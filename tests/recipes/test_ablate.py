@@ -77,6 +77,7 @@ WRONG = {
     "recipe": (["recipe=toy"], ["recipe is 'toy'", "toy_ppo"]),
     "axis": (["axis=width"], ["axis is 'width'", "window or episodes"]),
     "seeds": (["seeds=[]"], ["seeds is []", "a list of numbers"]),
+    "a seed": (["seeds=3"], ["seeds is 3", "a list, as in [1,2]"]),
     "jobs": (["jobs=0"], ["jobs is 0", "at least 1"]),
     "option": (["--multirun"], ["--multirun", "--cfg"]),
 }

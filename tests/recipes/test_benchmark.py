@@ -1,12 +1,16 @@
 """What the benchmark makes of its measurements, and the recipe that it starts. Speed itself is no matter for a test."""
 
+import sys
+
 import numpy as np
 import pytest
 
 from htrmrl_torchrl.envs.benchmarks import draw_goals, task_names
 from htrmrl_torchrl.envs.metaworld import MetaWorldLanes
+from recipes import benchmark
 from recipes._benchmark_environment import Physics, interleaved, ratio
 from recipes._benchmark_learning import _run_recipe
+from recipes._cli import run_recipe
 from recipes.benchmark import table
 
 
@@ -41,6 +45,15 @@ def test_the_recipe_is_measured_in_a_process_of_its_own():
     # An evaluation after every second iteration.
     assert row["evaluation share"] == pytest.approx(row["evaluate s"] / (row["evaluate s"] + 2 * iteration))
     assert 0.1 < row["peak GiB"] < 4 and 0 < row["start-up s"] < 120
+
+
+@pytest.mark.parametrize(("argument", "received"), [("parts=recipe", "'recipe'"), ("lanes=20", "20")])
+def test_a_single_value_for_a_list_is_refused_in_one_sentence(argument, received, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["benchmark.py", argument])
+    with pytest.raises(SystemExit, match="2"):
+        run_recipe(benchmark.run, config_name="benchmark", check=benchmark.check)
+    key = argument.split("=")[0]
+    assert capsys.readouterr().err == f"error: {key} is {received} but must be a list, as in [1,2]\n"
 
 
 def test_a_recipe_that_fails_is_no_measurement(monkeypatch):

@@ -71,6 +71,14 @@ WRONG: dict[str, tuple[list[str], list[str]]] = {
         ["encoder=rl2", "memory.scope=lane", "memory.max_episodes=20"],
         ["memory.scope is lane", "encoder=rl2"],
     ),
+    "slots that training never fills": (
+        ["encoder.episodes=6"],
+        ["encoder.episodes is 6", "at most 5", "memory.strategy=best_return", "would stay untrained"],
+    ),
+    "slots of episodes that are forgotten": (
+        ["memory.strategy=recent", "memory.max_episodes=2"],
+        ["encoder.episodes is 5", "at most 3", "memory.strategy=recent"],
+    ),
     "endless memory": (["memory.scope=lane"], ["memory.max_episodes is null", "must be a number", "= 10"]),
     "std": (["policy.std=fixed"], ["'fixed'", "independent or dependent"]),
     "critic": (["critic.kind=q"], ["'q'", "shared or separate or single_step"]),

@@ -36,6 +36,7 @@ def guard_of(pipeline, *, max_in_a_row=3, restart_workers=False, progress=None):
         max_in_a_row=max_in_a_row,
         restart_workers=restart_workers,
         progress={} if progress is None else progress,
+        memory=pipeline.networks.memory,
         loss=pipeline.loss,
         optimizer=pipeline.optimizer,
         rewards=pipeline.rewards,
@@ -153,9 +154,10 @@ class Poisoned(Walk):
         return result
 
 
-def test_collection_begins_anew_also_where_batches_cut_trials():
+@pytest.mark.parametrize("remembers", [{}, {"scope": "lane", "max_episodes": 4}, {"encoder_kind": "rl2"}], ids=str)
+def test_collection_begins_anew_also_where_batches_cut_trials(remembers):
     """The fault falls into the second batch, in the middle of a trial whose beginning the first one has brought."""
-    pipeline = Pipeline("walks", {"strategy": "uniform"})
+    pipeline = Pipeline("walks", remembers)
     lanes = [lambda i=i: Poisoned(WALKS[i], 0.3 * i, at=40 if i == 1 else -1) for i in range(3)]
     env = TransformedEnv(SerialEnv(3, lanes), TrialTransform(episodes_per_trial=3))
     collector = Collector(

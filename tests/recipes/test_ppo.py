@@ -208,6 +208,7 @@ UNFIT = {
     "another method": (["encoder.inter_layers=0"], ["encoder.inter_layers=1", "this one has encoder.inter_layers=0"]),
     "another critic": (["critic.kind=separate"], ["critic.kind=shared", "this one has critic.kind=separate"]),
     "another encoder": (["encoder=rl2"], ["encoder.kind=htrmrl"]),
+    "another evaluation": (["eval.goals_per_task=2"], ["eval.goals_per_task=4", "this one has eval.goals_per_task=2"]),
     "another seed": (["seed=2"], ["seed=1", "this one has seed=2"]),
     "another number of lanes": (["env.num_envs=16"], ["env.num_envs=8", "this one has env.num_envs=16"]),
     "another environment": (
