@@ -23,6 +23,7 @@ import numpy as np
 matplotlib.use("Agg")
 from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
+from matplotlib.figure import Figure
 from matplotlib.ticker import EngFormatter, MaxNLocator
 
 LINES = ("-", "--", ":", "-.")
@@ -119,21 +120,16 @@ def _not_empty(groups: dict[str, list[Path]]) -> dict[str, list[Path]]:
     return groups
 
 
-def main(argv: Sequence[str] | None = None) -> None:
-    """Draw the figure that the command line asks for."""
-    args = parse(argv)
+def draw_figure(args: argparse.Namespace) -> Figure:
+    """The figure that the command line asks for. Raises ValueError where a run does not have what is to be drawn."""
     names = args.by_episode or args.metric
     read = partial(adaptation_curve, last_frames=args.last) if args.by_episode else learning_curve
-    try:
-        groups = {args.label: args.run_dirs} | {label: [Path(run) for run in runs] for label, *runs in args.compare}
-        curves = {
-            (label, name): [read(read_metrics(run_dir), name) for run_dir in run_dirs]
-            for label, run_dirs in _not_empty(groups).items()
-            for name in names
-        }
-    except ValueError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
+    groups = {args.label: args.run_dirs} | {label: [Path(run) for run in runs] for label, *runs in args.compare}
+    curves = {
+        (label, name): [read(read_metrics(run_dir), name) for run_dir in run_dirs]
+        for label, run_dirs in _not_empty(groups).items()
+        for name in names
+    }
     figure, axes = plt.subplots(figsize=(6.4, 4.0), layout="constrained")
     for (label, name), drawn in curves.items():
         group, metric = list(groups).index(label), names.index(name)
@@ -157,6 +153,17 @@ def main(argv: Sequence[str] | None = None) -> None:
     axes.grid(alpha=0.3)
     axes.spines[["top", "right"]].set_visible(False)
     axes.legend(frameon=False)
+    return figure
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Write the figure that the command line asks for."""
+    args = parse(argv)
+    try:
+        figure = draw_figure(args)
+    except ValueError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
     args.out.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(args.out, dpi=150)
     plt.close(figure)

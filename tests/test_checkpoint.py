@@ -229,10 +229,8 @@ def test_other_shapes_are_refused(tmp_path):
     run = Run(tmp_path)
     path = run.save()
     other = Run(tmp_path, critic_kind="separate")
-    before = {name: value.clone() for name, value in other.networks.actor.state_dict().items()}
-    with pytest.raises(Exception, match=r"(?s)critic"):
+    with pytest.raises(ValueError, match=r"(?s)critic"):
         other.checkpoints.restore(path)
-    assert before.keys() == other.networks.actor.state_dict().keys()
 
 
 def test_in_the_middle_of_a_trial_nothing_can_be_saved(tmp_path):

@@ -62,10 +62,20 @@ def test_a_trained_agent_is_used_as_shown(what, checkpoint, tmp_path):
     assert SHOWN[what] in done.stdout
 
 
-def test_links_lead_somewhere():
-    targets = re.findall(r"\]\(([^)#]+)\)", (ROOT / "README.md").read_text())
-    missing = [target for target in targets if not target.startswith("http") and not (ROOT / target).exists()]
-    assert not missing
+def anchors(page):
+    """As code hosts make them of a page's headings."""
+    headings = re.findall(r"^#+ (.+)$", re.sub(r"```.*?```", "", page.read_text(), flags=re.DOTALL), re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+@pytest.mark.parametrize("page", ["README.md", "results/README.md"])
+def test_links_lead_somewhere(page):
+    path = ROOT / page
+    links = [link.partition("#") for link in re.findall(r"\]\(([^)\s]+)\)", path.read_text())]
+    links = [(path.parent / target if target else path, anchor) for target, _, anchor in links if "://" not in target]
+    assert links
+    assert not [str(target) for target, _ in links if not target.exists()]
+    assert not [(str(target), anchor) for target, anchor in links if anchor and anchor not in anchors(target)]
 
 
 @pytest.mark.parametrize("placeholder", ["QUICKSTART_OUTPUT", "RESULTS_TABLE", "TODO"])

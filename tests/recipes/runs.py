@@ -2,6 +2,7 @@
 
 import csv
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -32,11 +33,17 @@ def run(run_dir, *overrides, code=0, **options):
         command(run_dir, *overrides, **options), capture_output=True, text=True, timeout=300, stdin=subprocess.DEVNULL
     )
     assert done.returncode == code, done.stderr
+    assert_no_warning_of_ours(done.stderr)
     return done
 
 
+def assert_no_warning_of_ours(said):
+    """In a process of its own pytest's filters say nothing."""
+    assert not re.search(r"(htrmrl_torchrl|recipes)/\S+\.py:\d+: \w*Warning", said), said
+
+
 def start(run_dir, *overrides, preexec=None, **options):
-    """Starts in a process group of its own, as a terminal would, with what it says in ``run_dir``'s neighbours."""
+    """Starts in a process group of its own, as a terminal would."""
 
     def prepare():
         signal.signal(signal.SIGINT, signal.SIG_DFL)  # ignored, where the tests themselves run in a shell's background
@@ -107,6 +114,31 @@ def family(process):
             if int(session) == process.pid and state != "Z":
                 found.append(int(entry.name))
     return found
+
+
+def workers(process):
+    """Those of a session's processes that multiprocessing has spawned."""
+    return [pid for pid in family(process) if "spawn_main" in read_process(pid, "cmdline")]
+
+
+def read_process(pid, name):
+    """A file of a process in /proc, empty if it is gone."""
+    try:
+        return Path(f"/proc/{pid}/{name}").read_text()
+    except (FileNotFoundError, ProcessLookupError):
+        return ""
+
+
+def cpu_seconds(pid):
+    """What a process has worked so far: moments in these do not depend on how busy the machine is."""
+    fields = read_process(pid, "stat").rpartition(")")[2].split()
+    return sum(map(int, fields[11:13])) / os.sysconf("SC_CLK_TCK")
+
+
+def wait_for_work(process, pids, seconds):
+    """Until each of these processes has worked so much longer."""
+    goals = {pid: cpu_seconds(pid) + seconds for pid in pids}
+    wait_for(lambda: all(cpu_seconds(pid) >= goal for pid, goal in goals.items()), process, f"{seconds} s of work")
 
 
 def shared_memory(process):

@@ -247,3 +247,7 @@ def test_stopping_it_stops_the_running_cell_and_the_same_command_goes_on(tmp_pat
     assert process.returncode == 0 and "the same command continues" in errors
     assert not Path(f"/proc/{child}").exists()
     assert not (out / "all" / "seed=2").exists()
+    kept = max(int(path.stem.split("-")[1]) for path in (out / "all" / "seed=1").glob("checkpoints/step-*"))
+    done = run(*arguments, f"total_frames={kept + 192}")
+    assert done.returncode == 0 and all((out / "all" / f"seed={seed}" / "summary.json").exists() for seed in (1, 2))
+    assert "continuing" in (out / "all" / "seed=1" / "log.txt").read_text()

@@ -89,8 +89,10 @@ def test_a_full_disk_ends_saves_and_not_the_run(small_disk):
     wait_for(lambda: frames_on_disk(run_dir) >= FRAMES, process, "an iteration")
     ballast = fill(small_disk)
     said = ""
-    while "metrics could not be written" not in said or "evaluations" not in said:
-        said += process.stderr.readline()
+    for line in process.stderr:
+        said += line
+        if "metrics could not be written" in said and "evaluations" in said:
+            break
     assert "warning: the checkpoint could not be written (No space left on device); the run goes on\n" in said
     assert process.poll() is None
     for path in (run_dir / "checkpoints").glob("*.torchrl"):

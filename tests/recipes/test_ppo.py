@@ -12,7 +12,7 @@ import pytest
 
 from htrmrl_torchrl.checkpoint import read_component
 from recipes._cli import run_recipe
-from tests.recipes.runs import curve
+from tests.recipes.runs import assert_no_warning_of_ours, curve
 from tests.test_archive import forged
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -26,6 +26,7 @@ def command(recipe, run_dir, *overrides):
 def run(recipe, run_dir, *overrides):
     done = subprocess.run(command(recipe, run_dir, *overrides), capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
+    assert_no_warning_of_ours(done.stderr)
     return done
 
 
@@ -66,6 +67,9 @@ def test_metrics_have_the_documented_names(toy_run):
     assert expected <= logged
     glossary = documented((ROOT / "README.md").read_text())
     assert not [name for name in logged if not any(pattern.fullmatch(name) for pattern in glossary)]
+    with (toy_run / "metrics.csv").open(newline="") as file:
+        logged = {row["metric"] for row in csv.DictReader(file)}  # those of time and process too
+    assert not [pattern.pattern for pattern in glossary if not any(pattern.fullmatch(name) for name in logged)]
     assert any(pattern.fullmatch("train/success/push-v3") for pattern in glossary)
     assert not any(pattern.fullmatch(name) for pattern in glossary for name in ("train/sucess", "memory/masked/1"))
 

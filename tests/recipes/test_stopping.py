@@ -18,10 +18,13 @@ from tests.recipes.runs import (
     family,
     frames_on_disk,
     metrics,
+    read_process,
     run,
     shared_memory,
     start,
     wait_for,
+    wait_for_work,
+    workers,
 )
 
 LONG = "total_frames=1_000_000"
@@ -95,10 +98,11 @@ def test_before_the_first_iteration_has_ended(uninterrupted, tmp_path):
     long = ["env.num_envs=64", "env.horizon=400", "loss.minibatch_frames=96"]  # an iteration of 100,000 frames
     process = start(tmp_path / "run", LONG, *long)
     wait_for((tmp_path / "run" / "metrics.csv").exists, process, "the end of the start")
+    wait_for_work(process, [process.pid], 1.0)  # of an iteration that takes many times as long
     errors, seconds = stop(process, signal.SIGINT)
     assert process.returncode == 0 and seconds < SECONDS, errors
-    if "where the iteration began is kept" in errors:  # else it was still starting, as in the next test
-        assert [path.stem for path in (tmp_path / "run" / "checkpoints").iterdir()] == ["step-000000000000"]
+    assert "where the iteration began is kept" in errors
+    assert [path.stem for path in (tmp_path / "run" / "checkpoints").iterdir()] == ["step-000000000000"]
     process = start(tmp_path / "tiny", LONG)
     wait_for((tmp_path / "tiny" / "metrics.csv").exists, process, "the end of the start")
     stop(process, signal.SIGTERM)
@@ -125,22 +129,14 @@ def test_while_it_is_still_starting(moment, tmp_path):
 
 
 def _maps(pid):
-    return _read_process(pid, "maps")
+    return read_process(pid, "maps")
 
 
 def _handles_signals(pid):
     """Whether a process has handlers for both signals."""
-    caught = re.search(r"SigCgt:\s*(\w+)", _read_process(pid, "status"))
+    caught = re.search(r"SigCgt:\s*(\w+)", read_process(pid, "status"))
     wanted = (1 << signal.SIGINT - 1) | (1 << signal.SIGTERM - 1)
     return caught is not None and int(caught[1], 16) & wanted == wanted
-
-
-def _read_process(pid, name):
-    try:
-        with open(f"/proc/{pid}/{name}") as file:
-            return file.read()
-    except (FileNotFoundError, ProcessLookupError):
-        return ""
 
 
 @pytest.mark.slow
@@ -150,9 +146,8 @@ def test_a_second_ctrl_c_ends_it_at_once(first, tmp_path):
     process = start(tmp_path / "run", LONG, "env.num_workers=2")
     wait_for(iterated(tmp_path / "run"), process, "an iteration")
     mapped = shared_memory(process)
-    workers = [pid for pid in family(process) if "spawn_main" in _read_process(pid, "cmdline")]
-    assert len(workers) == 2
-    os.kill(workers[0], signal.SIGSTOP)
+    one, _ = workers(process)
+    os.kill(one, signal.SIGSTOP)
     kept = frames_on_disk(tmp_path / "run")
     os.kill(process.pid, first)
     wait_for(lambda: not _pending(process.pid, first), process, "the first signal's handler")
@@ -166,32 +161,51 @@ def test_a_second_ctrl_c_ends_it_at_once(first, tmp_path):
 
 
 def _pending(pid, number):
-    pending = re.findall(r"(?:SigPnd|ShdPnd):\s*(\w+)", _read_process(pid, "status"))
+    pending = re.findall(r"(?:SigPnd|ShdPnd):\s*(\w+)", read_process(pid, "status"))
     return any(int(mask, 16) & (1 << number - 1) for mask in pending)
 
 
 @pytest.mark.slow
 def test_a_second_sigterm_is_no_second_wish(tmp_path):
     """`timeout` sends one to the process and one to its group."""
-    process = start(tmp_path / "run", LONG)
+    process = start(tmp_path / "run", LONG, "env.num_workers=2")
     wait_for(iterated(tmp_path / "run"), process, "an iteration")
-    os.kill(process.pid, signal.SIGTERM)
-    errors, _ = stop(process, signal.SIGTERM, everyone=True)
+    one, _ = workers(process)
+    os.kill(one, signal.SIGSTOP)  # so that the first one cannot be obeyed before the second is there
+    for _ in range(2):
+        os.kill(process.pid, signal.SIGTERM)
+        wait_for(lambda: not _pending(process.pid, signal.SIGTERM), process, "the signal's handler")
+    os.kill(one, signal.SIGCONT)
+    _, errors = process.communicate(timeout=60)
     assert process.returncode == 0 and "is kept in" in errors
 
 
 @pytest.mark.slow
 def test_in_an_evaluation(tmp_path):
     """Which plays 4 goals for 1,000,000 episodes each here, unless it is left."""
-    process = start(tmp_path / "run", LONG, f"eval.every_frames={2 * FRAMES}", "eval.adaptation_episodes=1_000_000")
-    wait_for(iterated(tmp_path / "run"), process, "the first iteration")
-    time.sleep(1.0)  # it is there now, or will be: there is nothing to see of it from outside
+    endless = [f"eval.every_frames={2 * FRAMES}", "eval.adaptation_episodes=1_000_000", "env.num_workers=2"]
+    process = start(tmp_path / "run", LONG, *endless)
+    wait_for(lambda: len(workers(process)) == 4, process, "workers of the evaluation beside those of the training")
     mapped = shared_memory(process)
     errors, seconds = stop(process, signal.SIGINT)
     assert process.returncode == 0 and seconds < SECONDS, errors
     assert frames_on_disk(tmp_path / "run") == FRAMES
     assert {at for at, _, _ in metrics(tmp_path / "run")} == {FRAMES}
     assert_nobody_left(process, mapped)
+
+
+@pytest.mark.slow
+def test_an_evaluation_whose_worker_is_killed_is_repeated(tmp_path):
+    endless = [f"eval.every_frames={2 * FRAMES}", "eval.adaptation_episodes=1_000_000", "env.num_workers=2"]
+    process = start(tmp_path / "run", LONG, *endless, "env.restart_workers=true")
+    wait_for(lambda: len(workers(process)) == 2, process, "the workers of the training")
+    training = set(workers(process))
+    wait_for(lambda: len(workers(process)) == 4, process, "those of the evaluation")
+    evaluating = set(workers(process)) - training
+    os.kill(max(evaluating), signal.SIGKILL)
+    wait_for(lambda: len(set(workers(process)) - training - evaluating) == 2, process, "new ones")
+    errors, _ = stop(process, signal.SIGINT)
+    assert process.returncode == 0 and errors.count("fault while evaluating, it is repeated: ") == 1, errors
 
 
 @pytest.mark.slow
@@ -229,7 +243,7 @@ def test_a_collection_of_the_real_simulator_is_left_within_seconds(tmp_path):
         recipe="ml10_ppo",
     )
     wait_for((run_dir / "metrics.csv").exists, process, "the end of the start")
-    time.sleep(5.0)
+    wait_for_work(process, workers(process), 0.5)
     mapped = shared_memory(process)
     errors, seconds = stop(process, signal.SIGINT, everyone=True)
     assert process.returncode == 0 and "is kept in" in errors, errors
@@ -246,14 +260,14 @@ def kill_once(run_dir, how, rng):
     before = frames_on_disk(run_dir)
     process = start(run_dir, LONG)
     if how == "any time":  # the start included
-        time.sleep(rng.uniform(0, 8))
+        wait_for_work(process, [process.pid], rng.uniform(0, 8))
     else:
         goal = before + FRAMES * rng.randrange(1, 4)
         wait_for(lambda: frames_on_disk(run_dir) >= goal, process, "an iteration")
         if how == "in a save":
             wait_for((run_dir / "checkpoints" / ".stage").exists, process, "a save")
         else:
-            time.sleep(rng.uniform(0, 0.3))
+            wait_for_work(process, [process.pid], rng.uniform(0, 0.3))
     process.kill()
     process.communicate(timeout=10)
     logged = metrics(run_dir) if (run_dir / "metrics.csv").exists() else []

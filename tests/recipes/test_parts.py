@@ -1,0 +1,80 @@
+"""Every number of a configuration reaches the part that it is for."""
+
+import pytest
+
+from htrmrl_torchrl import make_env
+from htrmrl_torchrl.networks import build_networks
+from recipes._cli import load_config
+from recipes._parts import advantages, agent_arguments, collector_of, ppo_loss, replay_buffer, reward_normalizer
+from tests.recipes.runs import metrics, run
+
+CHANGED = {
+    "env.num_envs": 2,
+    "env.num_workers": 0,
+    "env.episodes_per_trial": 3,
+    "env.reward_scale": 0.3,
+    "encoder.window": 2,
+    "encoder.d_model": 12,
+    "encoder.num_heads": 3,
+    "memory.strategy": "uniform",
+    "memory.scope": "lane",
+    "memory.max_episodes": 7,
+    "policy.init_std": 0.7,
+    "loss.clip_epsilon": 0.11,
+    "loss.entropy_coeff": 0.012,
+    "loss.critic_coeff": 0.13,
+    "loss.gamma": 0.94,
+    "loss.gae_lambda": 0.85,
+    "loss.credit": "trial",
+    "loss.bootstrap": True,
+    "loss.advantage_norm": "none",
+    "loss.segment_frames": 3,
+    "loss.minibatch_frames": 12,
+    "collector.frames_per_batch": 72,
+}
+
+
+def test_what_is_configured_is_what_is_built():
+    config = load_config("toy_ppo", [f"{key}={value}" for key, value in CHANGED.items()])
+    env = make_env("toy", num_envs=2, episodes_per_trial=3)
+    networks = build_networks(**agent_arguments(config, env))
+    encoder, memory = networks.encoder, networks.memory
+    assert (encoder.window, encoder.episodes, encoder.d_model) == (2, 3, 12)
+    assert encoder.tokens.rest[-2].item() == pytest.approx(0.3)
+    assert (type(memory.strategy).__name__, memory.scope, memory.max_episodes) == ("Uniform", "lane", 7)
+    assert networks.actor.get_dist(networks.memory(env.reset())).stddev.flatten().tolist() == pytest.approx([0.7] * 4)
+
+    loss = ppo_loss(config, networks)
+    assert [float(x) for x in (loss.clip_epsilon, loss.entropy_coeff, loss.critic_coeff)] == pytest.approx(
+        [0.11, 0.012, 0.13]
+    )
+    gae = advantages(config)
+    assert (gae.credit, gae.bootstrap, gae._gae.average_gae) == ("trial", True, False)
+    assert [float(gae._gae.gamma), float(gae._gae.lmbda)] == pytest.approx([0.94, 0.85])
+    assert reward_normalizer(config).gamma == 0.94
+
+    buffer = replay_buffer(config, networks)
+    storage = buffer.storage
+    assert (storage.window, storage.episodes, storage.scope, storage.max_episodes) == (2, 3, "lane", 7)
+    assert buffer._batch_size == 12
+    collector = collector_of(config, env, networks)
+    batch = next(collector.iterator())
+    collector.shutdown()
+    assert batch.batch_size == (2, 36)  # two trials of three episodes of six steps on each lane
+    buffer.extend(batch)
+    frames = next(iter(buffer))["index"].view(-1, 3)
+    assert (frames.diff(dim=1) == 1).all()  # segments of three
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "change", ["loss.max_grad_norm=0.01", "loss.epochs=1", "loss.critic_coeff=0.1", "env.observation_norm=false"]
+)
+def test_what_the_loop_reads_changes_what_is_learned(change, tmp_path):
+    for folder, overrides in {"as it is": (), "changed": (change,)}.items():
+        run(tmp_path / folder.replace(" ", "_"), "total_frames=576", *overrides)
+    before, after = (
+        [row for row in metrics(tmp_path / folder) if row[:2] == (576, "train/return")]
+        for folder in ("as_it_is", "changed")
+    )
+    assert len(before) == 1 and before != after
