@@ -116,6 +116,7 @@ def _write_stages(config: DictConfig, checkpoint: Path, benchmark: str, report: 
             adaptation_episodes=report.protocol.adaptation_episodes,
             evaluation_episodes=report.protocol.evaluation_episodes,
             mean_action=report.protocol.evaluation_actions == "mean",
+            separate=report.protocol.separate,
             horizon=report.horizon,
             benchmark_seed=config.benchmark_seed,
             seed=config.seed,

@@ -168,6 +168,7 @@ def _play(
             adaptation_episodes=rules.adaptation_episodes,
             evaluation_episodes=rules.evaluation_episodes,
             mean_action=rules.evaluation_actions == "mean",
+            separate=rules.separate,
             trials=len(pairs),
             seed=seed,
             progress=progress,

@@ -20,6 +20,8 @@ class Protocol:
         evaluation_episodes: M episodes that count.
         evaluation_actions: in these M, the ``"mean"`` action or ``"sampled"`` ones.
         goals_per_task: the first goals of each task's list.
+        separate: whether each of the M starts from what was remembered after the K; else it remembers those of the M
+            before it as well, which makes no difference where M is 1.
         biased: whether the counting is known to favour agents that succeed quickly on some goals.
 
     Raises:
@@ -35,6 +37,7 @@ class Protocol:
     evaluation_episodes: int
     evaluation_actions: Actions
     goals_per_task: int
+    separate: bool = False
     biased: bool = False
 
     def __post_init__(self) -> None:
@@ -90,6 +93,7 @@ PROTOCOLS = {
             evaluation_episodes=10,
             evaluation_actions="sampled",
             goals_per_task=2,
+            separate=True,
         ),
         # The simulator's own evaluator: it counts the first episodes to finish, whichever goal they are of.
         Protocol(

@@ -61,6 +61,7 @@ def play_stages(
     adaptation_episodes: int = 10,
     evaluation_episodes: int = 1,
     mean_action: bool = True,
+    separate: bool = False,
     horizon: int | None = None,
     benchmark_seed: int = 0,
     seed: int = 0,
@@ -74,7 +75,7 @@ def play_stages(
         benchmark: ``ML1:<task>``, ``ML10``, ``ML25``, ``ML45`` or ``custom:[...]/[...]``.
         split, goals_per_task, adaptation_episodes, evaluation_episodes, horizon, benchmark_seed, seed, num_envs,
             progress: as in `htrmrl_torchrl.evaluate`.
-        mean_action: whether the evaluation episodes play the mean action.
+        mean_action, separate: how the evaluation episodes are played, see `play_trials`.
 
     Raises:
         ValueError: for names that are no Meta-World benchmark.
@@ -105,6 +106,7 @@ def play_stages(
             evaluation_episodes=evaluation_episodes,
             trials=len(pairs),
             mean_action=mean_action,
+            separate=separate,
             seed=seed,
             progress=progress,
         )

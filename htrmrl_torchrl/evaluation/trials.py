@@ -17,6 +17,9 @@ from htrmrl_torchrl.envs.trial import TrialEnv
 from htrmrl_torchrl.modules.memory import EpisodicMemory
 from htrmrl_torchrl.modules.recurrent import RecurrentMemory
 
+# What an episode's first step tells of the one before.
+_BOUNDARY = (keys.TRIAL_INIT, keys.FINAL_OBSERVATION, keys.FINAL_ACTION, keys.FINAL_REWARD)
+
 
 def goal_grid(*, num_tasks: int, goals_per_task: int) -> list[tuple[int, int]]:
     """The first goals of each task: ``[(task, goal), ...]``.
@@ -36,6 +39,7 @@ def play_trials(
     evaluation_episodes: int = 1,
     trials: int | None = None,
     mean_action: bool = True,
+    separate: bool = False,
     seed: int = 0,
     progress: bool = False,
 ) -> TensorDict:
@@ -51,6 +55,8 @@ def play_trials(
         trials: how many trials count, in the order in which `env` deals them; default N. Where N does not divide it,
             the last lanes of the last round are not counted.
         mean_action: whether the M episodes play the mean action; else it is sampled.
+        separate: whether each of the M episodes starts from what was remembered after the K, as in garage. That sets
+            back our memories; a policy with one of another kind goes on remembering.
         seed: of the action noise; torch's own random state is left as it was.
         progress: whether a bar is shown.
 
@@ -68,21 +74,27 @@ def play_trials(
             f"{evaluation_episodes} = {total} are to be played. Build it with episodes_per_trial={total}."
         )
     trials = env.batch_size[0] if trials is None else trials
-    for module in policy.modules():
-        if isinstance(module, EpisodicMemory | RecurrentMemory):
-            module.restart()
+    memories = [module for module in policy.modules() if isinstance(module, EpisodicMemory | RecurrentMemory)]
+    for memory in memories:
+        memory.restart()
     rounds = math.ceil(trials / env.batch_size[0])
     frames = rounds * total * env.horizon * env.batch_size[0]
     with torch.random.fork_rng(), torch.no_grad(), tqdm(total=frames, unit=" frames", disable=not progress) as bar:
         torch.manual_seed(seed)
-        outcomes = [_play_round(policy, env, adaptation_episodes, mean_action, bar) for _ in range(rounds)]
+        kept = memories if separate else []
+        outcomes = [_play_round(policy, env, adaptation_episodes, mean_action, kept, bar) for _ in range(rounds)]
     return torch.cat(outcomes)[:trials]
 
 
 def _play_round(
-    policy: TensorDictModuleBase, env: TrialEnv, adaptation_episodes: int, mean_action: bool, bar: tqdm
+    policy: TensorDictModuleBase,
+    env: TrialEnv,
+    adaptation_episodes: int,
+    mean_action: bool,
+    memories: list[EpisodicMemory | RecurrentMemory],
+    bar: tqdm,
 ) -> TensorDict:
-    """One trial on every lane, ``[N]``."""
+    """One trial on every lane, ``[N]``; `memories` are those that each episode that counts sets back."""
     lanes, total = env.batch_size[0], env.episodes_per_trial
     device = next((parameter.device for parameter in policy.parameters()), env.device)
     steps = torch.zeros(lanes, total, dtype=torch.long)
@@ -90,6 +102,13 @@ def _play_round(
     now = env.reset()
     outcome = TensorDict(task=now[keys.TASK].squeeze(-1), goal=now[keys.GOAL].squeeze(-1), batch_size=[lanes])
     for episode in range(total):
+        if memories and episode == adaptation_episodes:
+            snapshots = [memory.snapshot() for memory in memories]
+            boundary = now.select(*_BOUNDARY).clone()
+        elif memories and episode > adaptation_episodes:
+            for memory, snapshot in zip(memories, snapshots, strict=True):
+                memory.go_back(snapshot)
+            now.update(boundary)
         counts = mean_action and episode >= adaptation_episodes
         with set_exploration_type(ExplorationType.DETERMINISTIC if counts else ExplorationType.RANDOM):
             for step in range(1, env.horizon + 1):

@@ -5,6 +5,7 @@ but which windows were drawn (two small integer keys, and the number of the runn
 buffer rebuilds the same contexts by index.
 """
 
+import copy
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -157,6 +158,17 @@ class EpisodicMemory(TensorDictModuleBase):
         kept = self.checkpoint_state()
         kept.pop("history", None)
         self._restored, self._state = kept, None
+
+    def snapshot(self) -> Any:
+        """What all lanes remember now, the running episode included, for `go_back`."""
+        return copy.deepcopy(self._state)
+
+    def go_back(self, snapshot: Any) -> None:
+        """Forgets what was lived since `snapshot`, which may be used again; the random streams go on."""
+        streams = None if self._state is None else self._state.streams
+        self._state = copy.deepcopy(snapshot)
+        if self._state is not None and streams is not None:
+            self._state.streams = streams
 
     def drop_running(self, lanes: Tensor) -> None:
         """Forgets the episodes that run on `lanes` (numbers ``[n]``), which then never count as ended."""

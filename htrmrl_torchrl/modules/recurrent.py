@@ -10,6 +10,7 @@ Back-propagation is truncated: no gradient passes a segment's start. The state t
 state", Kapturowski et al. 2019, R2D2): exact before the first optimizer step of an update, a little stale after it.
 """
 
+import copy
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -230,6 +231,14 @@ class RecurrentMemory(TensorDictModuleBase):
     def forget(self) -> None:
         """Drops all lanes: the next call begins new trials everywhere, whatever its flags."""
         self._restored, self._state = self.checkpoint_state(), None
+
+    def snapshot(self) -> Any:
+        """The states of all lanes as they are now, for `go_back`."""
+        return copy.deepcopy(self._state)
+
+    def go_back(self, snapshot: Any) -> None:
+        """Forgets what was lived since `snapshot`, which may be used again."""
+        self._state = copy.deepcopy(snapshot)
 
     def restart(self) -> None:
         """Back to how it was built."""

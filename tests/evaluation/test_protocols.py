@@ -11,14 +11,16 @@ from htrmrl_torchrl.evaluation.protocols import named_protocol
 
 def test_the_named_protocols_are_those_of_the_design():
     table = {
-        name: (p.adaptation_episodes, p.evaluation_episodes, p.evaluation_actions, p.goals_per_task, p.biased)
+        name: (p.adaptation_episodes, p.evaluation_episodes, p.evaluation_actions, p.goals_per_task)
         for name, p in PROTOCOLS.items()
     }
     assert table == {
-        "strict": (10, 1, "mean", 4, False),
-        "garage": (10, 10, "sampled", 2, False),
-        "metaworld": (10, 3, "mean", 4, True),
+        "strict": (10, 1, "mean", 4),
+        "garage": (10, 10, "sampled", 2),
+        "metaworld": (10, 3, "mean", 4),
     }
+    assert [name for name, p in PROTOCOLS.items() if p.separate] == ["garage"]
+    assert [name for name, p in PROTOCOLS.items() if p.biased] == ["metaworld"]
     assert all(named_protocol(name) is protocol and protocol.name == name for name, protocol in PROTOCOLS.items())
     assert {name: p.episodes for name, p in PROTOCOLS.items()} == {"strict": 11, "garage": 20, "metaworld": 13}
 

@@ -207,6 +207,7 @@ def test_a_file_says_what_it_is_to_those_without_the_class(tmp_path):
         "evaluation_episodes": 2,
         "evaluation_actions": "mean",
         "goals_per_task": 3,
+        "separate": False,
         "biased": False,
     }
     assert content["summary"] == {"success_rate": report.success_rate, "interval_over_goals": None}

@@ -47,4 +47,6 @@ def test_the_official_evaluators_bias_stands_above_its_numbers():
     lines = str(report).splitlines()
     assert lines[1].startswith("BIASED: the official evaluator counts the first episodes to finish")
     assert lines[4] == "alpha         0.25               -       -                 -"
-    assert "BIASED" not in str(replace(report, protocol=PROTOCOLS["garage"].changed(evaluation_episodes=1)))
+    garage = str(replace(report, protocol=PROTOCOLS["garage"].changed(evaluation_episodes=1)))
+    assert "BIASED" not in garage and "each from the memory of the former" in garage
+    assert "each from the memory" not in str(report)

@@ -150,6 +150,44 @@ def test_the_same_call_gives_the_same_result(strategy):
     assert not (play_trials(policy, env, adaptation_episodes=K, seed=3)["return"] == first["return"]).all()
 
 
+@pytest.mark.parametrize("adaptation_episodes", [0, K])
+@pytest.mark.parametrize("encoder_kind", ["htrmrl", "rl2"])
+def test_separate_episodes_all_start_from_the_memory_of_adaptation(encoder_kind, adaptation_episodes):
+    """So with the mean action they are equal, and equal to the first that counts; in two rounds of two lanes."""
+    networks = networks_for_toy(strategy="recent", encoder_kind=encoder_kind)
+    for parameter in networks.actor.parameters():
+        parameter.data += 0.3 * torch.randn_like(parameter)
+    played = {
+        separate: play_trials(
+            acting_policy(networks), toy_grid(adaptation_episodes + 3, lanes=2), trials=4, separate=separate,
+            adaptation_episodes=adaptation_episodes, evaluation_episodes=3,
+        )["return"]
+        for separate in (True, False)
+    }  # fmt: skip
+    counted = {separate: returns[:, adaptation_episodes:] for separate, returns in played.items()}
+    assert torch.equal(counted[True], counted[True][:, :1].expand(4, 3))
+    assert torch.equal(counted[True][:2, 0], counted[False][:2, 0])  # later rounds have other noise in adaptation
+    assert not torch.equal(counted[False], counted[False][:, :1].expand(4, 3))
+    with_one = play_trials(
+        acting_policy(networks), toy_grid(adaptation_episodes + 1, lanes=2), adaptation_episodes=adaptation_episodes
+    )["return"]
+    assert torch.equal(with_one[:, -1], counted[True][:2, 0])
+
+
+def test_separate_episodes_are_shown_windows_of_adaptation_only():
+    policy, shown = acting_policy(networks_for_toy(strategy="uniform")), []
+    policy[0].register_forward_hook(lambda _, __, out: shown.append(out[keys.WINDOW_EPISODE].clone()))
+    for separate in (True, False):
+        shown.clear()
+        play_trials(
+            policy, toy_grid(K + 3), adaptation_episodes=K, evaluation_episodes=3, separate=separate, mean_action=False
+        )
+        counted = torch.stack(shown).unflatten(0, (K + 3, -1))[K:]  # [episodes, steps, lanes, slots]
+        assert int(counted.max()) == (K - 1 if separate else K + 1)
+        draws = counted[:, 0].flatten(1)
+        assert len({tuple(draw) for draw in draws.tolist()}) == 3  # each draws anew
+
+
 @pytest.mark.parametrize("encoder_kind", ["htrmrl", "rl2"])
 def test_evaluation_changes_no_weights_no_random_stream_and_no_other_memory(encoder_kind):
     networks = networks_for_toy(encoder_kind=encoder_kind)
