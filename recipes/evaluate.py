@@ -18,7 +18,7 @@ from omegaconf import DictConfig
 from recipes._cli import run_recipe
 from recipes._find import find_checkpoints, run_folder_of
 from recipes._signals import ending_at_once
-from recipes._validate import NOT_EMPTY, UserError, at_least, check_device, check_values, one_of
+from recipes._validate import NOT_EMPTY, POSITIVE, UserError, at_least, check_device, check_values, one_of
 
 if TYPE_CHECKING:
     from htrmrl_torchrl.evaluation import EvaluationReport
@@ -39,6 +39,7 @@ RULES = {
     "device": NOT_EMPTY,
     "num_envs": at_least(1),
     "num_workers": at_least(0),
+    "worker_timeout": POSITIVE,
     "out": replace(NOT_EMPTY, kind=str),
 }
 
@@ -79,6 +80,7 @@ def run(config: DictConfig) -> None:
             device=config.device,
             num_envs=config.num_envs,
             num_workers=config.num_workers,
+            worker_timeout=config.worker_timeout,
             progress=True,
             command=shlex.join(["python", *sys.argv]),
         )

@@ -1,7 +1,10 @@
 """`recipes/evaluate.py` as a user runs it: a table, a report, two figures; wrong input ends in one sentence."""
 
 import json
+import os
+import re
 import shutil
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -12,6 +15,7 @@ from htrmrl_torchrl import evaluate as evaluate_agent
 from htrmrl_torchrl.evaluation import EvaluationReport
 from recipes import evaluate
 from recipes._cli import run_recipe
+from tests.recipes.runs import family, wait_for, workers
 from tests.recipes.test_ppo import ROOT, TINY, run
 
 SMALL = ["num_workers=0", "adaptation_episodes=2"]
@@ -158,3 +162,16 @@ def test_a_real_process_refuses_in_one_sentence(tmp_path):
     done = in_a_process("checkpoint=nowhere", cwd=tmp_path)
     assert done.returncode == 2 and done.stdout == ""
     assert done.stderr == "error: checkpoint is 'nowhere' but nothing is there\n"
+
+
+@pytest.mark.slow
+def test_a_hanging_worker_ends_it_after_the_time_given(trained, tmp_path):
+    said, out = tmp_path / "stderr", tmp_path / "out"
+    arguments = [f"checkpoint={trained}", f"out={out}", "adaptation_episodes=1_000_000", "worker_timeout=1"]
+    with said.open("w") as file:
+        process = subprocess.Popen([sys.executable, SCRIPT, *arguments], stderr=file, start_new_session=True)
+    wait_for(lambda: re.search(r"\d frames/s", said.read_text()), what="its first steps")
+    os.kill(workers(process)[0], signal.SIGSTOP)
+    assert process.wait(timeout=60) == 1
+    assert "did not answer within 1 s and was killed" in said.read_text()
+    assert not family(process) and not out.exists()
