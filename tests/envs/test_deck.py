@@ -39,7 +39,7 @@ def test_tasks_are_dealt_equally_often_when_lanes_take_turns(tasks, lanes):
     deck.deal(range(lanes))
     for turn in range(200 * tasks):
         dealt[deck.deal([turn % lanes])[0][0]] += 1
-    assert dealt.min() >= 0.95 * dealt.mean() and dealt.max() <= 1.05 * dealt.mean()
+    assert dealt.max() - dealt.min() <= 2  # one in all deals, one in the first, which is left out here
 
 
 def test_lanes_change_task_where_numbers_do_not_divide():
