@@ -10,6 +10,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from htrmrl_torchrl import evaluate as evaluate_agent
 from htrmrl_torchrl.evaluation import EvaluationReport
@@ -87,6 +88,16 @@ def test_a_pattern_is_one_report_of_all_runs(trained, recipe, tmp_path):
     assert report.success.shape == (2, 4, 3)
     assert [Path(run["checkpoint"]).parents[1].name for run in report.runs] == ["toy_seed1", "toy_seed2"]
     assert str(report) in out and "2 runs, 95% over runs: " in out
+
+
+def test_a_video_of_each_task_is_a_file_and_in_tensorboard(trained, recipe, tmp_path):
+    _, error, code = recipe(f"checkpoint={trained}", *SMALL, "video=true", f"out={tmp_path}")
+    assert code == 0, error
+    (clip,) = tmp_path.glob("toy_test_strict_*_hidden-goal.mp4")
+    assert clip.read_bytes()[4:8] == b"ftyp"
+    events = EventAccumulator(str(tmp_path / "tensorboard")).Reload()
+    assert events.Tags()["images"] == ["video/test/hidden-goal"]
+    assert [event.step for event in events.Images("video/test/hidden-goal")] == [192]
 
 
 def test_stages_are_of_meta_world_and_the_report_is_there_anyway(trained, recipe, tmp_path):
