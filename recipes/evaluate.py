@@ -151,6 +151,8 @@ def _record(config: DictConfig, checkpoint: Path, benchmark: str, report: "Evalu
                 goal=0,
                 adaptation_episodes=report.protocol.adaptation_episodes,
                 evaluation_episodes=report.protocol.evaluation_episodes,
+                mean_action=report.protocol.evaluation_actions == "mean",
+                separate=report.protocol.separate,
                 horizon=report.horizon,
                 seed=config.seed,
                 benchmark_seed=config.benchmark_seed,

@@ -5,9 +5,10 @@ it never ends one. So all lanes are at the same step of the same episode, and no
 """
 
 import math
+from collections.abc import Callable
 
 import torch
-from tensordict import TensorDict
+from tensordict import TensorDict, TensorDictBase
 from tensordict.nn import TensorDictModuleBase
 from torchrl.envs.utils import ExplorationType, set_exploration_type
 from tqdm import tqdm
@@ -42,6 +43,7 @@ def play_trials(
     separate: bool = False,
     seed: int = 0,
     progress: bool = False,
+    look: Callable[[int, TensorDictBase], None] | None = None,
 ) -> TensorDict:
     """Plays a number of trials and reports each of their episodes.
 
@@ -59,6 +61,8 @@ def play_trials(
             back our memories; a policy with one of another kind goes on remembering.
         seed: of the action noise; torch's own random state is left as it was.
         progress: whether a bar is shown.
+        look: called at each episode's start with 0 and what the environment shows ``[N]``, and after each of its steps
+            with the step's number and what followed, before the lanes begin anew.
 
     Returns:
         ``[trials]``: ``task`` and ``goal``; and ``[trials, K + M]``: ``success`` (bool), ``return`` (undiscounted) and
@@ -82,7 +86,10 @@ def play_trials(
     with torch.random.fork_rng(), torch.no_grad(), tqdm(total=frames, unit=" frames", disable=not progress) as bar:
         torch.manual_seed(seed)
         kept = memories if separate else []
-        outcomes = [_play_round(policy, env, adaptation_episodes, mean_action, kept, bar) for _ in range(rounds)]
+        outcomes = [
+            _play_round(policy, env, adaptation_episodes, mean_action=mean_action, memories=kept, bar=bar, look=look)
+            for _ in range(rounds)
+        ]
     return torch.cat(outcomes)[:trials]
 
 
@@ -90,9 +97,11 @@ def _play_round(
     policy: TensorDictModuleBase,
     env: TrialEnv,
     adaptation_episodes: int,
+    *,
     mean_action: bool,
     memories: list[EpisodicMemory | RecurrentMemory],
     bar: tqdm,
+    look: Callable[[int, TensorDictBase], None] | None,
 ) -> TensorDict:
     """One trial on every lane, ``[N]``; `memories` are those that each episode that counts sets back."""
     lanes, total = env.batch_size[0], env.episodes_per_trial
@@ -110,6 +119,8 @@ def _play_round(
                 memory.go_back(snapshot)
             now.update(boundary)
         counts = mean_action and episode >= adaptation_episodes
+        if look is not None:
+            look(0, now)
         with set_exploration_type(ExplorationType.DETERMINISTIC if counts else ExplorationType.RANDOM):
             for step in range(1, env.horizon + 1):
                 now[keys.ACTION] = policy(now.to(device))[keys.ACTION].to(env.device)
@@ -118,6 +129,8 @@ def _play_round(
                 success = after.get(keys.SUCCESS, None)  # none where the benchmark says nothing of it
                 if success is not None:
                     steps[:, episode].masked_fill_(success.squeeze(-1) & (steps[:, episode] == 0), step)
+                if look is not None:
+                    look(step, after)
                 bar.update(lanes)
                 # Past the last step of a trial the environment would deal the next pairs.
                 if step < env.horizon or episode < total - 1:

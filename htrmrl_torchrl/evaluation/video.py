@@ -6,19 +6,17 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import torch
+from tensordict import TensorDictBase
 from tensordict.nn import TensorDictModuleBase
 from torchrl.envs import EnvBase
-from torchrl.envs.utils import ExplorationType, set_exploration_type
 
 from htrmrl_torchrl import keys
 from htrmrl_torchrl.envs import check_name, make_env, task_names
 from htrmrl_torchrl.envs.benchmarks import find_benchmark
 from htrmrl_torchrl.envs.lanes import Picture, check_positive
 from htrmrl_torchrl.evaluation.overlay import MIN_SIZE, Caption, draw_caption
+from htrmrl_torchrl.evaluation.trials import play_trials
 from htrmrl_torchrl.media import Frames, write_frames
-from htrmrl_torchrl.modules.memory import EpisodicMemory
-from htrmrl_torchrl.modules.recurrent import RecurrentMemory
 from htrmrl_torchrl.opengl import choose_backend
 
 
@@ -46,6 +44,8 @@ def record_trial(
     goal: int,
     adaptation_episodes: int,
     evaluation_episodes: int = 1,
+    mean_action: bool = True,
+    separate: bool = False,
     horizon: int | None = None,
     seed: int = 0,
     benchmark_seed: int = 0,
@@ -65,7 +65,7 @@ def record_trial(
         task: index in the split's `task_names`.
         goal: index in the benchmark's goals.
         adaptation_episodes: K, with sampled actions.
-        evaluation_episodes: M, with the mean action.
+        evaluation_episodes, mean_action, separate: M and how these are played, see `play_trials`.
         horizon: steps an episode; default as in `make_env`.
         seed: of the action noise.
         benchmark_seed: decides the goals, as in `make_env`.
@@ -96,12 +96,11 @@ def record_trial(
     known = find_benchmark(benchmark)
     if known.needs_opengl:
         choose_backend()  # before anything is built
-    total = adaptation_episodes + evaluation_episodes
     env = make_env(
         benchmark,
         split=split,
         num_envs=1,
-        episodes_per_trial=total,
+        episodes_per_trial=adaptation_episodes + evaluation_episodes,
         horizon=horizon,
         benchmark_seed=benchmark_seed,
         pairs=[(task, goal)],
@@ -110,7 +109,16 @@ def record_trial(
         camera = _Camera(
             env, task_names(benchmark, split)[task], adaptation_episodes, evaluation_episodes, every=every, size=size
         )
-        _play(policy, env, camera, total=total, seed=seed)
+        play_trials(
+            policy,
+            env,
+            adaptation_episodes=adaptation_episodes,
+            evaluation_episodes=evaluation_episodes,
+            mean_action=mean_action,
+            separate=separate,
+            seed=seed,
+            look=camera.look,
+        )
     return Video(np.stack(camera.frames), known.steps_per_second / every, tuple(camera.success))
 
 
@@ -129,46 +137,21 @@ class _Camera:
     def __init__(self, env: EnvBase, task: str, adapting: int, evaluating: int, *, every: int, size: int) -> None:
         self.frames: list[Picture] = []
         self.success: list[bool] = []
-        self._env, self._task, self.adapting, self._evaluating = env, task, adapting, evaluating
-        self._every, self._size, self._step = every, size, 0
+        self._env, self._task, self._adapting, self._evaluating = env, task, adapting, evaluating
+        self._every, self._size = every, size
 
-    def start_episode(self) -> None:
-        self.success.append(False)
-        self._step = 0
-        self._look()
-
-    def after_step(self, success: bool) -> None:
-        self._step += 1
-        self.success[-1] |= success
-        if self._step % self._every == 0 or self._step == self._env.horizon:
-            self._look()
-
-    def _look(self) -> None:
+    def look(self, step: int, seen: TensorDictBase) -> None:
+        if step == 0:
+            self.success.append(False)
+        self.success[-1] |= keys.SUCCESS in seen and bool(seen[keys.SUCCESS].item())
+        if step % self._every and step < self._env.horizon:
+            return
         caption = Caption(
             task=self._task,
-            step=self._step,
+            step=step,
             horizon=self._env.horizon,
-            adaptation_episodes=self.adapting,
+            adaptation_episodes=self._adapting,
             evaluation_episodes=self._evaluating,
             success=tuple(self.success),
         )
         self.frames.append(draw_caption(self._env.render_lane(0, size=self._size), caption))
-
-
-def _play(policy: TensorDictModuleBase, env: EnvBase, camera: _Camera, *, total: int, seed: int) -> None:
-    for module in policy.modules():
-        if isinstance(module, EpisodicMemory | RecurrentMemory):
-            module.restart()
-    with torch.random.fork_rng(), torch.no_grad():
-        torch.manual_seed(seed)
-        now = env.reset()
-        for episode in range(total):
-            adapting = episode < camera.adapting
-            kind = ExplorationType.RANDOM if adapting else ExplorationType.DETERMINISTIC
-            camera.start_episode()
-            with set_exploration_type(kind):
-                for _ in range(env.horizon):
-                    stepped = env.step(policy(now))
-                    success = stepped.get(("next", keys.SUCCESS), None)  # before the reset hides the end
-                    camera.after_step(success is not None and bool(success.item()))
-                    now = env.maybe_reset(env.step_mdp(stepped))
