@@ -6,6 +6,7 @@ it never ends one. So all lanes are at the same step of the same episode, and no
 
 import math
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from tensordict import TensorDict, TensorDictBase
@@ -18,6 +19,7 @@ from htrmrl_torchrl.envs.trial import TrialEnv
 from htrmrl_torchrl.modules.memory import EpisodicMemory
 from htrmrl_torchrl.modules.recurrent import RecurrentMemory
 
+_Memory = EpisodicMemory | RecurrentMemory
 # What an episode's first step tells of the one before.
 _BOUNDARY = (keys.TRIAL_INIT, keys.FINAL_OBSERVATION, keys.FINAL_ACTION, keys.FINAL_REWARD)
 
@@ -78,7 +80,7 @@ def play_trials(
             f"{evaluation_episodes} = {total} are to be played. Build it with episodes_per_trial={total}."
         )
     trials = env.batch_size[0] if trials is None else trials
-    memories = [module for module in policy.modules() if isinstance(module, EpisodicMemory | RecurrentMemory)]
+    memories = [module for module in policy.modules() if isinstance(module, _Memory)]
     for memory in memories:
         memory.restart()
     rounds = math.ceil(trials / env.batch_size[0])
@@ -99,7 +101,7 @@ def _play_round(
     adaptation_episodes: int,
     *,
     mean_action: bool,
-    memories: list[EpisodicMemory | RecurrentMemory],
+    memories: list[_Memory],
     bar: tqdm,
     look: Callable[[int, TensorDictBase], None] | None,
 ) -> TensorDict:
@@ -108,16 +110,11 @@ def _play_round(
     device = next((parameter.device for parameter in policy.parameters()), env.device)
     steps = torch.zeros(lanes, total, dtype=torch.long)
     returns = torch.zeros(lanes, total)
-    now = env.reset()
+    now, boundary = env.reset(), None
     outcome = TensorDict(task=now[keys.TASK].squeeze(-1), goal=now[keys.GOAL].squeeze(-1), batch_size=[lanes])
     for episode in range(total):
-        if memories and episode == adaptation_episodes:
-            snapshots = [memory.snapshot() for memory in memories]
-            boundary = now.select(*_BOUNDARY).clone()
-        elif memories and episode > adaptation_episodes:
-            for memory, snapshot in zip(memories, snapshots, strict=True):
-                memory.go_back(snapshot)
-            now.update(boundary)
+        if memories and episode >= adaptation_episodes:
+            boundary = _start_from(boundary, now, memories)
         counts = mean_action and episode >= adaptation_episodes
         if look is not None:
             look(0, now)
@@ -136,3 +133,16 @@ def _play_round(
                 if step < env.horizon or episode < total - 1:
                     now = env.maybe_reset(after.exclude(keys.REWARD, keys.SUCCESS))
     return outcome.update({"success": steps > 0, "return": returns, "steps_to_success": steps}).auto_batch_size_(1)
+
+
+def _start_from(
+    boundary: tuple[list[Any], TensorDictBase] | None, now: TensorDictBase, memories: list[_Memory]
+) -> tuple[list[Any], TensorDictBase]:
+    """Puts `memories` and what `now` tells of the past back to the boundary; the first time, it is the present."""
+    if boundary is None:
+        return [memory.snapshot() for memory in memories], now.select(*_BOUNDARY).clone()
+    snapshots, told = boundary
+    for memory, snapshot in zip(memories, snapshots, strict=True):
+        memory.go_back(snapshot)
+    now.update(told)
+    return boundary
