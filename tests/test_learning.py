@@ -81,7 +81,7 @@ CEILING = 0.25 + 5 * (0.25 * 0.75 / (10 * LANES)) ** 0.5
 def test_an_agent_with_memory_learns_to_explore_once_and_then_exploit(one_thread):
     """Seeds 0, 1 and 2 end at 0.6 and more; the first episode can only explore."""
     first, *_, last = success_by_episode(train(episodes=K, seed=0, iterations=35)).tolist()
-    assert first < CEILING < last, (first, last)
+    assert first < CEILING < 0.45 < last, (first, last)
 
 
 def test_an_agent_without_memory_does_not(one_thread):
@@ -168,4 +168,4 @@ def test_without_memory_of_earlier_episodes_nobody_finds_the_goal(choices, one_t
 def test_a_memory_of_the_running_episode_is_enough_for_a_cue(choices, learns, one_thread):
     """Of the optimum 1, TrMRL earns 0.75 and 1.00 on seeds 2 and 3, RL2 1.00 and 1.00, the MLP 0.01 and 0.01."""
     mean = return_on_cues(seed=2, **choices)
-    assert (mean > CHANCE) if learns else (abs(mean) < CHANCE), mean
+    assert (mean > 0.5) if learns else (abs(mean) < CHANCE), mean

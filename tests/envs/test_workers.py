@@ -16,6 +16,7 @@ from htrmrl_torchrl.envs.toy import ToyLanes
 from htrmrl_torchrl.envs.workers import WorkerLanes
 from htrmrl_torchrl.faults import WorkerFault
 from tests.faulty import build_endlessly, build_fragile, build_never, build_restless, build_toy
+from tests.recipes.runs import cpu_seconds
 
 
 def is_running(pid):
@@ -31,12 +32,6 @@ def wait_until(holds, seconds=20):
     while not holds():
         assert time.monotonic() < deadline
         time.sleep(0.05)
-
-
-def cpu_seconds(pid):
-    with open(f"/proc/{pid}/stat") as file:
-        fields = file.read().rpartition(")")[2].split()
-    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
 def workers(builder=build_toy, num_lanes=5, num_workers=2, **timeouts):

@@ -243,7 +243,8 @@ def test_a_collection_of_the_real_simulator_is_left_within_seconds(tmp_path):
         recipe="ml10_ppo",
     )
     wait_for((run_dir / "metrics.csv").exists, process, "the end of the start")
-    wait_for_work(process, workers(process), 0.5)
+    one, other = workers(process)
+    wait_for_work(process, [one, other], 0.5)
     mapped = shared_memory(process)
     errors, seconds = stop(process, signal.SIGINT, everyone=True)
     assert process.returncode == 0 and "is kept in" in errors, errors
