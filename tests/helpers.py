@@ -3,6 +3,7 @@
 import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import pytest
@@ -14,6 +15,7 @@ from torchrl.envs import EnvBase, SerialEnv, TransformedEnv
 
 from htrmrl_torchrl import TrialTransform, keys
 from htrmrl_torchrl.data.past import PastEpisodes
+from htrmrl_torchrl.networks import Networks, build_networks
 from htrmrl_torchrl.opengl import RenderingError, choose_backend
 from tests.reference import Context, Episode, make_context
 
@@ -44,6 +46,15 @@ def skip_without_opengl() -> None:
         choose_backend()
     except RenderingError as error:
         pytest.skip(str(error))
+
+
+def networks_for_toy(*, observation_dim: int = 3, **choices: Any) -> Networks:
+    """Small ones, always with the same weights."""
+    torch.manual_seed(0)
+    sizes = {"window": 2, "episodes": 3, "d_model": 8, "num_heads": 2, "intra_layers": 1, "inter_layers": 1}
+    return build_networks(
+        observation_dim=observation_dim, action_low=[-1.0] * 2, action_high=[1.0] * 2, **(sizes | choices)
+    )
 
 
 # ---------------------------------------------------------------------------------------------- recorded lanes

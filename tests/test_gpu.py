@@ -11,25 +11,17 @@ import torch
 from torchrl.collectors import Collector
 
 from htrmrl_torchrl import EpisodicReplayBuffer, EpisodicStorage, HTrMRLAgent, evaluate, keys, make_env
-from htrmrl_torchrl.networks import build_networks
-from tests.helpers import assert_same
+from tests.helpers import assert_same, networks_for_toy
 
 pytestmark = pytest.mark.gpu
 ROOT = Path(__file__).resolve().parents[1]
-SIZES = {"window": 3, "episodes": 4, "d_model": 16, "num_heads": 2}
+SIZES = {"window": 3, "episodes": 4, "d_model": 16, "intra_layers": 2, "inter_layers": 2}
 KINDS = ["htrmrl", "trmrl", "rl2", "mlp"]
-
-
-def networks_for_toy(kind="htrmrl"):
-    torch.manual_seed(0)
-    return build_networks(
-        observation_dim=3, action_low=[-1.0] * 2, action_high=[1.0] * 2, encoder_kind=kind, **SIZES
-    )  # fmt: skip
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_rollout_and_recomputation_agree_on_the_device(kind):
-    networks = networks_for_toy(kind)
+    networks = networks_for_toy(encoder_kind=kind, **SIZES)
     networks.policy.to("cuda")
     env = make_env("toy", num_envs=8, episodes_per_trial=4)
     collector = Collector(
@@ -55,8 +47,8 @@ def test_rollout_and_recomputation_agree_on_the_device(kind):
 @pytest.mark.parametrize("kind", KINDS)
 def test_the_agent_decides_as_on_the_cpu(kind):
     on_cpu, on_gpu = (
-        HTrMRLAgent(networks_for_toy(kind), num_envs=5),
-        HTrMRLAgent(networks_for_toy(kind), num_envs=5, device="cuda"),
+        HTrMRLAgent(networks_for_toy(encoder_kind=kind, **SIZES), num_envs=5),
+        HTrMRLAgent(networks_for_toy(encoder_kind=kind, **SIZES), num_envs=5, device="cuda"),
     )
     rng = np.random.default_rng(0)
     on_cpu.reset()
@@ -71,7 +63,7 @@ def test_the_agent_decides_as_on_the_cpu(kind):
 
 def test_evaluation_counts_alike_on_both_devices():
     reports = [
-        evaluate(networks_for_toy(), "toy", adaptation_episodes=0, evaluation_episodes=3, device=device)
+        evaluate(networks_for_toy(**SIZES), "toy", adaptation_episodes=0, evaluation_episodes=3, device=device)
         for device in ("cpu", "cuda")
     ]
     assert_same(*(torch.from_numpy(report.returns) for report in reports))

@@ -13,8 +13,8 @@ from htrmrl_torchrl.envs.deck import FixedGrid
 from htrmrl_torchrl.envs.toy import GOALS, STEP_SIZE
 from htrmrl_torchrl.envs.trial import TrialEnv
 from htrmrl_torchrl.evaluation import goal_grid, play_trials
-from htrmrl_torchrl.networks import acting_policy, build_networks
-from tests.helpers import assert_same
+from htrmrl_torchrl.networks import acting_policy
+from tests.helpers import assert_same, networks_for_toy
 
 K = 3
 
@@ -126,14 +126,6 @@ def test_the_grid_holds_every_pair_once():
 
 
 # --------------------------------------------------------------------------------------------------- changes nothing
-
-
-def networks_for_toy(*, observation_dim=3, **choices):
-    torch.manual_seed(0)
-    return build_networks(
-        observation_dim=observation_dim, action_low=[-1.0] * 2, action_high=[1.0] * 2, window=2, episodes=3, d_model=8,
-        num_heads=2, intra_layers=1, inter_layers=1, **choices,
-    )  # fmt: skip
 
 
 @pytest.mark.parametrize("strategy", ["recent", "uniform"])

@@ -12,8 +12,8 @@ from htrmrl_torchrl import keys, make_env
 from htrmrl_torchrl.envs.benchmarks import draw_goals
 from htrmrl_torchrl.envs.toy import GOALS, STEP_SIZE
 from htrmrl_torchrl.evaluation import play_trials, record_trial, write_video
-from htrmrl_torchrl.networks import acting_policy, build_networks
-from tests.helpers import skip_without_opengl
+from htrmrl_torchrl.networks import acting_policy
+from tests.helpers import networks_for_toy, skip_without_opengl
 
 GREEN = (46, 204, 113)
 
@@ -82,14 +82,6 @@ def test_adaptation_is_sampled_and_evaluation_is_not():
 
     record_toy(scripted(act), adaptation_episodes=2, evaluation_episodes=2)
     assert seen == [ExplorationType.RANDOM] * 12 + [ExplorationType.DETERMINISTIC] * 12
-
-
-def networks_for_toy():
-    torch.manual_seed(0)
-    return build_networks(
-        observation_dim=3, action_low=[-1.0] * 2, action_high=[1.0] * 2, window=2, episodes=3, d_model=8, num_heads=2,
-        intra_layers=1, inter_layers=1,
-    )  # fmt: skip
 
 
 @pytest.mark.parametrize("seed", [0, 5])

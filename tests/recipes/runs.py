@@ -11,6 +11,8 @@ from pathlib import Path
 
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from recipes._cli import run_recipe
+
 ROOT = Path(__file__).resolve().parents[2]
 # 8 lanes * 4 episodes * 6 steps = 192 frames an iteration; every boundary on disk, one evaluation at the end
 FRAMES = 192
@@ -35,6 +37,21 @@ def run(run_dir, *overrides, code=0, **options):
     assert done.returncode == code, done.stderr
     assert_no_warning_of_ours(done.stderr)
     return done
+
+
+def here(monkeypatch, capsys, recipe, *, config_name):
+    """Returns what runs a recipe's module in this process and returns what it printed, and its exit code."""
+
+    def start(*arguments):
+        monkeypatch.setattr(sys, "argv", [str(ROOT / "recipes" / f"{config_name}.py"), *arguments])
+        code = 0
+        try:
+            run_recipe(recipe.run, config_name=config_name, check=recipe.check)
+        except SystemExit as ended:
+            code = ended.code
+        return (*capsys.readouterr(), code)
+
+    return start
 
 
 def assert_no_warning_of_ours(said):

@@ -7,7 +7,6 @@ import signal
 import statistics
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -16,6 +15,7 @@ from recipes import _ablation
 from recipes._ablation import Cell, expand, plan, tabulate
 from recipes._cli import UserError, load_config
 from recipes.ablate import AXES, check, figure, write_table
+from tests.recipes.runs import wait_for
 
 ROOT = Path(__file__).resolve().parents[2]
 TINY = ["env.num_envs=8", "loss.minibatch_frames=96", "total_frames=384"]
@@ -210,13 +210,6 @@ def children(pid):
     return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
 
 
-def wait_for(condition, seconds=120):
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
-
-
 @pytest.mark.slow
 def test_a_killed_cell_does_not_stop_the_others_and_goes_on_later(tmp_path):
     out = tmp_path / "out"
@@ -224,7 +217,7 @@ def test_a_killed_cell_does_not_stop_the_others_and_goes_on_later(tmp_path):
     arguments += ["total_frames=7680"]
     process = subprocess.Popen(command(*arguments), stderr=subprocess.PIPE, text=True)
     first = out / "all" / "seed=1"
-    wait_for(lambda: list(first.glob("checkpoints/step-*")))
+    wait_for(lambda: list(first.glob("checkpoints/step-*")), process, "a checkpoint")
     (child,) = children(process.pid)
     os.kill(child, signal.SIGKILL)
     _, errors = process.communicate(timeout=300)
@@ -240,7 +233,7 @@ def test_stopping_it_stops_the_running_cell_and_the_same_command_goes_on(tmp_pat
     out = tmp_path / "out"
     arguments = [f"out={out}", "seed=1,2", "env.num_envs=8", "loss.minibatch_frames=96", "checkpoint.every_frames=192"]
     process = subprocess.Popen(command(*arguments, "total_frames=1_000_000"), stderr=subprocess.PIPE, text=True)
-    wait_for(lambda: list((out / "all" / "seed=1").glob("checkpoints/step-*")))
+    wait_for(lambda: list((out / "all" / "seed=1").glob("checkpoints/step-*")), process, "a checkpoint")
     (child,) = children(process.pid)
     process.send_signal(signal.SIGTERM)
     _, errors = process.communicate(timeout=60)

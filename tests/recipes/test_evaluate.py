@@ -15,8 +15,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from htrmrl_torchrl import evaluate as evaluate_agent
 from htrmrl_torchrl.evaluation import EvaluationReport
 from recipes import evaluate
-from recipes._cli import run_recipe
-from tests.recipes.runs import family, wait_for, workers
+from tests.recipes.runs import family, here, wait_for, workers
 from tests.recipes.test_ppo import ROOT, TINY, run
 
 SMALL = ["num_workers=0", "adaptation_episodes=2"]
@@ -37,18 +36,7 @@ def trained(tmp_path_factory):
 
 @pytest.fixture
 def recipe(monkeypatch, capsys):
-    """Runs the recipe in this process and returns what it printed, and its exit code."""
-
-    def start(*arguments):
-        monkeypatch.setattr(sys, "argv", [SCRIPT, *arguments])
-        code = 0
-        try:
-            run_recipe(evaluate.run, config_name="evaluate", check=evaluate.check)
-        except SystemExit as ended:
-            code = ended.code
-        return (*capsys.readouterr(), code)
-
-    return start
+    return here(monkeypatch, capsys, evaluate, config_name="evaluate")
 
 
 def test_the_recipe_prints_a_table_and_leaves_a_report_and_two_figures(trained, tmp_path):

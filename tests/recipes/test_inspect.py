@@ -11,9 +11,9 @@ import pytest
 from PIL import Image
 
 from recipes import _inspection
-from recipes._cli import run_recipe
 from tests.inspection.pages import Page, check_self_contained
 from tests.inspection.test_browser import seen_by_browser
+from tests.recipes.runs import here
 from tests.recipes.test_ppo import ROOT, TINY, run
 
 SCRIPT = ROOT / "recipes" / "inspect.py"
@@ -44,18 +44,7 @@ def inspected(trained, tmp_path_factory):
 
 @pytest.fixture
 def recipe(monkeypatch, capsys):
-    """Runs the recipe in this process and returns what it printed, and its exit code."""
-
-    def start(*arguments):
-        monkeypatch.setattr(sys, "argv", [str(SCRIPT), *arguments])
-        code = 0
-        try:
-            run_recipe(_inspection.run, config_name="inspect", check=_inspection.check)
-        except SystemExit as ended:
-            code = ended.code
-        return (*capsys.readouterr(), code)
-
-    return start
+    return here(monkeypatch, capsys, _inspection, config_name="inspect")
 
 
 def check_folder(folder, figures):

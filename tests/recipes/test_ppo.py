@@ -12,6 +12,7 @@ import pytest
 
 from htrmrl_torchrl.checkpoint import read_component
 from recipes._cli import run_recipe
+from tests.recipes import runs
 from tests.recipes.runs import assert_no_warning_of_ours, curve
 from tests.test_archive import forged
 
@@ -31,10 +32,8 @@ def run(recipe, run_dir, *overrides):
 
 
 def metrics(run_dir):
-    with (run_dir / "metrics.csv").open(newline="") as file:
-        rows = list(csv.DictReader(file))
-    rows = [row for row in rows if not row["metric"].startswith(("time/", "process/"))]
-    return {(int(row["frames"]), row["metric"]): row["value"] for row in rows}
+    """What `runs.metrics` reads, by frames and name."""
+    return {(frames, name): value for frames, name, value in runs.metrics(run_dir)}
 
 
 @pytest.fixture(scope="module")
