@@ -174,7 +174,7 @@ class HTrMRLAgent:
         step = self._counter.write(TensorDict({keys.OBSERVATION: tensor}, batch_size=[self.num_envs]))
         with set_exploration_type(ExplorationType.DETERMINISTIC if deterministic else ExplorationType.RANDOM):
             action = self._policy(step)[keys.ACTION].clamp(self.action_low, self.action_high)
-        self._acted = tensor, action
+        self._acted = tensor.clone(), action.clone()  # the caller may write into both
         if observation.ndim == 1:
             action = action.squeeze(0)
         if isinstance(observation, Tensor):

@@ -9,7 +9,7 @@ key                    shape      dtype    meaning
 ``prev_action``        ``[a]``    float32  action executed one step ago (after clipping); zero at an episode's start
 ``prev_reward``        ``[1]``    float32  raw reward received one step ago; zero at an episode's start
 ``is_init``            ``[1]``    bool     first step of an episode
-``trial_init``         ``[1]``    bool     first step of a trial: everything remembered so far is forgotten
+``trial_init``         ``[1]``    bool     first step of a trial; with memory of the trial's scope all is forgotten
 ``episode``            ``[1]``    int64    order of the episode in its trial, from 0
 ``task``, ``goal``     ``[1]``    int64    indices for bookkeeping; they never reach the encoder
 ``("final", ...)``                         at an episode's first step: what the lane's episode before ended with
@@ -32,11 +32,12 @@ FINAL_OBSERVATION = ("final", "observation")
 FINAL_ACTION = ("final", "action")
 FINAL_REWARD = ("final", "reward")
 
+# Each [1], inside "next".
 REWARD = "reward"
 DONE = "done"
 TERMINATED = "terminated"
 TRUNCATED = "truncated"
-SUCCESS = "success"
+SUCCESS = "success"  # bool, whether the task was solved in this step; missing where the benchmark does not say
 
 CONTEXT = "context"
 CURRENT = (CONTEXT, "current")  # [T, x] tokens of the current window, right-aligned
@@ -59,10 +60,19 @@ STATE_BEFORE = (CONTEXT, "before")
 STATE_AFTER = (CONTEXT, "after")
 SEQUENCE_START = (CONTEXT, "starts")  # [1] True where a sequence starts from its given state
 
-HIDDEN = "_hidden"
-LOC = "_loc"
-SCALE = "_scale"
-LOG_PROB = "action_log_prob"
-STATE_VALUE = "state_value"
-ADVANTAGE = "advantage"
-VALUE_TARGET = "value_target"
+HIDDEN = "_hidden"  # [D], the encoder's vector
+ACTOR_TOKEN = "_actor_token"  # [x], the newest token, where the actor or the critic reads it ...
+CRITIC_TOKEN = "_critic_token"
+LOC = "_loc"  # [a]
+SCALE = "_scale"  # [a]
+LOG_PROB = "action_log_prob"  # []
+STATE_VALUE = "state_value"  # [1]
+ADVANTAGE = "advantage"  # [1]
+VALUE_TARGET = "value_target"  # [1]
+
+# Of a critic with an encoder of its own: its vector, its encoded past, and the name of its recurrent state.
+CRITIC_HIDDEN = "_critic_hidden"
+CRITIC_CACHE = (CONTEXT, "critic_past_cache")
+CRITIC_STATE = "critic_state"
+
+LANE = "lane"  # [] int64, what the storage adds to a frame: the lane it was lived in

@@ -41,7 +41,7 @@ def episode_outcomes(batch: TensorDictBase) -> TensorDict:
 
 
 def training_metrics(batch: TensorDictBase, task_names: list[str]) -> dict[str, float]:
-    """``train/*`` and ``memory/*`` of a collected batch ``[N, T]``; tasks are named by `task_names`."""
+    """``train/*`` and ``memory/*`` of a collected batch ``[N, T]``; tasks are named by `task_names`, or by number."""
     outcomes = episode_outcomes(batch)
     if not len(outcomes):  # episodes longer than the batch
         return memory_metrics(batch)
@@ -54,7 +54,7 @@ def training_metrics(batch: TensorDictBase, task_names: list[str]) -> dict[str, 
         for order in outcomes["episode"].unique().tolist():
             metrics[f"train/{name}_by_episode/{order}"] = values[outcomes["episode"] == order].mean().item()
         for task in outcomes["task"].unique().tolist():
-            metrics[f"train/{name}/{task_names[task]}"] = values[outcomes["task"] == task].mean().item()
+            metrics[f"train/{name}/{_name(task, task_names)}"] = values[outcomes["task"] == task].mean().item()
     return metrics | memory_metrics(batch)
 
 
@@ -98,8 +98,14 @@ def critic_metrics(batch: TensorDictBase, value_target: Tensor, task_names: list
     name = "ppo/explained_variance"
     metrics = {name: explained_variance(value, value_target)}
     for index in task.unique().tolist():
-        metrics[f"{name}/{task_names[index]}"] = explained_variance(value[task == index], value_target[task == index])
+        ours = task == index
+        metrics[f"{name}/{_name(index, task_names)}"] = explained_variance(value[ours], value_target[ours])
     return metrics
+
+
+def _name(task: int, names: list[str]) -> str:
+    """An environment of one's own may have more tasks than names are known of."""
+    return names[task] if task < len(names) else f"task-{task}"
 
 
 def attention_entropy(weights: Tensor) -> float:

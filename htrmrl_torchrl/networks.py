@@ -152,6 +152,9 @@ def acting_policy(
             sees the trial of another goal. ``"lane"`` must be asked for, and needs networks with `max_episodes`; what
             a trial sees then depends on which trials its lane played before, and so on the number of lanes.
         seed: of the new memory's random streams.
+
+    Raises:
+        ValueError: for ``"lane"`` without `max_episodes`, or with an encoder that sees no windows.
     """
     max_episodes = None
     if isinstance(networks.memory, EpisodicMemory):
@@ -173,7 +176,7 @@ def load_networks(path: str | Path) -> Networks:
         ValueError: if it is not a checkpoint of this package.
     """
     agent = read_component(path, "agent")
-    with refused_by_name(path):
+    with refused_by_name(path), torch.random.fork_rng(devices=[]):  # weights that are drawn here are overwritten
         networks = build_networks(**agent)
     load_weights(path, actor=networks.actor, critic=networks.critic)
     return networks
@@ -185,16 +188,14 @@ def _make_encoder(kind: EncoderKind, sizes: dict[str, Any], *, of_critic: bool =
     names = ("observation_dim", "action_dim", "d_model", "reward_scale", *_READ_BY[kind])
     arguments: dict[str, Any] = {name: sizes[name] for name in names}
     if of_critic:
-        arguments["hidden_key"] = "_critic_hidden"
+        arguments["hidden_key"] = keys.CRITIC_HIDDEN
     if kind == "rl2":
-        return RecurrentEncoder(**arguments, state_key="critic_state" if of_critic else "state")
+        return RecurrentEncoder(**arguments, state_key=keys.CRITIC_STATE if of_critic else "state")
     if kind == "mlp":
         return MemorylessEncoder(**arguments)
     if kind == "trmrl":
         arguments |= {"episodes": 1, "inter_layers": 0}
-    return HierarchicalEncoder(
-        **arguments, cache_key=(keys.CONTEXT, "critic_past_cache") if of_critic else keys.PAST_CACHE
-    )
+    return HierarchicalEncoder(**arguments, cache_key=keys.CRITIC_CACHE if of_critic else keys.PAST_CACHE)
 
 
 def _make_memory(
@@ -205,6 +206,8 @@ def _make_memory(
     max_episodes: int | None,
     seed: int,
 ) -> EpisodicMemory | RecurrentMemory:
+    if scope != "trial" and not isinstance(encoders[0], HierarchicalEncoder):
+        raise ValueError(f"scope={scope!r} must be 'trial' with an encoder that sees no windows of earlier episodes.")
     if recurrent := [encoder for encoder in encoders if isinstance(encoder, RecurrentEncoder)]:
         return RecurrentMemory(recurrent)
     if hierarchical := [encoder for encoder in encoders if isinstance(encoder, HierarchicalEncoder)]:

@@ -90,6 +90,9 @@ class FaultGuard:
                 if abandoned:
                     collector.reset()
                     self._memory.load_checkpoint_state(remembered)
+                    if isinstance(self._memory, EpisodicMemory):
+                        # The environment's last step is of the abandoned batch: episodes before it have lost their end.
+                        self._memory.drop_running()
                 # Not iter(collector), which shuts everything down at the first exception.
                 for batch in collector.iterator():
                     check_finite(batch.items(True, True))
@@ -210,5 +213,5 @@ def _lanes_to_blame(minibatch: TensorDictBase, loss: NormalizedClipPPOLoss) -> s
     log_prob = loss.actor_network.get_dist(seen).log_prob(minibatch[keys.ACTION])
     value = loss.critic_network(seen)[keys.STATE_VALUE].squeeze(-1)
     finite = (log_prob - minibatch[keys.LOG_PROB]).exp().isfinite() & value.isfinite()
-    lanes = minibatch["lane"][~finite].unique().tolist()
+    lanes = minibatch[keys.LANE][~finite].unique().tolist()
     return f", from lanes {', '.join(map(str, lanes))}" if lanes else ""

@@ -83,7 +83,7 @@ RULES: dict[str, Rule] = {
     "loss.gamma": Rule("greater than 0 and at most 1", lambda value: 0 < value <= 1),
     "loss.gae_lambda": Rule("between 0 and 1", lambda value: 0 <= value <= 1),
     "loss.entropy_coeff": at_least(0),
-    "loss.critic_coeff": at_least(0),
+    "loss.critic_coeff": POSITIVE,
     "loss.max_grad_norm": POSITIVE,
     "loss.credit": one_of("episode", "trial"),
     "loss.advantage_norm": one_of("batch", "task", "none"),
@@ -188,7 +188,8 @@ def frames_of_context(config: DictConfig) -> int:
     """Most frames that are kept beside a batch because they may still be shown."""
     if config.memory.scope == "trial":
         return frames_per_batch(config)  # the beginnings of trials that the batch cuts
-    return int(config.env.num_envs * config.memory.max_episodes * config.env.horizon)
+    # One episode more: a batch may cut the running one.
+    return int(config.env.num_envs * (config.memory.max_episodes + 1) * config.env.horizon)
 
 
 def _check_value(key: str, value: Any, default: Any, rule: Rule | None) -> None:
@@ -324,6 +325,10 @@ def _check_environment(config: DictConfig) -> None:
     if is_dotted_path(env.name):
         if env.num_workers:
             raise UserError(f"env.num_workers is {env.num_workers} but must be 0 with a factory, which is {env.name}")
+        if config.loss.reward_norm:
+            raise UserError(
+                f"loss.reward_norm is True but must be false with a factory, whose tasks nobody knows: {env.name}"
+            )
         return
     try:
         task_names(env.name, "test")  # evaluated during training

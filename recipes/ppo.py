@@ -163,7 +163,7 @@ def _train(config: DictConfig) -> None:
                 ends = None
                 if config.loss.bootstrap or not batch["next", keys.DONE][:, -1].all():
                     ends = final_values(buffer, frames, TensorDictSequential(networks.encoder, networks.critic))
-                targets = gae(rewards(batch), final_values=ends)
+                targets = gae(rewards(batch) if config.loss.reward_norm else batch, final_values=ends)
                 check_targets(targets)
                 buffer.assign(frames, targets)
 

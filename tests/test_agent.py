@@ -183,6 +183,25 @@ def test_it_answers_in_the_form_it_was_asked_in():
     assert_same(answers[1], torch.from_numpy(answers[0]))
 
 
+def test_what_the_caller_writes_into_its_arrays_is_not_remembered():
+    agents = [HTrMRLAgent(networks_for(OBSERVATION, ACTION), num_envs=2) for _ in range(2)]
+    answers = []
+    for agent, spoil in zip(agents, (False, True), strict=True):
+        agent.reset()
+        torch.manual_seed(0)
+        for step in range(6):
+            observation = np.full((2, OBSERVATION), 0.1 * step, dtype=np.float32)
+            action, reward = agent.act(observation), np.full(2, 0.5, dtype=np.float32)
+            answers.append(action.copy())
+            if spoil:
+                action *= 10
+                observation += 7
+            agent.observe(reward, [False] * 2, [step == 2] * 2)
+            if spoil:
+                reward += 9
+    assert np.array_equal(answers[:6], answers[6:])
+
+
 def test_actions_stay_within_the_bounds_and_are_sampled_unless_told_otherwise():
     networks = networks_for(OBSERVATION, ACTION, init_std=5.0)
     agent, actions = HTrMRLAgent(networks, num_envs=2), []

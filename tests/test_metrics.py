@@ -72,6 +72,7 @@ def test_training_metrics_are_means_of_the_outcomes():
     for task, name in enumerate(["reach", "push"]):
         assert metrics[f"train/success/{name}"] == mean([row[0] for row in rows if row[3] == task])
         assert metrics[f"train/return/{name}"] == mean([row[1] for row in rows if row[3] == task])
+    assert training_metrics(batch, ["reach"])["train/return/task-1"] == metrics["train/return/push"]
     for k in {row[2] for row in rows}:
         assert metrics[f"train/success_by_episode/{k}"] == mean([row[0] for row in rows if row[2] == k])
         assert metrics[f"train/return_by_episode/{k}"] == mean([row[1] for row in rows if row[2] == k])

@@ -150,6 +150,8 @@ def test_networks_fit_their_environment():
         ({"attention": "ful"}, r"attention='ful' is unknown; choose one of causal, full"),
         ({"strategy": "last"}, r"'last' is unknown.*recent, uniform"),
         ({"critic_kind": "none"}, r"critic_kind='none' is unknown"),
+        ({"encoder_kind": "rl2", "scope": "lane", "max_episodes": 4}, r"scope='lane' must be 'trial'"),
+        ({"encoder_kind": "mlp", "scope": "lane", "max_episodes": 4}, r"scope='lane' must be 'trial'"),
     ],
 )
 def test_bad_choices(wrong, message):

@@ -8,6 +8,7 @@
 With ``scope="lane"`` a new trial does not forget; the row's oldest tokens go when they are no longer remembered.
 """
 
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -78,8 +79,9 @@ class LaneHistories:
                 self._earlier[lane] = max(0, self._earlier[lane] - 1)
         self._first[lanes] = self._count[lanes]
 
-    def drop_running(self, lanes: Tensor) -> None:
-        """Forgets the running episodes of `lanes` ``[n]``; what has ended stays."""
+    def drop_running(self, lanes: Tensor | None = None) -> None:
+        """Forgets the running episodes of `lanes` ``[n]`` (all by default); what has ended stays."""
+        lanes = self._lanes if lanes is None else lanes
         self._count[lanes] = self._first[lanes]
 
     def running(self) -> Tensor:
@@ -157,3 +159,14 @@ class LaneHistories:
         for lane, count in enumerate(self._count.tolist()):
             self._table[lane, :count] = tokens[begin : begin + count]
             begin += count
+
+
+def without_running(state: dict[str, Any], lanes: Sequence[int]) -> dict[str, Any]:
+    """What `LaneHistories.checkpoint_state` returned, without the running episodes of `lanes`."""
+    kept, begin = [], 0
+    running = [0 if lane in lanes else length for lane, length in enumerate(state["running"])]
+    for ended, ran, runs in zip(state["ended"], state["running"], running, strict=True):
+        length = sum(length for _, length in ended)
+        kept.append(state["tokens"][begin : begin + length + runs])
+        begin += length + ran
+    return {"tokens": torch.cat(kept), "ended": state["ended"], "running": running}

@@ -146,7 +146,7 @@ class EpisodicReplayBuffer(TensorDictReplayBuffer):
         held = len(rows) - tensordicts.numel()
         if not held:
             return torch.arange(len(rows), device=rows.device).view(tensordicts.shape)
-        end = torch.bincount(rows["lane"], minlength=len(tensordicts)).cumsum(0)
+        end = torch.bincount(rows[keys.LANE], minlength=len(tensordicts)).cumsum(0)
         return end.unsqueeze(-1) + torch.arange(-tensordicts.shape[1], 0, device=rows.device)
 
     def assign(self, frames: Tensor, columns: TensorDictBase) -> None:

@@ -23,7 +23,7 @@ from htrmrl_torchrl.data.windows import carry_over, make_token, window_at
 
 # What the token table holds already, and what only says how the rollout went on.
 _NOT_STORED = (keys.OBSERVATION, keys.PREV_ACTION, keys.PREV_REWARD, keys.FINAL_OBSERVATION[0], keys.CONTEXT, "next")
-_LANE, _TRAINABLE, _TOKEN, _NEXT_TOKEN = "lane", "trainable", "_token", "_next_token"
+_TRAINABLE, _TOKEN, _NEXT_TOKEN = "trainable", "_token", "_next_token"
 
 
 class EpisodicStorage(LazyTensorStorage):
@@ -71,7 +71,7 @@ class EpisodicStorage(LazyTensorStorage):
         lane = torch.arange(len(batch), device=batch.device).view(-1, 1).expand(batch.shape)
         rows = batch.exclude(*_NOT_STORED).update(
             {
-                _LANE: lane,
+                keys.LANE: lane,
                 _TRAINABLE: torch.ones_like(lane, dtype=torch.bool),
                 _TOKEN: make_token(batch),
                 _NEXT_TOKEN: make_token(after),
@@ -81,7 +81,7 @@ class EpisodicStorage(LazyTensorStorage):
         earlier = [held for held in (self._continuing(batch), self._rows()) if held is not None]
         if earlier:
             rows = TensorDict.cat([*(_with_columns_of(rows, held) for held in earlier), rows])
-            rows = rows[rows[_LANE].argsort(stable=True)]
+            rows = rows[rows[keys.LANE].argsort(stable=True)]
         if len(rows) > self.max_size:
             raise ValueError(
                 f"{len(rows)} frames ({self._kept_for()} included) do not fit into max_size={self.max_size}. "
@@ -138,20 +138,21 @@ class EpisodicStorage(LazyTensorStorage):
         """Context-only frames that ``batch`` may see."""
         if self._context_only is None:
             return None
-        rows = self._lately(self._context_only, batch[keys.WINDOW_CURRENT][:, 0, 0])
+        # A loaded checkpoint's frames come from disk, wherever batches are stored.
+        rows = self._lately(self._context_only.to(batch[keys.TRIAL_INIT].device), batch[keys.WINDOW_CURRENT][:, 0, 0])
         if self.scope == "lane":
             return rows
         goes_on = ~batch[keys.TRIAL_INIT][:, 0, 0]
         trial = rows[keys.TRIAL_INIT].squeeze(-1).cumsum(0)  # lanes stand one after the other, so this counts trials
         last = torch.zeros(len(goes_on), dtype=trial.dtype, device=trial.device)
-        last = last.scatter_reduce(0, rows[_LANE], trial, "amax", include_self=False)
-        return rows[(trial == last[rows[_LANE]]) & goes_on[rows[_LANE]]]
+        last = last.scatter_reduce(0, rows[keys.LANE], trial, "amax", include_self=False)
+        return rows[(trial == last[rows[keys.LANE]]) & goes_on[rows[keys.LANE]]]
 
     def _lately(self, rows: TensorDictBase, counter: Tensor) -> TensorDictBase:
         """Frames of the `max_episodes` latest episodes before those with the running numbers ``counter`` ``[N]``."""
         if self.max_episodes is None:
             return rows
-        return rows[rows[keys.WINDOW_CURRENT].squeeze(-1) >= counter[rows[_LANE]] - self.max_episodes]
+        return rows[rows[keys.WINDOW_CURRENT].squeeze(-1) >= counter[rows[keys.LANE]] - self.max_episodes]
 
     def _kept_for(self) -> str:
         return "context of unfinished trials" if self.scope == "trial" else "context of remembered episodes"
@@ -163,7 +164,7 @@ class EpisodicStorage(LazyTensorStorage):
 
     def _index(self, rows: TensorDictBase) -> None:
         """Builds the token table ``[frames + episodes, x]`` and the table of episodes from boundary flags."""
-        lane, token = rows[_LANE], rows[_TOKEN]
+        lane, token = rows[keys.LANE], rows[_TOKEN]
         frame = torch.arange(len(rows), device=lane.device)
         begins = rows[keys.IS_INIT].squeeze(-1)
         counter = rows[keys.WINDOW_CURRENT].squeeze(-1)
@@ -210,7 +211,7 @@ class EpisodicStorage(LazyTensorStorage):
         if rows is None or self.scope == "trial":
             return {}
         numbers = rows[keys.WINDOW_CURRENT].squeeze(-1)
-        last = numbers.new_zeros(int(rows[_LANE].max()) + 1).scatter_reduce(0, rows[_LANE], numbers, "amax")
+        last = numbers.new_zeros(int(rows[keys.LANE].max()) + 1).scatter_reduce(0, rows[keys.LANE], numbers, "amax")
         rows = self._lately(rows, last + 1)
         begins = rows[keys.IS_INIT].squeeze(-1)
         frame, episode = torch.arange(len(rows), device=begins.device), begins.cumsum(0) - 1
@@ -219,7 +220,7 @@ class EpisodicStorage(LazyTensorStorage):
         tokens[frame + episode] = rows[_TOKEN]
         state = {
             "tokens": tokens,
-            "lane": rows[_LANE][begins],
+            "lane": rows[keys.LANE][begins],
             "counter": rows[keys.WINDOW_CURRENT].squeeze(-1)[begins],
             "frames": torch.bincount(episode),
             "trial_init": rows[keys.TRIAL_INIT].squeeze(-1)[begins],
@@ -236,7 +237,7 @@ class EpisodicStorage(LazyTensorStorage):
         frame = torch.arange(len(episode))
         begins = torch.cat([torch.ones(1, dtype=torch.bool), episode[1:] != episode[:-1]])
         columns = {
-            _LANE: state["lane"][episode],
+            keys.LANE: state["lane"][episode],
             _TRAINABLE: torch.zeros_like(begins),
             _TOKEN: state["tokens"][frame + episode],
             _NEXT_TOKEN: state["tokens"][frame + episode + 1],
@@ -304,7 +305,7 @@ class EpisodicStorage(LazyTensorStorage):
         """What a recurrent context has besides: the state before each frame and the token that entered there."""
         begins = self._storage.get(keys.RECURRENT_BEGINS)[frames]  # [*shape, 1]
         before = (frames - 1).clamp(min=0)
-        lane = self._storage.get(_LANE)
+        lane = self._storage.get(keys.LANE)
         if not bool((begins.squeeze(-1) | ((frames > 0) & (lane[before] == lane[frames]))).all()):
             raise ValueError(
                 "A recurrent state comes from a frame that is not in the storage. Batches must be extended in the "

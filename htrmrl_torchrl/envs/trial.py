@@ -91,7 +91,8 @@ class TrialCounter:
         self.is_init = torch.zeros_like(self.is_init)
         self.trial_init = torch.zeros_like(self.trial_init)
         # Copies: the caller may reuse its buffers, and these must survive until the next episode's first row.
-        self.observation, self.action, self.reward = observation.clone(), action.float(), reward.float()
+        self.observation = observation.clone()
+        self.action, self.reward = (value.to(torch.float32, copy=True) for value in (action, reward))
 
     def write(self, tensordict: TensorDictBase) -> TensorDictBase:
         """Add the keys that belong to the lanes' present rows, after a reset as well as after a step."""

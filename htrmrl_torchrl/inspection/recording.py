@@ -82,6 +82,9 @@ def record_trials(networks: Networks, env: TrialEnv, *, trials: int, every: int,
         every: steps between two looks in an episode; the first and the last step are always looked into.
         seed: of action noise and of the memory's draws; torch's own random state is left as it was.
 
+    Raises:
+        ValueError: if `env` does not say what solving a task is.
+
     Example:
         >>> from htrmrl_torchrl import make_env
         >>> from htrmrl_torchrl.networks import build_networks
@@ -91,6 +94,8 @@ def record_trials(networks: Networks, env: TrialEnv, *, trials: int, every: int,
         >>> recording.slot_attention.shape, recording.steps.tolist()  # [trials, episodes, looks, layers, heads, slots]
         (torch.Size([4, 2, 2, 2, 4, 3]), [0, 5])
     """
+    if keys.SUCCESS not in env.full_reward_spec.keys():
+        raise ValueError("This environment defines no success, which most of the inspection is about; choose another.")
     acting = acting_policy(networks, seed=seed)
     memory, actor = acting[0], acting[1]
     steps = sorted({*range(0, env.horizon, every), env.horizon - 1})

@@ -137,8 +137,8 @@ def make_actor_critic(
     modules: list[TensorDictModuleBase] = [encoder]
     head_keys: list[NestedKey] = [keys.HIDDEN]
     if observe_token:
-        modules.append(NewestToken("_actor_token", tokens=encoder.tokens))
-        head_keys.append("_actor_token")
+        modules.append(NewestToken(keys.ACTOR_TOKEN, tokens=encoder.tokens))
+        head_keys.append(keys.ACTOR_TOKEN)
     inputs = encoder.d_model + (encoder.token_dim if observe_token else 0)
     head = _gaussian_head(inputs, action_dim, hidden, std=std, init_std=init_std)
     modules.append(TensorDictModule(head, in_keys=head_keys, out_keys=[keys.LOC, keys.SCALE]))
@@ -182,7 +182,7 @@ def _make_critic(
         return ValueOperator(head, in_keys=[keys.HIDDEN])
     reads: TensorDictModuleBase | None = critic_encoder
     if reads is None:
-        reads = NewestToken("_critic_token", tokens=encoder.tokens)
+        reads = NewestToken(keys.CRITIC_TOKEN, tokens=encoder.tokens)
     return TensorDictSequential(reads, ValueOperator(head, in_keys=reads.out_keys))
 
 

@@ -19,7 +19,7 @@ from tensordict.utils import NestedKey
 from torch import Tensor
 
 from htrmrl_torchrl import keys
-from htrmrl_torchrl.data.history import Ended, LaneHistories
+from htrmrl_torchrl.data.history import Ended, LaneHistories, without_running
 from htrmrl_torchrl.data.past import Array, PastEpisodes, Scope, Window, check_scope
 from htrmrl_torchrl.data.strategies import WindowStrategy, make_strategy
 from htrmrl_torchrl.data.windows import final_token, make_token
@@ -170,10 +170,13 @@ class EpisodicMemory(TensorDictModuleBase):
         if self._state is not None and streams is not None:
             self._state.streams = streams
 
-    def drop_running(self, lanes: Tensor) -> None:
-        """Forgets the episodes that run on `lanes` (numbers ``[n]``), which then never count as ended."""
+    def drop_running(self, lanes: Tensor | None = None) -> None:
+        """Forgets the episodes that run on `lanes` (numbers ``[n]``, default all), which then never count as ended."""
         if self._state is not None:
             self._state.history.drop_running(lanes)
+        elif self._restored is not None and "history" in self._restored:
+            ran = range(self._restored["lanes"]) if lanes is None else lanes.tolist()
+            self._restored = self._restored | {"history": without_running(self._restored["history"], ran)}
 
     def restart(self) -> None:
         """Back to how it was built: drops all lanes, and their random streams begin again from the seed."""

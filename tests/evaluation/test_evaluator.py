@@ -126,6 +126,13 @@ def test_a_checkpoint_is_known_by_its_bytes_and_frames(checkpoints):
     assert digest[:12] in str(report)
 
 
+def test_a_checkpoint_is_read_without_a_draw_from_torchs_random_stream(checkpoints):
+    torch.manual_seed(1)
+    before = torch.random.get_rng_state()
+    evaluate(checkpoints[0], "toy", **TOY)
+    assert torch.equal(torch.random.get_rng_state(), before)
+
+
 def test_a_checkpoint_its_networks_its_agent_and_its_policy_are_the_same(checkpoints):
     networks = load_networks(checkpoints[0])
     reports = [

@@ -152,3 +152,14 @@ def test_the_final_token_is_in_the_recording(played):
     _, recording = played
     assert recording.tokens[:, :, -1, -2].abs().min() > 0
     assert not recording.tokens[:, :, :-1, -2].any()
+
+
+def test_an_environment_without_success_is_refused():
+    env = make_env("HalfCheetah-Dir", num_envs=1, episodes_per_trial=2, horizon=3)
+    low, high = env.action_spec.low[0].tolist(), env.action_spec.high[0].tolist()
+    agent = build_networks(
+        observation_dim=env.observation_spec["observation"].shape[-1], action_low=low, action_high=high
+    )
+    with pytest.raises(ValueError, match="defines no success"):
+        record_trials(agent, env, trials=1, every=1)
+    env.close()

@@ -59,6 +59,7 @@ WRONG: dict[str, tuple[list[str], list[str]]] = {
     "gamma 0": (["loss.gamma=0"], ["loss.gamma is 0", "greater than 0"]),
     "lambda": (["loss.gae_lambda=-0.1"], ["loss.gae_lambda is -0.1", "between 0 and 1"]),
     "clip": (["loss.clip_epsilon=0"], ["loss.clip_epsilon is 0", "greater than 0"]),
+    "critic's share": (["loss.critic_coeff=0"], ["loss.critic_coeff is 0", "greater than 0"]),
     "lr": (["optim.lr=0"], ["optim.lr is 0", "greater than 0"]),
     "schedule": (["optim.schedule=cosine"], ["'cosine'", "constant or linear"]),
     "target KL": (["loss.target_kl=0"], ["loss.target_kl is 0", "greater than 0"]),
@@ -104,6 +105,10 @@ WRONG: dict[str, tuple[list[str], list[str]]] = {
     "benchmark": (["env.name=ML11"], ["ML11", "ML10"]),
     "factory": (["env.name=no_such_module:make"], ["no_such_module"]),
     "workers of a factory": (["env.name=math:floor"], ["env.num_workers is 2", "must be 0"]),
+    "rewards of a factory": (
+        ["env.name=math:floor", "env.num_workers=0"],
+        ["loss.reward_norm is True", "must be false with a factory"],
+    ),
     "backend": (["env.backend=warp"], ["env.backend is 'warp'", "fast or official"]),
     "long episodes": (["env.horizon=501"], ["env.horizon is 501", "at most 500"]),
     "long evaluation": (["eval.horizon=501"], ["eval.horizon is 501", "at most 500"]),

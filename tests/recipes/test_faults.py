@@ -154,7 +154,16 @@ class Poisoned(Walk):
         return result
 
 
-@pytest.mark.parametrize("remembers", [{}, {"scope": "lane", "max_episodes": 4}, {"encoder_kind": "rl2"}], ids=str)
+@pytest.mark.parametrize(
+    "remembers",
+    [
+        {},
+        {"scope": "lane", "max_episodes": 4},
+        {"scope": "lane", "max_episodes": 4, "strategy": "recent"},  # shows how the broken-off episodes ended
+        {"encoder_kind": "rl2"},
+    ],
+    ids=str,
+)
 def test_collection_begins_anew_also_where_batches_cut_trials(remembers):
     """The fault falls into the second batch, in the middle of a trial whose beginning the first one has brought."""
     pipeline = Pipeline("walks", remembers)

@@ -1,11 +1,14 @@
 """Every number of a configuration reaches the part that it is for."""
 
 import pytest
+from torchrl.collectors import Collector
+from torchrl.envs import SerialEnv, TransformedEnv
 
-from htrmrl_torchrl import make_env
+from htrmrl_torchrl import TrialTransform, make_env
 from htrmrl_torchrl.networks import build_networks
 from recipes._cli import load_config
 from recipes._parts import advantages, agent_arguments, collector_of, ppo_loss, replay_buffer, reward_normalizer
+from tests.helpers import Walk
 from tests.recipes.runs import metrics, run
 
 CHANGED = {
@@ -78,3 +81,24 @@ def test_what_the_loop_reads_changes_what_is_learned(change, tmp_path):
         for folder in ("as_it_is", "changed")
     )
     assert len(before) == 1 and before != after
+
+
+def test_there_is_room_for_remembered_episodes_and_the_one_that_a_batch_cuts():
+    """Episodes of 1, 4, 4, 4, 1 ... steps in batches of 4."""
+    sizes = ["env.num_envs=1", "env.num_workers=0", "env.episodes_per_trial=1", "env.horizon=4"]
+    sizes += ["memory.scope=lane", "memory.max_episodes=1", "loss.segment_frames=2", "loss.minibatch_frames=4"]
+    config = load_config("toy_ppo", sizes)
+    networks = build_networks(
+        observation_dim=2, action_low=[-1.0], action_high=[1.0], window=2, episodes=2, scope="lane", max_episodes=1
+    )
+    env = TransformedEnv(SerialEnv(1, lambda: Walk([1, 4, 4, 4], 0.0)), TrialTransform(episodes_per_trial=1))
+    buffer, context = replay_buffer(config, networks), []
+    collector = Collector(
+        env, networks.policy, frames_per_batch=4, total_frames=20, auto_register_policy_transforms=False
+    )
+    for batch in collector:
+        buffer.empty()
+        buffer.extend(batch)
+        context.append(len(buffer.storage) - 4)
+    collector.shutdown()
+    assert context == [0, 1 + 3, 4 + 3, 4 + 3, 1 + 2]  # the latest episode that ended and what has run of the next
