@@ -18,10 +18,7 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 
 from recipes._cli import load_config
-from recipes._validate import UserError, flatten
-
-# What two runs of one cell may differ in: it changes no number but how far they go.
-_FREE = ("total_frames", "resume", "run_dir", "env.num_workers", "checkpoint.", "eval.every_frames")
+from recipes._validate import FREE, UserError, flatten
 
 
 @dataclass(frozen=True)
@@ -71,6 +68,8 @@ def plan(recipe: str, overrides: Sequence[str], out: Path) -> tuple[list[str], l
     axes, combinations = expand(overrides)
     if "run_dir" in combinations[0]:
         raise UserError("run_dir is each cell's own: give out=<folder> instead")
+    if "resume" in combinations[0]:
+        raise UserError("resume is the sweep's own: finished cells are skipped and stopped ones go on; leave it out")
     cells = []
     for values in combinations:
         swept = {key: values[key] for key in axes if key != "seed"}
@@ -100,7 +99,7 @@ def _check_same_settings(config: DictConfig, run_dir: Path) -> None:
     before: Any = OmegaConf.load(path)
     before = flatten(before)
     for key, value in flatten(config).items():
-        if before.get(key) != value and not key.startswith(_FREE):
+        if before.get(key) != value and not key.startswith(FREE):
             raise UserError(
                 f"{run_dir} holds a run with {key}={before.get(key)} and this one has {key}={value}: choose another "
                 "out, or remove that folder"

@@ -58,6 +58,7 @@ def _collector(networks: Networks, *, num_envs: int, num_workers: int, backend: 
 
 def collection(config: DictConfig) -> list[dict[str, Any]]:
     """Frames per second of TorchRL's collector with the default ML10 model, whole trials of ten short episodes."""
+    threads = torch.get_num_threads()
     torch.set_num_threads(1)  # as in the recipe while it collects
     cases = {f"{lanes} lanes": (lanes, "fast") for lanes in config.lanes}
     cases[f"{config.lanes[0]} lanes, backend=official"] = (config.lanes[0], "official")
@@ -76,6 +77,7 @@ def collection(config: DictConfig) -> list[dict[str, Any]]:
     measured = interleaved({name: partial(measure, name) for name in cases}, rounds=config.rounds)
     for collector in collectors.values():
         collector.shutdown()
+    torch.set_num_threads(threads)
     official = list(cases)[-1]
     return [
         {

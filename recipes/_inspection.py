@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from omegaconf import DictConfig
 
-from recipes._find import find_checkpoints, run_folder_of
+from recipes._find import find_checkpoints, goals_of, run_folder_of
 from recipes._validate import NOT_EMPTY, UserError, at_least, check_device, check_values, one_of
 
 if TYPE_CHECKING:
@@ -26,7 +26,7 @@ RULES = {
     "episodes": at_least(1, kind=int),
     "horizon": at_least(1, kind=int),
     "looks": at_least(1),
-    "benchmark_seed": at_least(0),
+    "benchmark_seed": at_least(0, kind=int),
     "seed": at_least(0),
     "device": NOT_EMPTY,
     "num_envs": at_least(1),
@@ -72,7 +72,7 @@ def _play(config: DictConfig, path: Path) -> tuple[dict[str, Any], dict[str, dic
 
     trained = load_networks(path)
     settings, progress = read_component(path, "config")["env"], read_component(path, "progress")
-    benchmark = config.benchmark or settings["name"]
+    benchmark, benchmark_seed = goals_of(config, [path])
     check_name(benchmark)
     if is_dotted_path(benchmark):
         raise ValueError(f"{benchmark!r} is a factory, whose goals nobody knows; look into a built-in benchmark.")
@@ -92,7 +92,7 @@ def _play(config: DictConfig, path: Path) -> tuple[dict[str, Any], dict[str, dic
         "episodes": config.episodes or settings["episodes_per_trial"],
         "horizon": resolve_horizon(benchmark, config.horizon or before),
         "seed": config.seed,
-        "benchmark_seed": config.benchmark_seed,
+        "benchmark_seed": benchmark_seed,
         "command": shlex.join(["python", *sys.argv]),
         "versions": versions(),
         "networks": {TRAINED: trained},
@@ -123,7 +123,7 @@ def _record(config: DictConfig, about: dict[str, Any], networks: "Networks", spl
         num_workers=min(config.num_workers, lanes),
         episodes_per_trial=about["episodes"],
         horizon=about["horizon"],
-        benchmark_seed=config.benchmark_seed,
+        benchmark_seed=about["benchmark_seed"],
         pairs=pairs,
     )
     try:

@@ -16,7 +16,7 @@ from htrmrl_torchrl.loggers import RunLogger
 from htrmrl_torchrl.versions import versions
 from recipes._say import say
 from recipes._signals import command_to_continue
-from recipes._validate import UserError, flatten
+from recipes._validate import FREE, UserError, flatten
 
 
 def checkpoint_to_resume(config: DictConfig, run_dir: Path) -> Path | None:
@@ -41,15 +41,13 @@ def checkpoint_to_resume(config: DictConfig, run_dir: Path) -> Path | None:
 
 
 def _check_settings(config: DictConfig, path: Path) -> None:
-    workers = ("env.num_workers", "env.worker_timeout", "env.restart_workers")
-    free = ("total_frames", "resume", "run_dir", *workers, "faults.", "checkpoint.", "eval.every_frames")
     try:
         before = flatten(OmegaConf.create(read_component(path, "config")))
     except (OSError, ValueError) as error:
         raise UserError(str(error)) from error
     # The encoder's kind first: it changes other keys as well.
     for key, value in sorted(flatten(config).items(), key=lambda item: item[0] != "encoder.kind"):
-        if before.get(key) != value and not key.startswith(free):
+        if before.get(key) != value and not key.startswith(FREE):
             raise UserError(
                 f"{path} is of a run with {key}={before.get(key)} and this one has {key}={value}: a run goes on with "
                 "its own settings, so choose another run_dir"
@@ -57,9 +55,10 @@ def _check_settings(config: DictConfig, path: Path) -> None:
 
 
 def open_records(run_dir: Path, config: DictConfig, *, frames: int) -> RunLogger:
-    """Leaves the settings in ``config.yaml`` and opens the metrics, those beyond ``frames`` dropped."""
+    """Leaves the settings in ``config.yaml`` and opens the metrics; what is beyond ``frames`` is dropped."""
     text = OmegaConf.to_yaml(config, resolve=True)
     try:
+        _drop_beyond(run_dir, frames)
         (run_dir / "checkpoints").mkdir(exist_ok=True)
         write_whole(run_dir / "config.yaml", text)
         logger = RunLogger(run_dir, resume_from_frames=frames if (run_dir / "metrics.csv").exists() else None)
@@ -69,6 +68,21 @@ def open_records(run_dir: Path, config: DictConfig, *, frames: int) -> RunLogger
             f"run_dir is '{run_dir}' but {error.filename or 'it'} cannot be written: {error.strerror}"
         ) from error
     return logger
+
+
+def _drop_beyond(run_dir: Path, frames: int) -> None:
+    """Removes the summary of another end than this one, and the training's evaluations that will be played again."""
+    for report in (run_dir / "evaluations").glob("*_*.json"):
+        split, _, at = report.stem.partition("_")
+        if split in ("val", "test") and at.isdigit() and int(at) > frames:
+            report.unlink()
+    if _frames_of_summary(run_dir) not in (None, frames):
+        (run_dir / "summary.json").unlink()
+
+
+def _frames_of_summary(run_dir: Path) -> int | None:
+    path = run_dir / "summary.json"
+    return int(json.loads(path.read_text())["progress"]["frames"]) if path.exists() else None
 
 
 def leave_boundary(checkpoints: RunCheckpoints, *, asked: bool) -> None:
@@ -117,7 +131,7 @@ def write_summary(run_dir: Path, config: DictConfig, progress: dict[str, Any], m
 
 def complete_summary(run_dir: Path, config: DictConfig, progress: dict[str, Any]) -> None:
     """Writes the summary of a run that was killed after its last checkpoint and before it, from ``metrics.csv``."""
-    if (run_dir / "summary.json").exists():
+    if _frames_of_summary(run_dir) == progress["frames"]:
         return
     with (run_dir / "metrics.csv").open(newline="") as file:
         rows = [row for row in csv.DictReader(file) if int(row["frames"]) == progress["frames"]]

@@ -102,6 +102,12 @@ RULES: dict[str, Rule] = {
     "checkpoint.keep": at_least(1),
 }
 
+# Keys, and beginnings of keys, that a run may change when it goes on: none changes what is learned.
+FREE = (
+    "total_frames", "resume", "run_dir", "env.num_workers", "env.worker_timeout", "env.restart_workers", "faults.",
+    "checkpoint.", "eval.every_frames",
+)  # fmt: skip
+
 LOCK = ".lock"  # in a run folder, of the process that runs in it
 KINDS = {bool: "true or false", int: "an integer", float: "a number", str: "a string", list: "a list, as in [1,2]"}
 ONE_WINDOW_EACH = ("recent", "best_return")  # strategies that fill one slot with one episode

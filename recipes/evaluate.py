@@ -4,6 +4,7 @@ Prints a table and leaves a report (JSON) and two figures. A quoted pattern eval
 an interval over runs: ``checkpoint='runs/ml10_ppo_seed*'``.
 """
 
+import hashlib
 import json
 import re
 import shlex
@@ -16,7 +17,7 @@ from typing import TYPE_CHECKING
 from omegaconf import DictConfig
 
 from recipes._cli import run_recipe
-from recipes._find import find_checkpoints, run_folder_of
+from recipes._find import find_checkpoints, goals_of, run_folder_of
 from recipes._signals import ending_at_once
 from recipes._validate import NOT_EMPTY, POSITIVE, UserError, at_least, check_device, check_values, one_of
 
@@ -34,7 +35,7 @@ RULES = {
     "evaluation_episodes": at_least(1, kind=int),
     "evaluation_actions": one_of("mean", "sampled", kind=str),
     "horizon": at_least(1, kind=int),
-    "benchmark_seed": at_least(0),
+    "benchmark_seed": at_least(0, kind=int),
     "seed": at_least(0),
     "device": NOT_EMPTY,
     "num_envs": at_least(1),
@@ -53,18 +54,22 @@ def check(config: DictConfig, defaults: DictConfig) -> None:
 def run(config: DictConfig) -> None:
     """Evaluate checkpoints on a benchmark's held-out goals or tasks."""
     paths = find_checkpoints(config.checkpoint)
+    started = time.perf_counter()
     try:
-        from htrmrl_torchrl.checkpoint import read_component
+        from htrmrl_torchrl.envs.benchmarks import find_benchmark
         from htrmrl_torchrl.evaluation import evaluate, plot_adaptation, plot_tasks
         from htrmrl_torchrl.opengl import choose_backend
 
-        if config.video:
+        benchmark, benchmark_seed = goals_of(config, paths)
+        if config.video and find_benchmark(benchmark).needs_opengl:
             choose_backend()  # before anything is played
-    except RuntimeError as error:  # no OpenGL; a wrong MUJOCO_GL shows when MuJoCo is imported
+    except (
+        RuntimeError,
+        ValueError,
+        FileNotFoundError,
+    ) as error:  # no OpenGL; a wrong MUJOCO_GL shows when MuJoCo is imported
         raise UserError(str(error)) from error
-    started = time.perf_counter()
     try:
-        benchmark = config.benchmark or read_component(paths[0], "config")["env"]["name"]
         report = evaluate(
             paths,
             benchmark,
@@ -75,7 +80,7 @@ def run(config: DictConfig) -> None:
             evaluation_episodes=config.evaluation_episodes,
             evaluation_actions=config.evaluation_actions,
             horizon=config.horizon,
-            benchmark_seed=config.benchmark_seed,
+            benchmark_seed=benchmark_seed,
             seed=config.seed,
             device=config.device,
             num_envs=config.num_envs,
@@ -92,7 +97,7 @@ def run(config: DictConfig) -> None:
     which = f"{report.runs[0]['frames']:012d}" if len(paths) == 1 else f"{len(paths)}runs"
     label = str(paths[0].name) if len(paths) == 1 else f"{len(paths)} runs"
     name = re.sub(r"[^A-Za-z0-9.-]+", "_", benchmark)
-    stem = folder / f"{name}_{config.split}_{rules.name}_{episodes}_seed{config.seed}_{which}"
+    stem = folder / f"{name}_{config.split}_{rules.name}_{episodes}_seed{config.seed}_{which}{_unusual(config, report)}"
     report.save(stem.with_name(f"{stem.name}.json"))
     plot_tasks({label: report}).savefig(stem.with_name(f"{stem.name}_by_task.png"), dpi=150)
     if report.success.shape[-1] > 1:
@@ -102,6 +107,28 @@ def run(config: DictConfig) -> None:
     if config.stages:
         _write_stages(config, paths[0], benchmark, report, stem)
     print(f"\n{report}\n\n{time.perf_counter() - started:.0f} s; everything is in {stem}*")
+
+
+def _unusual(config: DictConfig, report: "EvaluationReport") -> str:
+    """What else tells this report from others in its folder, for its name."""
+    from htrmrl_torchrl.envs.benchmarks import find_benchmark
+    from htrmrl_torchrl.evaluation import PROTOCOLS
+
+    actions, horizon = report.protocol.evaluation_actions, report.horizon
+    parts = {
+        f"horizon{horizon}": horizon != find_benchmark(report.benchmark).default_horizon,
+        actions: actions != PROTOCOLS[report.protocol.name].evaluation_actions,
+        f"goals{report.benchmark_seed}": report.benchmark_seed != 0,
+        # In a folder of their own runs are told apart by the folder.
+        _digest(report): config.out is not None,
+    }
+    return "".join(f"_{part}" for part, shown in parts.items() if shown)
+
+
+def _digest(report: "EvaluationReport") -> str:
+    """Eight characters of a checkpoint's SHA-256, or of those of several ones."""
+    first, *others = [str(run["sha256"]) for run in report.runs]
+    return (hashlib.sha256("".join([first, *others]).encode()).hexdigest() if others else first)[:8]
 
 
 def _write_stages(config: DictConfig, checkpoint: Path, benchmark: str, report: "EvaluationReport", stem: Path) -> None:
@@ -120,7 +147,7 @@ def _write_stages(config: DictConfig, checkpoint: Path, benchmark: str, report: 
             mean_action=report.protocol.evaluation_actions == "mean",
             separate=report.protocol.separate,
             horizon=report.horizon,
-            benchmark_seed=config.benchmark_seed,
+            benchmark_seed=report.benchmark_seed,
             seed=config.seed,
             num_envs=config.num_envs,
             progress=True,
@@ -155,7 +182,7 @@ def _record(config: DictConfig, checkpoint: Path, benchmark: str, report: "Evalu
                 separate=report.protocol.separate,
                 horizon=report.horizon,
                 seed=config.seed,
-                benchmark_seed=config.benchmark_seed,
+                benchmark_seed=report.benchmark_seed,
                 every=PICTURE_EVERY,
             )
             write_video(video, stem.with_name(f"{stem.name}_{name}.mp4"))

@@ -242,7 +242,7 @@ def _train(config: DictConfig) -> None:
                     checkpoints.save()
             shown = "success" if "train/success" in metrics else "return"
             bar.set_postfix_str(f"{shown} {metrics.get(f'train/{shown}', float('nan')):.2f}")
-            bar.update(batch.numel())
+            bar.update(min(batch.numel(), bar.total - bar.n))  # the last batch may go beyond
             if finished:
                 with spared("the summary"):
                     write_summary(run_dir, config, progress, metrics)

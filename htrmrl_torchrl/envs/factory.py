@@ -139,7 +139,7 @@ def _load_factory(path: str) -> Callable[..., EnvBase]:
     try:
         module = importlib.import_module(module_name)
     except ModuleNotFoundError as error:
-        if error.name is None or not module_name.startswith(error.name):
+        if error.name is None or not f"{module_name}.".startswith(f"{error.name}."):
             raise  # the module is there, but something it imports is not: its own error says more
         raise ValueError(f"{path!r}: there is no module {module_name!r}; is it installed or on PYTHONPATH?") from error
     factory = getattr(module, attribute, None)

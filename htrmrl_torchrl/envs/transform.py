@@ -1,5 +1,6 @@
 """Trials for any TorchRL environment."""
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -32,6 +33,7 @@ class TrialTransform(Transform):
     Raises:
         ValueError: if K is below 1; at the first use, if the environment has no flat ``observation`` and ``action``,
             or several ``done`` flags.
+        RuntimeError: from a step of some lanes only (``rollout`` with ``break_when_all_done``).
         NonFiniteError: (a ValueError) from the reset or step in which an observation or reward is not finite, naming it
             and its lanes; after a full reset the environment goes on with new trials.
 
@@ -55,6 +57,11 @@ class TrialTransform(Transform):
             self._counter = _counter_for(self.parent, self.episodes_per_trial)
         return self._counter
 
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "TrialTransform":
+        if self._counter is not None:
+            self._counter.apply(fn)
+        return super()._apply(fn, recurse)  # type: ignore[no-any-return]
+
     def _inv_call(self, tensordict: TensorDictBase) -> TensorDictBase:
         spec = self.parent.action_spec
         if isinstance(spec, Bounded) and spec.dtype.is_floating_point:
@@ -63,6 +70,8 @@ class TrialTransform(Transform):
         return tensordict
 
     def _step(self, tensordict: TensorDictBase, next_tensordict: TensorDictBase) -> TensorDictBase:
+        if "_step" in tensordict.keys():
+            raise RuntimeError("TrialTransform counts steps of all lanes; use rollout(..., break_when_any_done=False).")
         reward = next_tensordict.get(keys.REWARD).reshape(self.counter.reward.shape)
         observation = next_tensordict.get(keys.OBSERVATION)
         self._check(observation=observation, reward=reward)

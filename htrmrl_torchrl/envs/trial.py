@@ -12,7 +12,7 @@ observation after an episode's last step; it is never acted on, so only ``final`
     final        0    0  |  end  0  ||  end  0      (end: last observation, action and reward of the episode before)
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -93,6 +93,11 @@ class TrialCounter:
         # Copies: the caller may reuse its buffers, and these must survive until the next episode's first row.
         self.observation = observation.clone()
         self.action, self.reward = (value.to(torch.float32, copy=True) for value in (action, reward))
+
+    def apply(self, fn: Callable[[Tensor], Tensor]) -> None:
+        """Replace each tensor by what ``fn`` makes of it, on another device for instance."""
+        for name in ("episode", "is_init", "trial_init", "observation", "action", "reward"):
+            setattr(self, name, fn(getattr(self, name)))
 
     def write(self, tensordict: TensorDictBase) -> TensorDictBase:
         """Add the keys that belong to the lanes' present rows, after a reset as well as after a step."""

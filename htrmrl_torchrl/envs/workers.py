@@ -111,22 +111,19 @@ class WorkerLanes:
         if not self._connections and not self._closed and len(lanes) == self.num_lanes:
             self.restarts += 1
             self._start()
-        addressed = []
+        messages = {}
         for worker, block in enumerate(self._blocks):
             mine = (lanes >= block[0]) & (lanes <= block[-1])
             if mine.any():
                 drawn = None if draws is None else draws[mine]
-                self._send(worker, pickle.dumps((lanes[mine] - block[0], tasks[mine], goals[mine], drawn)))
-                addressed.append(worker)
-        self._receive(addressed, self.build_timeout)
+                messages[worker] = pickle.dumps((lanes[mine] - block[0], tasks[mine], goals[mine], drawn))
+        self._ask(messages, self.build_timeout)
         return self._arrays["observation"][lanes]
 
     def step(self, actions: FloatArray) -> tuple[FloatArray, FloatArray, BoolArray]:
         """Step all lanes with ``actions`` [N, a]."""
         self._arrays["action"][:] = actions
-        for worker in range(len(self._blocks)):
-            self._send(worker, _STEP)
-        self._receive(range(len(self._blocks)), self.timeout)
+        self._ask(dict.fromkeys(range(len(self._blocks)), _STEP), self.timeout)
         arrays = self._arrays
         return arrays["observation"].copy(), arrays["reward"].copy(), arrays["success"].astype(np.bool_)
 
@@ -167,6 +164,18 @@ class WorkerLanes:
                 process.kill()  # ends stopped processes and endless loops too
                 process.join()
         self._connections, self.processes = [], []
+
+    def _ask(self, messages: dict[int, bytes], seconds: float) -> None:
+        """Send each worker its message and wait for all answers."""
+        try:
+            for worker, message in messages.items():
+                self._send(worker, message)
+            self._receive(messages, seconds)
+        except (
+            BaseException
+        ):  # Ctrl-C in a notebook: answers that nobody read would be taken for those to the next call
+            self._stop()
+            raise
 
     def _send(self, worker: int, message: bytes) -> None:
         if not self._connections:

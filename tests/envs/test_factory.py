@@ -76,6 +76,16 @@ def test_a_factory_that_does_not_fit_is_refused(foreign, name, message):
         make_env(f"{foreign}:{name}", num_envs=2)
 
 
+def test_a_factory_that_lacks_something_says_what(foreign, tmp_path):
+    (tmp_path / "foreign_lab" / "needy.py").write_text("import foreign\n")  # its own name begins with that
+    for name in ("foreign_lab.needy:make", "foreign_lab.needy.make"):
+        with pytest.raises(ModuleNotFoundError, match="No module named 'foreign'"):
+            make_env(name, num_envs=2)
+    for name in ("foreign_lab.lost:make", "lost.envs:make"):
+        with pytest.raises(ValueError, match="there is no module"):
+            make_env(name, num_envs=2)
+
+
 @pytest.mark.parametrize("argument", [{"horizon": 5}, {"num_workers": 2}, {"pairs": [(0, 0)]}])
 def test_a_factory_takes_no_arguments_of_ours(foreign, argument):
     with pytest.raises(ValueError, match=next(iter(argument))):

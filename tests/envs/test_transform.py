@@ -7,6 +7,7 @@ from torchrl.data import Composite, Unbounded
 from torchrl.envs import GymEnv, ParallelEnv, RenameTransform, SerialEnv, TransformedEnv, check_env_specs
 
 from htrmrl_torchrl.envs import TrialTransform
+from tests.helpers import Walk
 
 
 def pendulum():
@@ -66,6 +67,23 @@ def test_the_environment_gets_the_clipped_action_and_the_root_keeps_the_other():
     row, expected = env.step(row), plain.step(expected)
     assert row["action"].item() == 7.0 and row["next", "prev_action"].item() == 2.0
     assert torch.equal(row["next", "observation"], expected["next", "observation"])
+
+
+def test_a_step_of_some_lanes_is_refused():
+    """It would overwrite the last step of the others."""
+    env = TransformedEnv(
+        SerialEnv(2, [lambda: Walk([2], 0.0), lambda: Walk([4], 0.0)]), TrialTransform(episodes_per_trial=3)
+    )
+    with pytest.raises(RuntimeError, match="break_when_any_done=False"):
+        env.rollout(6, break_when_any_done=False, break_when_all_done=True)
+
+
+def test_it_follows_its_environment_to_another_device():
+    env = trial_pendulum()
+    assert env.observation_spec.device is None or env.observation_spec.device.type == "cpu"
+    env.to("meta")
+    assert env.transform.counter.observation.device.type == "meta"
+    assert env.transform.counter.episode.dtype == torch.int64
 
 
 def test_an_environment_without_observation_is_told_the_mend():

@@ -229,6 +229,28 @@ def test_the_time_in_which_the_main_process_is_stopped_does_not_count():
     assert process.returncode == 0
 
 
+def test_a_call_that_was_interrupted_leaves_no_answer_for_the_next_one(monkeypatch):
+    """Ctrl-C in a notebook, between question and answer."""
+    lanes = workers(num_workers=1)
+    reset_all(lanes)
+    expected = [push(lanes, 0.0)[0] for _ in range(3)]
+    reset_all(lanes)
+    push(lanes, 0.0)
+
+    def interrupted(*_):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr("htrmrl_torchrl.envs.workers.wait", interrupted)
+        push(lanes, 0.0)
+    with pytest.raises(RuntimeError, match="reset all lanes"):
+        push(lanes, 0.0)
+    reset_all(lanes)
+    for observation in expected:
+        assert np.array_equal(push(lanes, 0.0)[0], observation)
+    lanes.close()
+
+
 def test_an_exception_in_a_worker_arrives_with_its_traceback():
     lanes = workers(build_fragile, num_workers=1)
     lanes.reset(np.arange(5), np.zeros(5, np.int64), np.zeros(5, np.int64))

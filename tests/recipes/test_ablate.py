@@ -10,6 +10,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from omegaconf import OmegaConf
 
 from recipes import _ablation
 from recipes._ablation import Cell, expand, plan, tabulate
@@ -153,6 +154,23 @@ def test_the_figure_shows_every_row(cells):
     recent, _, _, uniform, _ = scores.lines  # each line of means, then the seeds of its rows
     assert list(recent.get_ydata()) == [0.5, 0.5] and list(uniform.get_ydata()) == [1.0]
     assert [list(line.get_ydata()) for line in speed.lines] == [pytest.approx([62.5, 200]), pytest.approx([50])]
+
+
+def test_what_a_run_may_change_a_cell_may_change(tmp_path):
+    load = load_config("toy_ppo", [*TINY, "seed=1", f"run_dir='{tmp_path}/all/seed=1'"])
+    (tmp_path / "all" / "seed=1").mkdir(parents=True)
+    OmegaConf.save(load, tmp_path / "all" / "seed=1" / "config.yaml")
+    for change in (
+        "env.restart_workers=true",
+        "env.worker_timeout=120.0",
+        "faults.max_in_a_row=5",
+        "checkpoint.keep=9",
+    ):
+        plan("toy_ppo", [*TINY, "seed=1", change], tmp_path)
+    with pytest.raises(UserError, match=r"holds a run with optim\.lr="):
+        plan("toy_ppo", [*TINY, "seed=1", "optim.lr=0.1"], tmp_path)
+    with pytest.raises(UserError, match="resume is the sweep's own"):
+        plan("toy_ppo", [*TINY, "seed=1", "resume=never"], tmp_path)
 
 
 # ------------------------------------------------------------------------------------------------------- real runs

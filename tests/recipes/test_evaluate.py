@@ -71,11 +71,41 @@ def test_a_pattern_is_one_report_of_all_runs(trained, recipe, tmp_path):
         shutil.copytree(trained / "checkpoints", tmp_path / f"toy_seed{seed}" / "checkpoints")
     out, error, code = recipe(f"checkpoint={tmp_path}/toy_seed*", f"out={tmp_path}/out", "split=val", *SMALL)
     assert code == 0, error
-    (path,) = (tmp_path / "out").glob("toy_val_strict_*_2runs.json")
+    (path,) = (tmp_path / "out").glob("toy_val_strict_*_2runs_*.json")
     report = EvaluationReport.load(path)
     assert report.success.shape == (2, 4, 3)
     assert [Path(run["checkpoint"]).parents[1].name for run in report.runs] == ["toy_seed1", "toy_seed2"]
     assert str(report) in out and "2 runs, 95% over runs: " in out
+
+
+def test_reports_that_were_counted_differently_do_not_overwrite_each_other(trained, recipe, tmp_path):
+    for seed in (1, 2):
+        other = tmp_path / f"toy_seed{seed}" / "checkpoints"
+        shutil.copytree(trained / "checkpoints", other)
+    flip = next(other.glob("best-*"))
+    run("toy_ppo", tmp_path / "other", "total_frames=192", "seed=2", *TINY)
+    shutil.copy(next((tmp_path / "other" / "checkpoints").glob("best-*")), flip)
+    out, counts = tmp_path / "out", []
+    for checkpoint in ("toy_seed1", "toy_seed2", "toy_seed*"):
+        for how in ([], ["horizon=5"], ["evaluation_actions=sampled"], ["benchmark_seed=1"]):
+            _, error, code = recipe(f"checkpoint={tmp_path / checkpoint}", f"out={out}", *SMALL, *how)
+            assert code == 0, error
+            counts.append(len(list(out.glob("*.json"))))
+    assert counts == list(range(1, 13))
+
+
+def test_the_goals_are_of_the_seed_that_the_agent_was_trained_with(trained, recipe, tmp_path):
+    run("toy_ppo", tmp_path / "seed1", "total_frames=192", "env.benchmark_seed=3", *TINY)
+    shutil.copytree(trained / "checkpoints", tmp_path / "seed2" / "checkpoints")
+    for arguments, expected in ([], 3), (["benchmark_seed=0"], 0), (["benchmark_seed=4"], 4):
+        _, error, code = recipe(
+            f"checkpoint={tmp_path / 'seed1'}", f"out={tmp_path / str(expected)}", *SMALL, *arguments
+        )
+        assert code == 0, error
+        (path,) = (tmp_path / str(expected)).glob("*.json")
+        assert EvaluationReport.load(path).benchmark_seed == expected
+    _, error, code = recipe(f"checkpoint={tmp_path}/seed*", *SMALL)
+    assert code == 2 and "trained on goals of the seeds [0, 3]: give one" in error
 
 
 def test_a_video_of_each_task_is_a_file_and_in_tensorboard(trained, recipe, tmp_path):

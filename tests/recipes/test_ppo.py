@@ -109,6 +109,28 @@ def test_stopped_and_continued_equals_uninterrupted(workers, toy_run, tmp_path):
         assert one == other and len(one) == (4 if name == "train/return" else 2)
 
 
+def test_what_a_run_folder_says_of_its_end_is_of_this_end(tmp_path):
+    run("toy_ppo", tmp_path, "total_frames=384", *TINY)
+    early = (tmp_path / "summary.json").read_text()
+    run("toy_ppo", tmp_path, "total_frames=768", *TINY)
+    late = json.loads((tmp_path / "summary.json").read_text())
+    (tmp_path / "summary.json").write_text(early)  # killed after the last checkpoint and before the summary
+    run("toy_ppo", tmp_path, "total_frames=768", *TINY)
+    assert (
+        json.loads((tmp_path / "summary.json").read_text())["metrics"]["train/return"]
+        == late["metrics"]["train/return"]
+    )
+
+    reports = tmp_path / "evaluations"
+    (reports / "toy_test_strict_000000000768.json").write_text("{}")  # of the user
+    middle = min((tmp_path / "checkpoints").glob("step-*"))
+    run("toy_ppo", tmp_path, "total_frames=576", f"resume={middle}", *TINY)
+    assert json.loads((tmp_path / "summary.json").read_text())["progress"]["frames"] == 576
+    assert {path.name for path in reports.iterdir()} == {
+        "val_000000000384.json", "test_000000000384.json", "toy_test_strict_000000000768.json",
+    }  # fmt: skip
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("encoder", ["trmrl", "rl2", "mlp"])
 def test_a_baseline_trains_with_ratio_one_and_continues_as_if_nothing_had_happened(encoder, tmp_path):
