@@ -183,6 +183,24 @@ def test_it_answers_in_the_form_it_was_asked_in():
     assert_same(answers[1], torch.from_numpy(answers[0]))
 
 
+def test_it_remembers_the_action_that_its_environment_executes():
+    """Sampled and clipped, as if it were told."""
+    networks = networks_for(OBSERVATION, ACTION, strategy="recent", init_std=3.0)
+    agents, rng, clipped = [HTrMRLAgent(networks, num_envs=3) for _ in range(2)], np.random.default_rng(0), 0
+    for agent in agents:
+        agent.reset()
+    for step in range(20):
+        observation, actions = rng.normal(size=(3, OBSERVATION)).astype(np.float32), []
+        for agent in agents:
+            torch.manual_seed(step)
+            actions.append(agent.act(observation))
+        assert np.array_equal(*actions)
+        clipped += int((np.abs(actions[0]) == 1).sum())
+        for agent, told in zip(agents, ({"action": actions[0]}, {}), strict=True):
+            agent.observe(np.ones(3), np.full(3, step % 5 == 4), np.zeros(3), **told)
+    assert clipped
+
+
 def test_what_the_caller_writes_into_its_arrays_is_not_remembered():
     agents = [HTrMRLAgent(networks_for(OBSERVATION, ACTION), num_envs=2) for _ in range(2)]
     answers = []

@@ -207,11 +207,21 @@ def test_normalised_rewards_are_learned_from_and_not_shown(toy_run, tmp_path):
 
 def test_an_update_ends_early_where_the_policy_has_moved_too_far(toy_run, tmp_path):
     assert values_of(toy_run, "ppo/epochs") == [4.0] * 4
-    fast = ["total_frames=384", "optim.lr=1e-2", *TINY]
-    for limit in ("1e-9", "1e9"):
-        run("toy_ppo", tmp_path / limit, *fast, f"loss.target_kl={limit}")
-    assert values_of(tmp_path / "1e-9", "ppo/epochs")[-1] < 4
-    assert values_of(tmp_path / "1e9", "ppo/epochs") == [4.0] * 2
+    # A batch of the shipped size: in a small one the estimate of the KL is noise.
+    fast = ["total_frames=1536", "optim.lr=1e-2", "eval.adaptation_episodes=0"]
+
+    def passes_and_kl(name, epochs, *limit):
+        run("toy_ppo", tmp_path / name, *fast, f"loss.epochs={epochs}", *limit)
+        return *values_of(tmp_path / name, "ppo/epochs"), *values_of(tmp_path / name, "ppo/kl")
+
+    # The first iteration is the same run until it stops, so the mean KL of each pass can be read off shorter ones.
+    (_, first), (_, mean) = passes_and_kl("one", 1), passes_and_kl("two", 2)
+    second = 2 * mean - first
+    assert 0 < first < second
+    assert passes_and_kl("below the first", 2, f"loss.target_kl={0.9 * first}") == (1, first)
+    assert passes_and_kl("above the first", 2, f"loss.target_kl={1.1 * first}") == (2, mean)
+    # Above the mean of both passes and below that of the second one.
+    assert passes_and_kl("below the second", 3, f"loss.target_kl={(mean + second) / 2}") == (2, mean)
 
 
 def test_evaluation_may_play_longer_episodes_than_training(tmp_path):
@@ -341,6 +351,25 @@ def test_a_foreign_environment_trains_through_a_dotted_path(tmp_path, monkeypatc
     logged = metrics(tmp_path / "run")
     assert -2000 < float(logged[400, "train/return"]) < -300
     assert abs(float(logged[400, "ppo/first_minibatch_ratio"]) - 1) <= 1e-5
+
+
+WALKING = """
+from torchrl.envs import SerialEnv
+from tests.helpers import WALKS, Walk
+
+def make(*, split, num_envs, seed):
+    return SerialEnv(num_envs, [lambda i=i: Walk(WALKS[i], 0.3 * i) for i in range(num_envs)])
+"""
+
+
+def test_episodes_that_end_early_are_cut_by_batches_and_learned_from(tmp_path, monkeypatch):
+    """Terminated or truncated after 1 to 9 steps, at other times in every lane."""
+    (tmp_path / "walks.py").write_text(WALKING)
+    monkeypatch.setenv("PYTHONPATH", f"{tmp_path}:{ROOT}")
+    sizes = ["env.num_envs=3", "env.horizon=9", "env.episodes_per_trial=3", "loss.minibatch_frames=27"]
+    run("toy_ppo", tmp_path / "run", "env.name=walks:make", *sizes, "loss.segment_frames=3", "total_frames=243")
+    ratios = values_of(tmp_path / "run", "ppo/first_minibatch_ratio")
+    assert len(ratios) == 3 and all(abs(ratio - 1) <= 1e-5 for ratio in ratios)
 
 
 def test_the_real_simulator_trains_and_evaluates_on_ml1(tmp_path):
