@@ -1,5 +1,6 @@
 """make_env: arguments are checked before anything is built; factories by dotted path; a real collector."""
 
+import importlib
 import textwrap
 
 import pytest
@@ -78,6 +79,7 @@ def test_a_factory_that_does_not_fit_is_refused(foreign, name, message):
 
 def test_a_factory_that_lacks_something_says_what(foreign, tmp_path):
     (tmp_path / "foreign_lab" / "needy.py").write_text("import foreign\n")  # its own name begins with that
+    importlib.invalidate_caches()
     for name in ("foreign_lab.needy:make", "foreign_lab.needy.make"):
         with pytest.raises(ModuleNotFoundError, match="No module named 'foreign'"):
             make_env(name, num_envs=2)

@@ -1,5 +1,6 @@
 """`recipes/evaluate.py` as a user runs it: a table, a report, two figures; wrong input ends in one sentence."""
 
+import hashlib
 import json
 import os
 import re
@@ -144,7 +145,8 @@ def test_a_checkpoint_file_and_no_adaptation(trained, recipe, tmp_path):
     arguments = ["num_workers=0", "adaptation_episodes=0", "goals_per_task=2", f"out={tmp_path}"]
     _, error, code = recipe(f"checkpoint={checkpoint}", *arguments)
     assert code == 0, error
-    stem = "toy_test_strict_2goals_0+1episodes_seed0_000000000192"
+    digest = hashlib.sha256(checkpoint.read_bytes()).hexdigest()[:8]
+    stem = f"toy_test_strict_2goals_0+1episodes_seed0_000000000192_{digest}"
     assert {path.name for path in tmp_path.iterdir()} == {f"{stem}.json", f"{stem}_by_task.png"}
     content = json.loads((tmp_path / f"{stem}.json").read_text())
     assert content["runs"][0]["checkpoint"] == str(checkpoint) and content["goal"] == [0, 1]
