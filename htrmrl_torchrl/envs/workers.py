@@ -141,7 +141,7 @@ class WorkerLanes:
         self._stop()
 
     def _start(self) -> None:
-        with _single_threaded_children(), _deaf_to_interrupts():
+        with self._unbroken(), _single_threaded_children(), _deaf_to_interrupts():
             for index, block in enumerate(self._blocks):
                 ours, theirs = self._context.Pipe()
                 arguments = (theirs, self._builder, self._buffers, self.num_lanes, int(block[0]), len(block))
@@ -152,7 +152,8 @@ class WorkerLanes:
                 theirs.close()  # so that only the worker holds its end, and its death is seen here
                 self._connections.append(ours)
                 self.processes.append(process)
-        self._receive(range(len(self._blocks)), self.build_timeout)
+        with self._unbroken():
+            self._receive(range(len(self._blocks)), self.build_timeout)
 
     def _stop(self) -> None:
         for connection in self._connections:
@@ -167,13 +168,20 @@ class WorkerLanes:
 
     def _ask(self, messages: dict[int, bytes], seconds: float) -> None:
         """Send each worker its message and wait for all answers."""
-        try:
+        with self._unbroken():
             for worker, message in messages.items():
                 self._send(worker, message)
             self._receive(messages, seconds)
-        except (
-            BaseException
-        ):  # Ctrl-C in a notebook: answers that nobody read would be taken for those to the next call
+
+    @contextmanager
+    def _unbroken(self) -> Iterator[None]:
+        """Ends the workers if anything breaks in, such as Ctrl-C in a notebook.
+
+        Answers that nobody read would be taken for those to the next call.
+        """
+        try:
+            yield
+        except BaseException:
             self._stop()
             raise
 

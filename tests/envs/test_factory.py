@@ -78,12 +78,12 @@ def test_a_factory_that_does_not_fit_is_refused(foreign, name, message):
 
 
 def test_a_factory_that_lacks_something_says_what(foreign, tmp_path):
-    (tmp_path / "foreign_lab" / "needy.py").write_text("import foreign\n")  # its own name begins with that
+    (tmp_path / "foreign_needy.py").write_text("import foreign\n")  # its own name begins with that
     importlib.invalidate_caches()
-    for name in ("foreign_lab.needy:make", "foreign_lab.needy.make"):
+    for name in ("foreign_needy:make", "foreign_needy.make"):
         with pytest.raises(ModuleNotFoundError, match="No module named 'foreign'"):
             make_env(name, num_envs=2)
-    for name in ("foreign_lab.lost:make", "lost.envs:make"):
+    for name in ("foreign_lab.lost:make", "foreign_lost.envs:make"):
         with pytest.raises(ValueError, match="there is no module"):
             make_env(name, num_envs=2)
 

@@ -240,11 +240,13 @@ def test_a_call_that_was_interrupted_leaves_no_answer_for_the_next_one(monkeypat
     def interrupted(*_):
         raise KeyboardInterrupt
 
-    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr("htrmrl_torchrl.envs.workers.wait", interrupted)
-        push(lanes, 0.0)
-    with pytest.raises(RuntimeError, match="reset all lanes"):
-        push(lanes, 0.0)
+    for call in (lambda: push(lanes, 0.0), lambda: reset_all(lanes)):  # the second one while new workers are built
+        with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+            patch.setattr("htrmrl_torchrl.envs.workers.wait", interrupted)
+            call()
+        assert not lanes.processes
+        with pytest.raises(RuntimeError, match="reset all lanes"):
+            push(lanes, 0.0)
     reset_all(lanes)
     for observation in expected:
         assert np.array_equal(push(lanes, 0.0)[0], observation)

@@ -36,6 +36,7 @@ def test_the_table_leaves_single_measurements_out():
     assert [line.split() for line in table(rows).splitlines()] == [["name", "x"], ["a", "1.23"], ["bb", "12,346"]]
 
 
+@pytest.mark.slow
 def test_the_recipe_is_measured_in_a_process_of_its_own():
     small = ["env.num_envs=10", "env.num_workers=0", "env.episodes_per_trial=2", "env.horizon=25"]
     small += ["loss.minibatch_frames=100", "loss.segment_frames=25", "eval.goals_per_task=1", "eval.every_frames=1000"]
