@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.recipes.runs import train_here
+
 ROOT = Path(__file__).resolve().parents[1]
 BLOCKS = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
 
@@ -38,10 +40,9 @@ def checkpoint(tmp_path_factory):
     """Of an agent that has seen ``reach-v3`` for two short episodes."""
     folder = tmp_path_factory.mktemp("trained")
     short = ["env.num_envs=2", "env.num_workers=0", "env.episodes_per_trial=2", "env.horizon=50", "total_frames=200"]
-    short += ["loss.minibatch_frames=100", "eval.goals_per_task=1", "run_dir=run"]
-    recipe = [sys.executable, str(ROOT / "recipes" / "ml1_ppo.py"), *short]
-    subprocess.run(recipe, cwd=folder, check=True, capture_output=True, timeout=300)
-    (path,) = (folder / "run" / "checkpoints").glob("step-*")
+    short += ["loss.minibatch_frames=100", "eval.goals_per_task=1"]
+    train_here(folder, *short, recipe="ml1_ppo")
+    (path,) = (folder / "checkpoints").glob("step-*")
     return path
 
 

@@ -1,16 +1,20 @@
 """Training runs as real processes: start them, stop them, and look at what is left of them."""
 
 import csv
+import io
 import os
 import re
 import signal
 import subprocess
 import sys
 import time
+from contextlib import redirect_stdout
 from pathlib import Path
+from unittest.mock import patch
 
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from recipes import ppo
 from recipes._cli import run_recipe
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -37,6 +41,14 @@ def run(run_dir, *overrides, code=0, **options):
     assert done.returncode == code, done.stderr
     assert_no_warning_of_ours(done.stderr)
     return done
+
+
+def train_here(run_dir, *overrides, recipe="toy_ppo"):
+    """Trains to the end in this process, where everything is imported already; returns what was printed."""
+    arguments = [str(ROOT / "recipes" / f"{recipe}.py"), f"run_dir={run_dir}", *overrides]
+    with patch.object(sys, "argv", arguments), redirect_stdout(io.StringIO()) as said:
+        run_recipe(ppo.train, config_name=recipe)
+    return said.getvalue()
 
 
 def here(monkeypatch, capsys, recipe, *, config_name):

@@ -16,8 +16,8 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from htrmrl_torchrl import evaluate as evaluate_agent
 from htrmrl_torchrl.evaluation import EvaluationReport
 from recipes import evaluate
-from tests.recipes.runs import family, here, wait_for, workers
-from tests.recipes.test_ppo import ROOT, TINY, run
+from tests.recipes.runs import family, here, train_here, wait_for, workers
+from tests.recipes.test_ppo import ROOT, TINY
 
 SMALL = ["num_workers=0", "adaptation_episodes=2"]
 SCRIPT = str(ROOT / "recipes" / "evaluate.py")
@@ -31,7 +31,7 @@ def in_a_process(*arguments, cwd):
 def trained(tmp_path_factory):
     """A folder with one run, of 8 lanes * 4 episodes * 6 steps."""
     folder = tmp_path_factory.mktemp("runs")
-    run("toy_ppo", folder / "toy_seed1", "total_frames=192", *TINY)
+    train_here(folder / "toy_seed1", "total_frames=192", *TINY)
     return folder / "toy_seed1"
 
 
@@ -84,7 +84,7 @@ def test_reports_that_were_counted_differently_do_not_overwrite_each_other(train
         other = tmp_path / f"toy_seed{seed}" / "checkpoints"
         shutil.copytree(trained / "checkpoints", other)
     flip = next(other.glob("best-*"))
-    run("toy_ppo", tmp_path / "other", "total_frames=192", "seed=2", *TINY)
+    train_here(tmp_path / "other", "total_frames=192", "seed=2", *TINY)
     shutil.copy(next((tmp_path / "other" / "checkpoints").glob("best-*")), flip)
     out, counts = tmp_path / "out", []
     asked = [("toy_seed1", how) for how in ("", "horizon=5", "evaluation_actions=sampled", "benchmark_seed=1")]
@@ -96,7 +96,7 @@ def test_reports_that_were_counted_differently_do_not_overwrite_each_other(train
 
 
 def test_the_goals_are_of_the_seed_that_the_agent_was_trained_with(trained, recipe, tmp_path):
-    run("toy_ppo", tmp_path / "seed1", "total_frames=192", "env.benchmark_seed=3", *TINY)
+    train_here(tmp_path / "seed1", "total_frames=192", "env.benchmark_seed=3", *TINY)
     shutil.copytree(trained / "checkpoints", tmp_path / "seed2" / "checkpoints")
     for arguments, expected in ([], 3), (["benchmark_seed=0"], 0), (["benchmark_seed=4"], 4):
         _, error, code = recipe(
@@ -128,7 +128,7 @@ def test_stages_are_of_meta_world_and_the_report_is_there_anyway(trained, recipe
 def test_stages_of_a_meta_world_run(recipe, tmp_path):
     short = ["env.num_envs=2", "env.num_workers=0", "env.episodes_per_trial=2", "env.horizon=20", "total_frames=80"]
     short += ["loss.minibatch_frames=40", "loss.segment_frames=20", "eval.goals_per_task=1", "eval.horizon=5"]
-    run("ml1_ppo", tmp_path / "run", *short)
+    train_here(tmp_path / "run", *short, recipe="ml1_ppo")
     arguments = [f"checkpoint={tmp_path / 'run'}", *SMALL, "stages=true", "horizon=10", "goals_per_task=2"]
     out, err, code = recipe(*arguments, f"out={tmp_path / 'out'}")
     assert code == 0, err

@@ -9,7 +9,8 @@ from htrmrl_torchrl.loggers import RunLogger
 from htrmrl_torchrl.networks import build_networks
 from recipes._inside import look_inside
 from tests.inspection.test_training import a_minibatch
-from tests.recipes.test_ppo import TINY, metrics, run
+from tests.recipes.runs import train_here
+from tests.recipes.test_ppo import TINY, metrics
 
 
 @pytest.fixture
@@ -53,12 +54,12 @@ def test_pictures_histograms_and_warnings_said_once(networks, tmp_path, capsys):
 
 
 def test_a_run_keeps_its_bests_over_a_restart(tmp_path):
-    run("toy_ppo", tmp_path / "run", "total_frames=384", *TINY)
+    train_here(tmp_path / "run", "total_frames=384", *TINY)
     path, _ = latest_checkpoint(tmp_path / "run" / "checkpoints")
     first = metrics(tmp_path / "run")
     best = read_component(path, "progress")["best_by_task"]
     assert best == {"hidden-goal": float(first[384, "eval/val_success/hidden-goal"])}
-    run("toy_ppo", tmp_path / "run", "total_frames=768", *TINY)
+    train_here(tmp_path / "run", "total_frames=768", *TINY)
     logged = metrics(tmp_path / "run")
     now = float(logged[768, "eval/val_success/hidden-goal"])
     expected = max(best["hidden-goal"], now) - now

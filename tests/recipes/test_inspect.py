@@ -13,8 +13,8 @@ from PIL import Image
 from recipes import _inspection
 from tests.inspection.pages import Page, check_self_contained
 from tests.inspection.test_browser import seen_by_browser
-from tests.recipes.runs import here
-from tests.recipes.test_ppo import ROOT, TINY, run
+from tests.recipes.runs import here, train_here
+from tests.recipes.test_ppo import ROOT, TINY
 
 SCRIPT = ROOT / "recipes" / "inspect.py"
 SMALL = ["num_workers=0", "num_envs=8", "trials_per_goal=2", "looks=3"]
@@ -27,7 +27,7 @@ ALWAYS = {"adaptation", "embeddings_train", "embeddings_test", "separation_train
 def trained(tmp_path_factory):
     """A folder with one run, of 8 lanes * 4 episodes * 6 steps."""
     folder = tmp_path_factory.mktemp("runs") / "toy"
-    run("toy_ppo", folder, "total_frames=192", *TINY)
+    train_here(folder, "total_frames=192", *TINY)
     return folder
 
 
@@ -90,7 +90,7 @@ def test_the_same_command_gives_the_same_numbers(trained, recipe, tmp_path, insp
 @pytest.mark.slow
 @pytest.mark.parametrize("encoder,figures", [("trmrl", ALWAYS | ATTENDING), ("rl2", ALWAYS), ("mlp", ALWAYS)])
 def test_baselines_show_what_they_have(encoder, figures, recipe, tmp_path):
-    run("toy_ppo", tmp_path / "run", "total_frames=192", *TINY, f"encoder={encoder}")
+    train_here(tmp_path / "run", "total_frames=192", *TINY, f"encoder={encoder}")
     _, error, code = recipe(f"checkpoint={tmp_path}/run", f"out={tmp_path}/out", *SMALL)
     assert code == 0, error
     _, numbers = check_folder(tmp_path / "out", figures)

@@ -13,7 +13,7 @@ import pytest
 from htrmrl_torchrl.checkpoint import read_component
 from recipes._cli import run_recipe
 from tests.recipes import runs
-from tests.recipes.runs import assert_no_warning_of_ours, curve
+from tests.recipes.runs import assert_no_warning_of_ours, curve, train_here
 from tests.test_archive import forged
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -25,6 +25,7 @@ def command(recipe, run_dir, *overrides):
 
 
 def run(recipe, run_dir, *overrides):
+    """A process of its own, for what a new process may change; the others `train_here`."""
     done = subprocess.run(command(recipe, run_dir, *overrides), capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
     assert_no_warning_of_ours(done.stderr)
@@ -110,12 +111,12 @@ def test_stopped_and_continued_equals_uninterrupted(workers, toy_run, tmp_path):
 
 
 def test_what_a_run_folder_says_of_its_end_is_of_this_end(tmp_path):
-    run("toy_ppo", tmp_path, "total_frames=384", *TINY)
+    train_here(tmp_path, "total_frames=384", *TINY)
     early = (tmp_path / "summary.json").read_text()
-    run("toy_ppo", tmp_path, "total_frames=768", *TINY)
+    train_here(tmp_path, "total_frames=768", *TINY)
     late = json.loads((tmp_path / "summary.json").read_text())
     (tmp_path / "summary.json").write_text(early)  # killed after the last checkpoint and before the summary
-    run("toy_ppo", tmp_path, "total_frames=768", *TINY)
+    train_here(tmp_path, "total_frames=768", *TINY)
     assert (
         json.loads((tmp_path / "summary.json").read_text())["metrics"]["train/return"]
         == late["metrics"]["train/return"]
@@ -124,7 +125,7 @@ def test_what_a_run_folder_says_of_its_end_is_of_this_end(tmp_path):
     reports = tmp_path / "evaluations"
     (reports / "toy_test_strict_000000000768.json").write_text("{}")  # of the user
     middle = min((tmp_path / "checkpoints").glob("step-*"))
-    run("toy_ppo", tmp_path, "total_frames=576", f"resume={middle}", *TINY)
+    train_here(tmp_path, "total_frames=576", f"resume={middle}", *TINY)
     assert json.loads((tmp_path / "summary.json").read_text())["progress"]["frames"] == 576
     assert {path.name for path in reports.iterdir()} == {
         "val_000000000384.json", "test_000000000384.json", "toy_test_strict_000000000768.json",
@@ -137,7 +138,7 @@ def test_a_baseline_trains_with_ratio_one_and_continues_as_if_nothing_had_happen
     small = [*TINY, f"encoder={encoder}", "loss.segment_frames=4"]
     for name, stops in (("straight", [768]), ("continued", [384, 768])):
         for frames in stops:
-            run("toy_ppo", tmp_path / name, f"total_frames={frames}", *small)
+            train_here(tmp_path / name, f"total_frames={frames}", *small)
     straight = metrics(tmp_path / "straight")
     assert metrics(tmp_path / "continued") == straight
     ratios = [float(value) for (_, name), value in straight.items() if name == "ppo/first_minibatch_ratio"]
@@ -151,9 +152,9 @@ def test_a_baseline_trains_with_ratio_one_and_continues_as_if_nothing_had_happen
 
 def test_with_memory_across_trials_too(tmp_path):
     lane = ["memory.scope=lane", "memory.max_episodes=6", "memory.strategy=similar", "loss.reward_norm=true", *TINY]
-    run("toy_ppo", tmp_path / "whole", "total_frames=768", *lane)
-    run("toy_ppo", tmp_path / "parts", "total_frames=384", *lane)
-    run("toy_ppo", tmp_path / "parts", "total_frames=768", *lane)
+    train_here(tmp_path / "whole", "total_frames=768", *lane)
+    train_here(tmp_path / "parts", "total_frames=384", *lane)
+    train_here(tmp_path / "parts", "total_frames=768", *lane)
     assert metrics(tmp_path / "parts") == metrics(tmp_path / "whole")
     occupancy = [float(value) for (_, name), value in metrics(tmp_path / "whole").items() if name == "memory/occupancy"]
     assert occupancy[0] < occupancy[1] == occupancy[2] == 1  # once there was a trial, every slot has a window
@@ -165,19 +166,19 @@ def values_of(run_dir, name):
 
 def test_the_learning_rate_falls_in_a_line_and_a_continued_run_stays_on_it(tmp_path):
     linear = ["total_frames=768", "optim.schedule=linear", "optim.lr=1e-2", *TINY]
-    run("toy_ppo", tmp_path / "run", *linear)
+    train_here(tmp_path / "run", *linear)
     expected = [1e-2, 0.75e-2, 0.5e-2, 0.25e-2]  # the last update does not move on a rate of 0
     assert values_of(tmp_path / "run", "ppo/learning_rate") == pytest.approx(expected, rel=1e-6)
     straight = metrics(tmp_path / "run")
     middle = min((tmp_path / "run" / "checkpoints").glob("step-*"))
     assert read_component(middle, "progress")["frames"] == 576
-    run("toy_ppo", tmp_path / "run", *linear, f"resume={middle}")
+    train_here(tmp_path / "run", *linear, f"resume={middle}")
     assert metrics(tmp_path / "run") == straight
 
 
 def test_the_learning_rate_holds_the_kl_and_a_continued_run_goes_on_with_it(tmp_path):
     held = ["optim.schedule=linear", "optim.lr=1e-2", "optim.target_kl=0.01", *TINY]
-    run("toy_ppo", tmp_path / "whole", "total_frames=1152", *held)
+    train_here(tmp_path / "whole", "total_frames=1152", *held)
     scheduled = [1e-2 * (1 - i / 6) for i in range(6)]
     rates, divergences = (values_of(tmp_path / "whole", name) for name in ("ppo/learning_rate", "ppo/kl"))
     share = 1.0
@@ -188,19 +189,19 @@ def test_the_learning_rate_holds_the_kl_and_a_continued_run_goes_on_with_it(tmp_
     middle = min((tmp_path / "whole" / "checkpoints").glob("step-*"))
     assert read_component(middle, "progress")["rate_share"] < 1
     straight = metrics(tmp_path / "whole")
-    run("toy_ppo", tmp_path / "whole", "total_frames=1152", *held, f"resume={middle}")
+    train_here(tmp_path / "whole", "total_frames=1152", *held, f"resume={middle}")
     assert metrics(tmp_path / "whole") == straight
 
 
 def test_the_learning_rate_is_what_adam_steps_with(toy_run, tmp_path):
     """The first updates have the same rate, so the second batches are the same; the third ones show the lower rate."""
-    run("toy_ppo", tmp_path / "run", "total_frames=768", "optim.schedule=linear", *TINY)
+    train_here(tmp_path / "run", "total_frames=768", "optim.schedule=linear", *TINY)
     constant, linear = (values_of(path, "train/return") for path in (toy_run, tmp_path / "run"))
     assert constant[:2] == linear[:2] and constant[2:] != linear[2:]
 
 
 def test_normalised_rewards_are_learned_from_and_not_shown(toy_run, tmp_path):
-    run("toy_ppo", tmp_path / "run", "total_frames=384", "loss.reward_norm=true", *TINY)
+    train_here(tmp_path / "run", "total_frames=384", "loss.reward_norm=true", *TINY)
     plain, scaled = (values_of(path, "train/return") for path in (toy_run, tmp_path / "run"))
     assert plain[0] == scaled[0] and plain[1] != scaled[1]
 
@@ -211,7 +212,7 @@ def test_an_update_ends_early_where_the_policy_has_moved_too_far(toy_run, tmp_pa
     fast = ["total_frames=1536", "optim.lr=1e-2", "eval.adaptation_episodes=0"]
 
     def passes_and_kl(name, epochs, *limit):
-        run("toy_ppo", tmp_path / name, *fast, f"loss.epochs={epochs}", *limit)
+        train_here(tmp_path / name, *fast, f"loss.epochs={epochs}", *limit)
         return *values_of(tmp_path / name, "ppo/epochs"), *values_of(tmp_path / name, "ppo/kl")
 
     # The first iteration is the same run until it stops, so the mean KL of each pass can be read off shorter ones.
@@ -224,13 +225,13 @@ def test_an_update_ends_early_where_the_policy_has_moved_too_far(toy_run, tmp_pa
 
 
 def test_evaluation_may_play_longer_episodes_than_training(tmp_path):
-    run("toy_ppo", tmp_path / "run", "total_frames=192", "eval.horizon=9", *TINY)
+    train_here(tmp_path / "run", "total_frames=192", "eval.horizon=9", *TINY)
     reports = [json.loads(path.read_text()) for path in (tmp_path / "run" / "evaluations").iterdir()]
     assert [report["horizon"] for report in reports] == [9, 9]
 
 
 def test_another_seed_is_another_run(toy_run, tmp_path):
-    run("toy_ppo", tmp_path / "run", "total_frames=192", "seed=2", *TINY)
+    train_here(tmp_path / "run", "total_frames=192", "seed=2", *TINY)
     assert metrics(tmp_path / "run")[192, "train/return"] != metrics(toy_run)[192, "train/return"]
 
 
@@ -332,7 +333,7 @@ def test_a_real_process_says_so_too(unfit, tmp_path):
     ],
 )
 def test_every_switch_trains_with_ratio_one(tmp_path, overrides):
-    run("toy_ppo", tmp_path / "run", "total_frames=384", *TINY, *overrides)
+    train_here(tmp_path / "run", "total_frames=384", *TINY, *overrides)
     ratios = [float(v) for (_, name), v in metrics(tmp_path / "run").items() if name == "ppo/first_minibatch_ratio"]
     assert len(ratios) == 2
     assert all(abs(ratio - 1) <= 1e-5 for ratio in ratios)
@@ -386,6 +387,6 @@ def test_learning_is_the_same_on_the_fast_and_the_official_simulator(tmp_path):
     small = ["env.num_envs=4", "env.episodes_per_trial=2", "env.horizon=60", "loss.minibatch_frames=240"]
     small += ["loss.segment_frames=20", "eval.goals_per_task=1", "total_frames=1440", "env.name=ML1:push-v3"]
     for backend in ("fast", "official"):
-        run("ml1_ppo", tmp_path / backend, *small, f"env.backend={backend}")
+        train_here(tmp_path / backend, *small, f"env.backend={backend}", recipe="ml1_ppo")
     assert metrics(tmp_path / "fast") == metrics(tmp_path / "official")
     assert len({value for (_, name), value in metrics(tmp_path / "fast").items() if name == "train/return"}) == 3
