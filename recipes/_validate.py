@@ -110,6 +110,7 @@ FREE = (
 
 LOCK = ".lock"  # in a run folder, of the process that runs in it
 KINDS = {bool: "true or false", int: "an integer", float: "a number", str: "a string", list: "a list, as in [1,2]"}
+Relation = tuple[bool, str]  # whether it holds, and what is wrong where it doesn't
 ONE_WINDOW_EACH = ("recent", "best_return")  # strategies that fill one slot with one episode
 
 
@@ -216,10 +217,16 @@ def _whole_number_hint(value: Any, kind: type) -> str:
     return f": write {int(value)}" if kind is int and isinstance(value, float) and value.is_integer() else ""
 
 
-def _relations(config: DictConfig) -> Iterator[tuple[bool, str]]:
-    """Pairs of (holds, what is wrong where it doesn't) for keys that must fit each other."""
-    env, encoder, loss = config.env, config.encoder, config.loss
-    trial_batch, batch = frames_per_trial_batch(config), frames_per_batch(config)
+def _relations(config: DictConfig) -> Iterator[Relation]:
+    """What keys must fit each other in."""
+    yield from _encoder_relations(config)
+    yield from _collection_relations(config)
+    yield from _memory_relations(config)
+    yield from _update_relations(config)
+
+
+def _encoder_relations(config: DictConfig) -> Iterator[Relation]:
+    encoder = config.encoder
     if "num_heads" in encoder:
         yield (
             encoder.d_model % encoder.num_heads == 0,
@@ -231,6 +238,11 @@ def _relations(config: DictConfig) -> Iterator[tuple[bool, str]]:
         "policy.observe_token is True but must be false with encoder=mlp: the token holds the previous action and "
         "reward, a memory of one step",
     )
+
+
+def _collection_relations(config: DictConfig) -> Iterator[Relation]:
+    env = config.env
+    trial_batch, batch = frames_per_trial_batch(config), frames_per_batch(config)
     yield (
         env.num_workers <= env.num_envs,
         f"env.num_workers is {env.num_workers} but must be at most env.num_envs, which is {env.num_envs}",
@@ -241,6 +253,15 @@ def _relations(config: DictConfig) -> Iterator[tuple[bool, str]]:
         f"env.num_envs * env.episodes_per_trial * env.horizon = {env.num_envs} * {env.episodes_per_trial} * "
         f"{env.horizon} = {trial_batch}",
     )
+    yield (
+        config.total_frames >= batch,
+        f"total_frames is {config.total_frames} but must be at least one batch, which is {batch} frames (env.num_envs "
+        "* env.episodes_per_trial * env.horizon, or collector.frames_per_batch)",
+    )
+
+
+def _memory_relations(config: DictConfig) -> Iterator[Relation]:
+    env, encoder = config.env, config.encoder
     yield (
         config.memory.scope == "trial" or config.memory.max_episodes is not None,
         "memory.max_episodes is null but must be a number with memory.scope=lane, which remembers across trials, for "
@@ -259,12 +280,11 @@ def _relations(config: DictConfig) -> Iterator[tuple[bool, str]]:
             f"{config.memory.strategy}, which shows one window of each earlier episode, and training remembers at most "
             f"{min(past)}: slots beyond would stay untrained, and evaluation with more episodes would fill them",
         )
-    yield (
-        config.total_frames >= batch,
-        f"total_frames is {config.total_frames} but must be at least one batch, which is {batch} frames (env.num_envs "
-        "* env.episodes_per_trial * env.horizon, or collector.frames_per_batch)",
-    )
-    if encoder.kind == "rl2":  # gradients may pass from episode to episode
+
+
+def _update_relations(config: DictConfig) -> Iterator[Relation]:
+    env, loss, batch = config.env, config.loss, frames_per_batch(config)
+    if config.encoder.kind == "rl2":  # gradients may pass from episode to episode
         yield (
             loss.segment_frames <= env.episodes_per_trial * env.horizon,
             f"loss.segment_frames is {loss.segment_frames} but must be at most a trial, env.episodes_per_trial * "
