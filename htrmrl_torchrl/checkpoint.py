@@ -25,6 +25,7 @@ __all__ = [
     "Resumable",
     "RunCheckpoints",
     "check_archive",
+    "export_agent",
     "latest_checkpoint",
     "load_weights",
     "read_component",
@@ -180,9 +181,13 @@ class RunCheckpoints:
 
         Raises:
             FileNotFoundError: if there is nothing at `path`.
-            ValueError: if it is damaged, no checkpoint, or one of other networks.
+            ValueError: if it is damaged, no checkpoint, one of other networks, or an agent alone (`export_agent`).
         """
-        check_archive(path)
+        if missing := sorted({*self._marked} - {*check_archive(path)}):
+            raise ValueError(
+                f"{path} has no {missing[0]}, which a run needs to go on: an exported agent plays and is evaluated; "
+                "continue from a checkpoint of a run's checkpoints/ folder."
+            )
         with refused_by_name(path):
             self._checkpoint.load(path, components={*self._marked, "progress"} - {"rng"})
             self._copy_progress(self._marked_progress, self._progress)
@@ -202,19 +207,24 @@ class RunCheckpoints:
 
     def _write(self, prefix: str, metadata: dict[str, Any]) -> Path:
         path = self._folder / f"{prefix}-{self._marked_progress['frames']:012d}.torchrl"
-        try:
-            staged = self._checkpoint.save(self._stage / path.name, metadata=metadata)
-            seal(staged)
-            os.replace(staged, path)
-            sync_folder(self._folder)
-        finally:
-            shutil.rmtree(self._stage, ignore_errors=True)
-        return path
+        return _write_whole(self._checkpoint, path, stage=self._stage, metadata=metadata)
 
     @staticmethod
     def _copy_progress(source: dict[str, Any], target: dict[str, Any]) -> None:
         target.clear()
         target.update(_copied(source))
+
+
+def _write_whole(checkpoint: Checkpoint, path: Path, *, stage: Path, metadata: dict[str, Any]) -> Path:
+    """Makes the file in a hidden folder beside it and gives it its name when all of it is on the disk."""
+    try:
+        staged = checkpoint.save(stage / path.name, metadata=metadata)
+        seal(staged)
+        os.replace(staged, path)
+        sync_folder(path.parent)
+    finally:
+        shutil.rmtree(stage, ignore_errors=True)
+    return path
 
 
 def _sweep(folder: Path) -> None:
@@ -275,3 +285,45 @@ def read_component(path: str | Path, name: str) -> dict[str, Any]:
     with refused_by_name(path):
         Checkpoint(**{name: component}).load(path, components=[name])
     return component
+
+
+class _Held:
+    """The state of a component, without what it is the state of."""
+
+    def __init__(self) -> None:
+        self._state: Any = None
+
+    def state_dict(self) -> Any:
+        return self._state
+
+    def load_state_dict(self, state: Any) -> None:
+        self._state = state
+
+
+def export_agent(path: str | Path, out: str | Path) -> Path:
+    """Writes the agent of a run's checkpoint to a file of its own, to hand on: a third of the size.
+
+    It is read wherever a checkpoint is, to act, to evaluate or to look inside, and gives the same numbers. What only
+    training needs (optimizer, task deck, random streams) is left out, so no run goes on from it.
+
+    Args:
+        path: of the checkpoint.
+        out: of the new file; its folder is made, a file that is there is replaced.
+
+    Raises:
+        FileNotFoundError: if there is nothing at `path`.
+        ValueError: if it is not a checkpoint of a training run.
+
+    Example:
+        ``export_agent("runs/ml10_ppo_seed1/checkpoints/step-000020000000.torchrl", "agent.torchrl")``
+    """
+    source, out, weights = Checkpoint(), Path(out), {"actor": _Held(), "critic": _Held()}
+    described = {name: read_component(path, name) for name in ("agent", "config", "versions", "progress")}
+    target = Checkpoint(format="archive", **described)
+    for name, held in weights.items():
+        for checkpoint in (source, target):
+            checkpoint.register(name, held, adapter=TensorFiles())
+    with refused_by_name(path):
+        source.load(path)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    return _write_whole(target, out, stage=out.with_name(f".{out.name}.stage"), metadata={})

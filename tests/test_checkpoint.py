@@ -21,7 +21,8 @@ from htrmrl_torchrl import (
     keys,
     make_env,
 )
-from htrmrl_torchrl.checkpoint import RunCheckpoints, latest_checkpoint, read_component
+from htrmrl_torchrl.archive import check_archive
+from htrmrl_torchrl.checkpoint import RunCheckpoints, export_agent, latest_checkpoint, read_component
 from htrmrl_torchrl.data.strategies import STRATEGIES
 from htrmrl_torchrl.evaluation import play_trials
 from htrmrl_torchrl.modules.heads import value_head
@@ -287,6 +288,44 @@ def test_a_checkpoint_acts_in_a_process_without_clone_or_configuration(tmp_path)
     agent = HTrMRLAgent(run.networks)
     agent.reset()
     assert json.loads(done.stdout) == agent.act(np.ones(3, dtype=np.float32), deterministic=True).tolist()
+
+
+@pytest.mark.parametrize("settings", [{}, {"encoder_kind": "rl2"}, {"critic_kind": "separate"}], ids=str)
+def test_an_exported_agent_is_the_same_agent_and_nothing_else(tmp_path, settings):
+    run = Run(tmp_path / "run", **settings)
+    run.iterate()
+    path = run.save()
+    before = path.read_bytes()
+    out = export_agent(path, tmp_path / "new" / "agent.torchrl")
+    assert out == tmp_path / "new" / "agent.torchrl" and [*out.parent.iterdir()] == [out]
+    assert path.read_bytes() == before
+    described = {"agent", "config", "versions", "progress"}
+    assert set(check_archive(out)) == described | {"actor", "critic"}
+    assert all(read_component(out, name) == read_component(path, name) for name in described)
+    for _ in range(2):
+        for part in ("actor", "critic"):
+            expected, found = (getattr(load_networks(file), part).state_dict() for file in (path, out))
+            assert expected.keys() == found.keys()
+            assert all(torch.equal(found[name], expected[name]) for name in expected)
+        export_agent(out, out)  # over the file that is there, from the exported agent itself
+    assert out.stat().st_size < path.stat().st_size
+
+
+def test_a_run_does_not_go_on_from_an_exported_agent(tmp_path):
+    run = Run(tmp_path / "run")
+    out = export_agent(run.save(), tmp_path / "agent.torchrl")
+    before = run.state()
+    with pytest.raises(ValueError, match=r"agent\.torchrl has no env, .*continue from a checkpoint of a run's"):
+        run.checkpoints.restore(out)
+    assert_equal(run.state(), before)
+
+
+def test_what_is_no_checkpoint_is_not_exported(tmp_path):
+    (tmp_path / "text").write_text("text")
+    for path, error in (("text", ValueError), ("nowhere", FileNotFoundError)):
+        with pytest.raises(error, match=path):
+            export_agent(tmp_path / path, tmp_path / "agent.torchrl")
+    assert [*tmp_path.iterdir()] == [tmp_path / "text"]
 
 
 # ---------------------------------------------------------------------------------------------------------- boundaries

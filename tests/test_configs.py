@@ -10,7 +10,7 @@ from htrmrl_torchrl import EpisodicReplayBuffer, EpisodicStorage, keys, make_env
 from htrmrl_torchrl.data.past import SCOPES
 from htrmrl_torchrl.data.strategies import STRATEGIES
 from htrmrl_torchrl.networks import build_networks
-from recipes import _inspection, _validate, ablate, benchmark, evaluate
+from recipes import _inspection, _validate, ablate, benchmark, evaluate, export
 from recipes._cli import CONFIG_DIR, Check, UserError, load_config
 from recipes._parts import agent_arguments
 from recipes._validate import Rule, flatten, frames_per_batch
@@ -18,7 +18,7 @@ from tests.helpers import assert_same
 
 FILES = sorted(CONFIG_DIR.rglob("*.yaml"))
 # These have rules and a check of their own.
-OTHERS = {"ablate": ablate, "benchmark": benchmark, "evaluate": evaluate, "inspect": _inspection}
+OTHERS = {"ablate": ablate, "benchmark": benchmark, "evaluate": evaluate, "export": export, "inspect": _inspection}
 ENCODERS = [path for path in FILES if path.parent.name == "encoder"]
 TRAINING = [path for path in FILES if path.stem not in OTHERS and path not in ENCODERS]
 KEY = re.compile(r"^( *)([A-Za-z_]+):")
@@ -124,9 +124,10 @@ def test_the_shipped_files_are_these() -> None:
         ("base", _validate.validate, _validate.RULES),
         ("benchmark", benchmark.check, benchmark.RULES),
         ("evaluate", evaluate.check, evaluate.RULES),
+        ("export", export.check, export.RULES),
         ("inspect", _inspection.check, _inspection.RULES),
     ],
-    ids=["ablate", "base", "benchmark", "evaluate", "inspect"],
+    ids=["ablate", "base", "benchmark", "evaluate", "export", "inspect"],
 )
 def test_every_key_has_a_rule_and_every_rule_a_key(name: str, check: Check, rules: dict[str, Rule]) -> None:
     values = flatten(load_config(name, check=check))

@@ -1,0 +1,64 @@
+"""`recipes/export.py` as a user runs it: one small file, which is evaluated, and from which no run goes on."""
+
+import subprocess
+import sys
+
+import pytest
+
+from htrmrl_torchrl import evaluate
+from recipes import export
+from tests.recipes.runs import ROOT, TINY, command, here, train_here
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    """A run of 8 lanes * 4 episodes * 6 steps."""
+    folder = tmp_path_factory.mktemp("runs") / "toy_seed1"
+    train_here(folder, "total_frames=192", *TINY)
+    return folder
+
+
+@pytest.fixture
+def recipe(monkeypatch, capsys):
+    return here(monkeypatch, capsys, export, config_name="export")
+
+
+def test_one_small_file_that_is_evaluated_like_the_checkpoint(trained, tmp_path):
+    arguments = [sys.executable, str(ROOT / "recipes" / "export.py"), f"checkpoint={trained}", "out=agent.torchrl"]
+    done = subprocess.run(arguments, capture_output=True, text=True, timeout=300, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    (out,) = tmp_path.iterdir()
+    (checkpoint,) = (trained / "checkpoints").glob("best-*")
+    assert out.name == "agent.torchrl" and 2 * out.stat().st_size < checkpoint.stat().st_size
+    assert done.stdout == (
+        f"agent.torchrl: {out.stat().st_size / 1e6:.1f} MB, the agent of {checkpoint} after 192 frames\n"
+    )
+    expected, found = (evaluate(path, "toy", adaptation_episodes=2) for path in (checkpoint, out))
+    assert found.success.tolist() == expected.success.tolist() and found.returns.tolist() == expected.returns.tolist()
+    assert [run["frames"] for run in found.runs] == [192]
+
+
+def test_no_run_goes_on_from_it(trained, recipe, tmp_path):
+    assert recipe(f"checkpoint={trained}", f"out={tmp_path}/agent.torchrl")[2] == 0
+    resumed = command(tmp_path / "run", "total_frames=384", f"resume={tmp_path}/agent.torchrl")
+    done = subprocess.run(resumed, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 2 and done.stderr.count("\n") == 1
+    assert done.stderr.startswith("error: cannot continue:") and "agent.torchrl has no env" in done.stderr
+
+
+@pytest.mark.parametrize(
+    "arguments,said",
+    [
+        (["out=agent.torchrl"], "checkpoint is missing"),
+        (["checkpoint={run}"], "out is missing: give the file to write"),
+        (["checkpoint={run}/checkpoints/*", "out={run}/agent.torchrl"], "which is 2 of them"),
+        (["checkpoint={run}", "out={run}"], "a folder: give the file to write"),
+        (["checkpoint={run}/config.yaml", "out={run}/agent.torchrl"], "is not a checkpoint of this package"),
+        (["checkpoint={run}", "out={run}/config.yaml/agent.torchrl"], "config.yaml"),
+    ],
+)
+def test_wrong_input_ends_in_one_sentence(trained, recipe, arguments, said):
+    before = sorted(path for path in trained.rglob("*"))
+    out, error, code = recipe(*(argument.format(run=trained) for argument in arguments))
+    assert (out, code) == ("", 2) and said in error and error.startswith("error: ") and error.count("\n") == 1
+    assert sorted(path for path in trained.rglob("*")) == before
