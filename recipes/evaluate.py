@@ -133,12 +133,13 @@ def _digest(report: "EvaluationReport") -> str:
 
 def _write_stages(config: DictConfig, checkpoint: Path, benchmark: str, report: "EvaluationReport", stem: Path) -> None:
     """How far the episodes came that count, by task; the trials are played once more, in this process."""
+    from htrmrl_torchrl.evaluation import ExactPolicy
     from htrmrl_torchrl.evaluation.stages import play_stages
     from htrmrl_torchrl.networks import acting_policy, load_networks
 
     try:
         stages = play_stages(
-            acting_policy(load_networks(checkpoint), seed=config.seed).to(config.device),
+            ExactPolicy(acting_policy(load_networks(checkpoint), seed=config.seed)).to(config.device),
             benchmark,
             split=config.split,
             goals_per_task=report.protocol.goals_per_task,
@@ -163,11 +164,11 @@ def _record(config: DictConfig, checkpoint: Path, benchmark: str, report: "Evalu
     from torch.utils.tensorboard import SummaryWriter
     from tqdm import tqdm
 
-    from htrmrl_torchrl.evaluation import record_trial, write_video
+    from htrmrl_torchrl.evaluation import ExactPolicy, record_trial, write_video
     from htrmrl_torchrl.loggers import add_video
     from htrmrl_torchrl.networks import acting_policy, load_networks
 
-    policy = acting_policy(load_networks(checkpoint), seed=config.seed)
+    policy = ExactPolicy(acting_policy(load_networks(checkpoint), seed=config.seed))
     with SummaryWriter(log_dir=str(stem.parent / "tensorboard")) as writer:
         for task, name in enumerate(tqdm(report.tasks, desc="videos")):
             video = record_trial(

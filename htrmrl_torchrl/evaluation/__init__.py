@@ -1,6 +1,7 @@
 """Success rates that say how they were obtained."""
 
 from htrmrl_torchrl.evaluation.evaluator import evaluate
+from htrmrl_torchrl.evaluation.exact import ExactPolicy
 from htrmrl_torchrl.evaluation.plots import plot_adaptation, plot_tasks
 from htrmrl_torchrl.evaluation.protocols import PROTOCOLS, Protocol
 from htrmrl_torchrl.evaluation.report import EvaluationReport, ProtocolMismatchError
@@ -11,6 +12,7 @@ from htrmrl_torchrl.evaluation.video import Video, record_trial, write_video
 __all__ = [
     "PROTOCOLS",
     "EvaluationReport",
+    "ExactPolicy",
     "Protocol",
     "ProtocolMismatchError",
     "StageReport",

@@ -17,6 +17,7 @@ from htrmrl_torchrl.checkpoint import read_component
 from htrmrl_torchrl.envs import check_name, make_env, num_goals, task_names
 from htrmrl_torchrl.envs.factory import is_dotted_path, resolve_horizon
 from htrmrl_torchrl.envs.workers import WORKER_TIMEOUT
+from htrmrl_torchrl.evaluation.exact import ExactPolicy
 from htrmrl_torchrl.evaluation.official import MetaLearner, run_official
 from htrmrl_torchrl.evaluation.protocols import Actions, Protocol, named_protocol
 from htrmrl_torchrl.evaluation.report import EvaluationReport
@@ -52,14 +53,15 @@ def evaluate(
 
     Every (task, goal) pair is played in one trial and counted once; success never ends an episode. The agent's
     weights, memory and random streams stay as they are, and so does torch's random state; the same call gives the same
-    report. (`protocol="metaworld"` hands over to the simulator's own evaluator, which counts otherwise.)
+    report, on other machines too: agents play in float64, see `htrmrl_torchrl.evaluation.exact`.
+    (`protocol="metaworld"` hands over to the simulator's own evaluator, which counts otherwise.)
 
     Args:
         agent: path of a checkpoint, or of several (training seeds; one report of all); a `HTrMRLAgent`; what
             `build_networks` returned; or any TensorDict policy that reads the keys of `htrmrl_torchrl.keys` and writes
-            ``action`` (played in a copy; its memory keeps its scope, while that of the others sees nothing of other
-            trials, see `htrmrl_torchrl.networks.acting_policy`). With ``protocol="metaworld"`` a ``MetaLearningAgent``
-            too.
+            ``action`` (played in a copy, in its own precision; its memory keeps its scope, while that of the others
+            sees nothing of other trials, see `htrmrl_torchrl.networks.acting_policy`). With ``protocol="metaworld"``
+            a ``MetaLearningAgent`` too.
         benchmark: a name that `make_env` knows, but no factory.
         split: ``"train"``, ``"val"`` or ``"test"``.
         protocol: ``"strict"``, ``"garage"`` or ``"metaworld"``, see `htrmrl_torchrl.evaluation.protocols`.
@@ -203,7 +205,7 @@ def _own(agent: Any) -> Any:
 
 def _policy(own: Any, seed: int) -> TensorDictModuleBase:
     if isinstance(own, Networks):
-        return acting_policy(own, seed=seed)
+        return ExactPolicy(acting_policy(own, seed=seed))
     if isinstance(own, TensorDictModuleBase):
         return own
     raise ValueError(

@@ -11,7 +11,7 @@ from tensordict.nn import TensorDictModule
 from torchrl.checkpoint import Checkpoint
 
 from htrmrl_torchrl import HTrMRLAgent, evaluate, keys, make_env
-from htrmrl_torchrl.evaluation import PROTOCOLS, EvaluationReport
+from htrmrl_torchrl.evaluation import PROTOCOLS, EvaluationReport, ExactPolicy
 from htrmrl_torchrl.evaluation.intervals import bootstrap_runs
 from htrmrl_torchrl.networks import load_networks
 from htrmrl_torchrl.versions import versions
@@ -135,9 +135,9 @@ def test_a_checkpoint_is_read_without_a_draw_from_torchs_random_stream(checkpoin
 
 def test_a_checkpoint_its_networks_its_agent_and_its_policy_are_the_same(checkpoints):
     networks = load_networks(checkpoints[0])
+    policy = ExactPolicy(load_networks(checkpoints[0]).policy)  # in float64, as the others are played
     reports = [
-        evaluate(agent, "toy", **TOY)
-        for agent in (checkpoints[0], networks, HTrMRLAgent(networks, num_envs=3), networks.policy)
+        evaluate(agent, "toy", **TOY) for agent in (checkpoints[0], networks, HTrMRLAgent(networks, num_envs=3), policy)
     ]
     for report in reports[1:]:
         assert report.runs == [{"seed": 0}]

@@ -1,0 +1,54 @@
+"""The same trials on every machine.
+
+Processors add in different orders (vector width, threads), so networks in float32 differ in their last digits from
+machine to machine. Contacts in a simulator make another trial of that within an episode. In float64 the last digits are
+some ten orders of magnitude below the grid that actions are rounded to here, so that machines which compute differently
+still execute the same actions, bit for bit. The simulators themselves compute in float64 and use the same instructions
+on all x86-64 processors.
+"""
+
+import torch
+from tensordict import TensorDictBase
+from tensordict.nn import TensorDictModuleBase
+from tensordict.utils import NestedKey
+
+from htrmrl_torchrl import keys
+
+GRID = 2.0**-16  # of actions, whose bounds are of the order of 1; their noise is thousands of times as wide
+
+
+class ExactPolicy(TensorDictModuleBase):
+    """Runs a policy in float64 and rounds its actions to multiples of 2^-16.
+
+    Use it where trials are to be repeated elsewhere; `evaluate` does so with every agent of this package. Another
+    device has other random numbers, and another number of lanes deals them out differently: trials of sampled actions
+    are the same for the same of both.
+
+    Args:
+        policy: reads the keys of `htrmrl_torchrl.keys` and writes ``action``. It is converted to float64 where it is,
+            so give a copy of what is trained.
+
+    Example:
+        >>> from htrmrl_torchrl.networks import acting_policy, build_networks
+        >>> networks = build_networks(observation_dim=3, action_low=[-1.0] * 2, action_high=[1.0] * 2)
+        >>> policy = ExactPolicy(acting_policy(networks))
+        >>> from htrmrl_torchrl import make_env
+        >>> action = policy(make_env("toy", num_envs=4).reset())["action"]
+        >>> action.dtype, bool((action * 2**16 % 1 == 0).all())
+        (torch.float32, True)
+    """
+
+    def __init__(self, policy: TensorDictModuleBase) -> None:
+        super().__init__()
+        self.policy = policy.double()
+        self.in_keys: list[NestedKey] = list(policy.in_keys)
+        self.out_keys: list[NestedKey] = [keys.ACTION]
+
+    def forward(self, tensordict: TensorDictBase) -> TensorDictBase:
+        seen = tensordict.select(*self.in_keys, strict=False)
+        action = self.policy(seen.apply(_in_double))[keys.ACTION]
+        return tensordict.set(keys.ACTION, ((action / GRID).round() * GRID).to(tensordict[keys.OBSERVATION].dtype))
+
+
+def _in_double(value: torch.Tensor) -> torch.Tensor:
+    return value.double() if value.is_floating_point() else value
