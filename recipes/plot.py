@@ -2,6 +2,7 @@
 
     python recipes/plot.py runs/toy_ppo_seed* --metric train/success --out curve.png
     python recipes/plot.py runs/ml10_ppo_seed1 --metric eval/val_success eval/test_success --out curve.png
+    python recipes/plot.py runs/ml10_ppo_seed* --smooth 500000 --out curve.png
     python recipes/plot.py runs/toy_ppo_seed* --by-episode train --last 20000 --out adaptation.png
     python recipes/plot.py runs/htrmrl_seed* --label HTrMRL --compare RL2 runs/rl2_seed* --out comparison.png
 
@@ -42,11 +43,14 @@ def read_metrics(run_dir: Path) -> dict[str, Curve]:
     return {name: (np.array(list(curve)), np.array(list(curve.values()))) for name, curve in points.items()}
 
 
-def learning_curve(metrics: dict[str, Curve], name: str) -> Curve:
-    """Frames and values of one metric."""
+def learning_curve(metrics: dict[str, Curve], name: str, *, smooth_frames: int = 1) -> Curve:
+    """Frames and values of one metric, each the mean of the values logged in so many frames up to there."""
     if name not in metrics:
         raise ValueError(f"no metric {name!r}; there are {', '.join(sorted(metrics))}")
-    return metrics[name]
+    if smooth_frames < 1:
+        raise ValueError(f"--smooth is {smooth_frames} but must be at least 1 frame")
+    x, y = metrics[name]
+    return x, np.array([y[(x > end - smooth_frames) & (x <= end)].mean() for end in x])
 
 
 def adaptation_curve(metrics: dict[str, Curve], source: str, *, last_frames: int = 1) -> Curve:
@@ -97,6 +101,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("run_dirs", nargs="+", type=Path, metavar="RUN_DIR")
     parser.add_argument("--metric", nargs="+", default=["train/success"], help="one or more metrics over frames")
+    parser.add_argument("--smooth", type=int, default=1, metavar="FRAMES", help="of --metric: mean over the last")
     parser.add_argument(
         "--by-episode",
         nargs="+",
@@ -123,7 +128,11 @@ def _not_empty(groups: dict[str, list[Path]]) -> dict[str, list[Path]]:
 def draw_figure(args: argparse.Namespace) -> Figure:
     """The figure that the command line asks for. Raises ValueError where a run does not have what is to be drawn."""
     names = args.by_episode or args.metric
-    read = partial(adaptation_curve, last_frames=args.last) if args.by_episode else learning_curve
+    read = (
+        partial(adaptation_curve, last_frames=args.last)
+        if args.by_episode
+        else partial(learning_curve, smooth_frames=args.smooth)
+    )
     groups = {args.label: args.run_dirs} | {label: [Path(run) for run in runs] for label, *runs in args.compare}
     curves = {
         (label, name): [read(read_metrics(run_dir), name) for run_dir in run_dirs]

@@ -36,6 +36,15 @@ def test_adaptation_over_the_last_frames_is_their_mean(run_dirs: list[Path]) -> 
     np.testing.assert_allclose(success, np.mean([0.1, 0.09, 0.08]) + np.arange(12) / 20)
 
 
+def test_a_smooth_curve_has_the_mean_of_the_last_frames_at_every_point(run_dirs: list[Path]) -> None:
+    ((frames, success),) = lines(drawn(run_dirs[:1], "--metric", "train/success", "--smooth", "30000"))
+    assert frames == list(range(0, 100_001, 10_000))
+    # Success is frames / 200,000, three points of it are 30,000 frames; the first two points have fewer before them.
+    np.testing.assert_allclose(success, [0, 0.025, *(0.05 * (k - 1) for k in range(2, 11))])
+    with pytest.raises(ValueError, match="--smooth is 0 but must be at least 1"):
+        drawn(run_dirs[:1], "--smooth", "0")
+
+
 def test_mean_ends_with_the_shortest_run_and_interpolates() -> None:
     curves = [(np.array([0, 10, 20]), np.array([0.0, 1.0, 2.0])), (np.array([5, 15]), np.array([4.0, 2.0]))]
     grid, mean, low, high = plot.mean_and_range(curves)
