@@ -24,7 +24,7 @@ from htrmrl_torchrl.modules.transformer import causal_mask
 from htrmrl_torchrl.networks import Networks, build_networks
 from recipes._benchmark_environment import interleaved, ratio
 from recipes._cli import CONFIG_DIR, load_config
-from recipes._validate import frames_per_batch
+from recipes._relations import frames_per_batch
 
 HORIZON, MINIBATCH, SEGMENT = 50, 4_000, 50  # of base.yaml all but the horizon
 SIZES: tuple[dict[str, int], ...] = (

@@ -16,8 +16,8 @@ from htrmrl_torchrl import (
 )
 from htrmrl_torchrl.networks import Networks
 from recipes._environment import names_of_tasks
+from recipes._relations import frames_of_context, frames_per_batch
 from recipes._run_folder import plain
-from recipes._validate import frames_of_context, frames_per_batch
 
 
 def agent_arguments(config: DictConfig, env: EnvBase) -> dict[str, Any]:

@@ -13,7 +13,8 @@ from htrmrl_torchrl.networks import build_networks
 from recipes import _inspection, _validate, ablate, benchmark, evaluate, export
 from recipes._cli import CONFIG_DIR, Check, UserError, load_config
 from recipes._parts import agent_arguments
-from recipes._validate import Rule, flatten, frames_per_batch
+from recipes._relations import frames_per_batch
+from recipes._validate import Rule, flatten
 from tests.helpers import assert_same
 
 FILES = sorted(CONFIG_DIR.rglob("*.yaml"))

@@ -1,0 +1,115 @@
+"""What the keys of a training recipe must fit each other in, and what follows from several of them."""
+
+from collections.abc import Iterator
+
+from omegaconf import DictConfig
+
+Relation = tuple[bool, str]  # whether it holds, and what is wrong where it doesn't
+ONE_WINDOW_EACH = ("recent", "best_return")  # strategies that fill one slot with one episode
+
+
+def frames_per_trial_batch(config: DictConfig) -> int:
+    """Frames of one trial on every lane: ``num_envs * episodes_per_trial * horizon``."""
+    return int(config.env.num_envs * config.env.episodes_per_trial * config.env.horizon)
+
+
+def frames_per_batch(config: DictConfig) -> int:
+    """Frames between two updates: ``collector.frames_per_batch``, or one trial per lane where that is null."""
+    return int(config.collector.frames_per_batch or frames_per_trial_batch(config))
+
+
+def frames_of_context(config: DictConfig) -> int:
+    """Most frames that are kept beside a batch because they may still be shown."""
+    if config.memory.scope == "trial":
+        return frames_per_batch(config)  # the beginnings of trials that the batch cuts
+    # One episode more: a batch may cut the running one.
+    return int(config.env.num_envs * (config.memory.max_episodes + 1) * config.env.horizon)
+
+
+def relations(config: DictConfig) -> Iterator[Relation]:
+    """All that the keys of a training recipe must fit each other in, whether it holds or not."""
+    yield from _encoder_relations(config)
+    yield from _collection_relations(config)
+    yield from _memory_relations(config)
+    yield from _update_relations(config)
+
+
+def _encoder_relations(config: DictConfig) -> Iterator[Relation]:
+    encoder = config.encoder
+    if "num_heads" in encoder:
+        yield (
+            encoder.d_model % encoder.num_heads == 0,
+            f"encoder.d_model is {encoder.d_model} but must be a multiple of encoder.num_heads, which is "
+            f"{encoder.num_heads}",
+        )
+    yield (
+        not (encoder.kind == "mlp" and config.policy.observe_token),
+        "policy.observe_token is True but must be false with encoder=mlp: the token holds the previous action and "
+        "reward, a memory of one step",
+    )
+
+
+def _collection_relations(config: DictConfig) -> Iterator[Relation]:
+    env = config.env
+    trial_batch, batch = frames_per_trial_batch(config), frames_per_batch(config)
+    yield (
+        env.num_workers <= env.num_envs,
+        f"env.num_workers is {env.num_workers} but must be at most env.num_envs, which is {env.num_envs}",
+    )
+    yield (
+        batch % trial_batch == 0,
+        f"collector.frames_per_batch is {batch}, which doesn't fill whole trials, but must be a multiple of "
+        f"env.num_envs * env.episodes_per_trial * env.horizon = {env.num_envs} * {env.episodes_per_trial} * "
+        f"{env.horizon} = {trial_batch}",
+    )
+    yield (
+        config.total_frames >= batch,
+        f"total_frames is {config.total_frames} but must be at least one batch, which is {batch} frames (env.num_envs "
+        "* env.episodes_per_trial * env.horizon, or collector.frames_per_batch)",
+    )
+
+
+def _memory_relations(config: DictConfig) -> Iterator[Relation]:
+    env, encoder = config.env, config.encoder
+    yield (
+        config.memory.scope == "trial" or config.memory.max_episodes is not None,
+        "memory.max_episodes is null but must be a number with memory.scope=lane, which remembers across trials, for "
+        f"instance 2 * env.episodes_per_trial = {2 * env.episodes_per_trial}",
+    )
+    yield (
+        config.memory.scope == "trial" or encoder.kind == "htrmrl",
+        f"memory.scope is lane but must be trial with encoder={encoder.kind}, which sees no windows of other episodes",
+    )
+    past = [env.episodes_per_trial - 1] if config.memory.scope == "trial" else []
+    past += [config.memory.max_episodes] if config.memory.max_episodes is not None else []
+    if encoder.kind == "htrmrl" and config.memory.strategy in ONE_WINDOW_EACH:
+        yield (
+            encoder.episodes <= min(past) + 1,
+            f"encoder.episodes is {encoder.episodes} but must be at most {min(past) + 1} with memory.strategy="
+            f"{config.memory.strategy}, which shows one window of each earlier episode, and training remembers at most "
+            f"{min(past)}: slots beyond would stay untrained, and evaluation with more episodes would fill them",
+        )
+
+
+def _update_relations(config: DictConfig) -> Iterator[Relation]:
+    env, loss, batch = config.env, config.loss, frames_per_batch(config)
+    if config.encoder.kind == "rl2":  # gradients may pass from episode to episode
+        yield (
+            loss.segment_frames <= env.episodes_per_trial * env.horizon,
+            f"loss.segment_frames is {loss.segment_frames} but must be at most a trial, env.episodes_per_trial * "
+            f"env.horizon, which is {env.episodes_per_trial * env.horizon}",
+        )
+    else:
+        yield (
+            loss.segment_frames <= env.horizon,
+            f"loss.segment_frames is {loss.segment_frames} but must be at most env.horizon, which is {env.horizon}",
+        )
+    yield (
+        loss.minibatch_frames % loss.segment_frames == 0,
+        f"loss.minibatch_frames is {loss.minibatch_frames} but must be a multiple of loss.segment_frames, which is "
+        f"{loss.segment_frames}",
+    )
+    yield (
+        loss.minibatch_frames <= batch,
+        f"loss.minibatch_frames is {loss.minibatch_frames} but must be at most one batch, which is {batch} frames",
+    )
