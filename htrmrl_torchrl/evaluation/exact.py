@@ -1,10 +1,11 @@
 """The same trials on every machine.
 
 Processors add in different orders (vector width, threads), so networks in float32 differ in their last digits from
-machine to machine. Contacts in a simulator make another trial of that within an episode. In float64 the last digits are
-some ten orders of magnitude below the grid that actions are rounded to here, so that machines which compute differently
-still execute the same actions, bit for bit. The simulators themselves compute in float64 and use the same instructions
-on all x86-64 processors.
+machine to machine. Contacts in a simulator make another trial of that within an episode. In float64 the last digits
+are some nine orders of magnitude below the grid that actions are rounded to here, so machines that compute differently
+still execute the same actions, bit for bit (but for one in a billion that lies so near to the middle between two
+numbers of the grid). The simulators compute in float64, alike on all x86-64 processors with FMA (since 2013; the C
+library's sine differs without).
 """
 
 import torch
