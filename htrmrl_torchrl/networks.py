@@ -70,6 +70,7 @@ def build_networks(
     max_episodes: int | None = None,
     std: Std = "independent",
     init_std: float = 1.0,
+    min_std: float = 1e-4,
     observe_token: bool = False,
     critic_kind: CriticKind = "shared",
     value_norm: bool = True,
@@ -87,7 +88,7 @@ def build_networks(
         window, episodes, num_heads, intra_layers, inter_layers, attention, norm: see `HierarchicalEncoder`.
         mlp_layers: see `RecurrentEncoder` and `MemorylessEncoder`.
         strategy, scope, max_episodes: see `EpisodicMemory`.
-        std, init_std, observe_token, critic_kind, value_norm: see `make_actor_critic`.
+        std, init_std, min_std, observe_token, critic_kind, value_norm: see `make_actor_critic`.
         seed: of the memory's random streams. Weights come from torch's global generator.
 
     Raises:
@@ -126,6 +127,7 @@ def build_networks(
         action_spec=action_spec,
         std=std,
         init_std=init_std,
+        min_std=min_std,
         observe_token=observe_token,
         critic_kind=critic_kind,
         critic_encoder=critic_encoder,

@@ -28,14 +28,14 @@ def frames_of_context(config: DictConfig) -> int:
 
 def relations(config: DictConfig) -> Iterator[Relation]:
     """All that the keys of a training recipe must fit each other in, whether it holds or not."""
-    yield from _encoder_relations(config)
+    yield from _network_relations(config)
     yield from _collection_relations(config)
     yield from _memory_relations(config)
     yield from _update_relations(config)
 
 
-def _encoder_relations(config: DictConfig) -> Iterator[Relation]:
-    encoder = config.encoder
+def _network_relations(config: DictConfig) -> Iterator[Relation]:
+    encoder, policy = config.encoder, config.policy
     if "num_heads" in encoder:
         yield (
             encoder.d_model % encoder.num_heads == 0,
@@ -43,9 +43,13 @@ def _encoder_relations(config: DictConfig) -> Iterator[Relation]:
             f"{encoder.num_heads}",
         )
     yield (
-        not (encoder.kind == "mlp" and config.policy.observe_token),
+        not (encoder.kind == "mlp" and policy.observe_token),
         "policy.observe_token is True but must be false with encoder=mlp: the token holds the previous action and "
         "reward, a memory of one step",
+    )
+    yield (
+        policy.min_std <= policy.init_std,
+        f"policy.min_std is {policy.min_std} but must be at most policy.init_std, which is {policy.init_std}",
     )
 
 

@@ -14,6 +14,7 @@ from htrmrl_torchrl.checkpoint import RunCheckpoints, latest_checkpoint, read_co
 from htrmrl_torchrl.files import write_whole
 from htrmrl_torchrl.loggers import RunLogger
 from htrmrl_torchrl.versions import versions
+from recipes._cli import load_config
 from recipes._say import say
 from recipes._signals import command_to_continue
 from recipes._validate import FREE, UserError, flatten
@@ -42,9 +43,10 @@ def checkpoint_to_resume(config: DictConfig, run_dir: Path) -> Path | None:
 
 def _check_settings(config: DictConfig, path: Path) -> None:
     try:
-        before = flatten(OmegaConf.create(read_component(path, "config")))
+        own = flatten(OmegaConf.create(read_component(path, "config")))
     except (OSError, ValueError) as error:
         raise UserError(str(error)) from error
+    before = flatten(load_config("base")) | own  # a key that is younger than the run: base.yaml has what was before it
     # The encoder's kind first: it changes other keys as well.
     for key, value in sorted(flatten(config).items(), key=lambda item: item[0] != "encoder.kind"):
         if before.get(key) != value and not key.startswith(FREE):

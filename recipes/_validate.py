@@ -76,6 +76,7 @@ RULES: dict[str, Rule] = {
     "memory.max_episodes": at_least(1, kind=int),
     "policy.std": one_of("independent", "dependent"),
     "policy.init_std": POSITIVE,
+    "policy.min_std": POSITIVE,
     "critic.kind": one_of("shared", "separate", "single_step"),
     "loss.epochs": at_least(1),
     "loss.target_kl": Rule("greater than 0", lambda value: value > 0, float),

@@ -58,6 +58,7 @@ def test_every_choice_of_the_parts_can_be_made_with_plain_numbers():
         ("max_episodes", 3, lambda n: n.memory.max_episodes),
         ("strategy", "recent", lambda n: type(n.memory.strategy).__name__.lower()),
         ("init_std", 0.25, lambda n: round(n.actor.get_dist(n.memory(rows()[0])).stddev[0, 0].item(), 6)),
+        ("min_std", 0.75, lambda n: next(m.scale_lb for m in n.actor.modules() if hasattr(m, "scale_lb"))),
         ("seed", 7, lambda n: n.memory.seed),
     ],
 )

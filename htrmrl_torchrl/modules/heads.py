@@ -92,6 +92,7 @@ def make_actor_critic(
     hidden: Sequence[int] = (64, 64),
     std: Std = "independent",
     init_std: float = 1.0,
+    min_std: float = 1e-4,
     observe_token: bool = False,
     critic_kind: CriticKind = "shared",
     critic_encoder: ContextEncoder | None = None,
@@ -108,6 +109,8 @@ def make_actor_critic(
         hidden: channels of the tanh layers of both heads.
         std: ``"independent"``: one learned std an action dimension; ``"dependent"``: a function of the context.
         init_std: std at the start. Smaller explores less; it is not scaled by the action range.
+        min_std: the std is never below. One learned std is that of all tasks and falls as most of them want it to; this
+            keeps exploration for the others. What has fallen below stays there: a clamped std has no gradient.
         observe_token: the actor's head also reads the newest token directly, not only through the encoder.
         critic_kind: ``"shared"``: reads the actor's context vector. ``"separate"``: has `critic_encoder`, at twice the
             cost. ``"single_step"``: an MLP on the newest token (TrMRL).
@@ -130,7 +133,14 @@ def make_actor_critic(
         >>> policy, actor, critic = make_actor_critic(
         ...     encoder=encoder, memory=EpisodicMemory(encoder), action_spec=Bounded(-1, 1, (1,)))
     """
-    _check_kinds(std=std, init_std=init_std, critic_kind=critic_kind, encoder=encoder, critic_encoder=critic_encoder)
+    _check_kinds(
+        std=std,
+        init_std=init_std,
+        min_std=min_std,
+        critic_kind=critic_kind,
+        encoder=encoder,
+        critic_encoder=critic_encoder,
+    )
     action_dim = action_spec.shape[-1]
     if encoder.action_dim != action_dim:
         raise ValueError(f"The encoder expects actions of size {encoder.action_dim}; the action spec has {action_dim}.")
@@ -140,7 +150,7 @@ def make_actor_critic(
         modules.append(NewestToken(keys.ACTOR_TOKEN, tokens=encoder.tokens))
         head_keys.append(keys.ACTOR_TOKEN)
     inputs = encoder.d_model + (encoder.token_dim if observe_token else 0)
-    head = _gaussian_head(inputs, action_dim, hidden, std=std, init_std=init_std)
+    head = _gaussian_head(inputs, action_dim, hidden, std=std, init_std=init_std, min_std=min_std)
     modules.append(TensorDictModule(head, in_keys=head_keys, out_keys=[keys.LOC, keys.SCALE]))
     actor = ProbabilisticActor(
         TensorDictSequential(*modules),
@@ -196,14 +206,16 @@ class _GaussianHead(nn.Module):
         return loc, scale
 
 
-def _gaussian_head(in_features: int, action_dim: int, hidden: Sequence[int], *, std: Std, init_std: float) -> nn.Module:
+def _gaussian_head(
+    in_features: int, action_dim: int, hidden: Sequence[int], *, std: Std, init_std: float, min_std: float
+) -> nn.Module:
     log_std = float(torch.tensor(init_std).log())
     if std == "independent":
-        scale: nn.Module = AddStateIndependentNormalScale(action_dim, init_value=log_std)
+        scale: nn.Module = AddStateIndependentNormalScale(action_dim, init_value=log_std, scale_lb=min_std)
         return _GaussianHead(_mlp(in_features, action_dim, hidden, gain=0.01), scale)
     mlp = _mlp(in_features, 2 * action_dim, hidden, gain=0.01)
     nn.init.constant_(mlp[-1].bias[action_dim:], log_std)
-    return _GaussianHead(mlp, NormalParamExtractor(scale_mapping="exp"))
+    return _GaussianHead(mlp, NormalParamExtractor(scale_mapping="exp", scale_lb=min_std))
 
 
 def _mlp(in_features: int, out_features: int, hidden: Sequence[int], *, gain: float) -> MLP:
@@ -219,6 +231,7 @@ def _check_kinds(
     *,
     std: str,
     init_std: float,
+    min_std: float,
     critic_kind: str,
     encoder: ContextEncoder,
     critic_encoder: ContextEncoder | None,
@@ -227,6 +240,8 @@ def _check_kinds(
         raise ValueError(f"std={std!r} is unknown; choose one of {', '.join(STDS)}.")
     if init_std <= 0:
         raise ValueError(f"init_std={init_std} must be positive.")
+    if not 0 < min_std <= init_std:
+        raise ValueError(f"min_std={min_std} must be positive and at most init_std={init_std}.")
     if critic_kind not in CRITIC_KINDS:
         raise ValueError(f"critic_kind={critic_kind!r} is unknown; choose one of {', '.join(CRITIC_KINDS)}.")
     if (critic_kind == "separate") != (critic_encoder is not None):

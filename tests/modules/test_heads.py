@@ -40,6 +40,20 @@ def test_the_initial_std_is_the_one_asked_for_and_the_mean_is_near_zero(std):
 
 
 @pytest.mark.parametrize("std", ["independent", "dependent"])
+def test_the_std_falls_to_the_least_one_and_not_below(std):
+    for min_std, expected in ((0.2, 0.2), (1e-4, math.exp(-2))):
+        _, actor, _ = build(std=std, min_std=min_std)
+        with torch.no_grad():  # learned until the logarithm is -2
+            if std == "independent":
+                actor.get_submodule("module.0.module.1.module.scale").state_independent_scale.fill_(-2)
+            else:
+                last = [module for module in actor.modules() if isinstance(module, torch.nn.Linear)][-1]
+                last.weight[ACTION:] = 0
+                last.bias[ACTION:] = -2
+        assert_same(actor.get_dist(some_contexts()).stddev, torch.full((12, ACTION), expected))
+
+
+@pytest.mark.parametrize("std", ["independent", "dependent"])
 def test_the_log_prob_is_that_of_a_gaussian(std):
     _, actor, _ = build(std=std)
     with set_exploration_type(ExplorationType.RANDOM):
@@ -218,6 +232,8 @@ def test_the_value_head_is_found_in_every_critic():
     [
         ({"std": "fixed"}, r"std='fixed' is unknown; choose one of independent, dependent"),
         ({"init_std": 0.0}, r"init_std=0.0 must be positive"),
+        ({"min_std": 0.0}, r"min_std=0.0 must be positive and at most init_std=1.0"),
+        ({"min_std": 0.5, "init_std": 0.4}, r"min_std=0.5 must be positive and at most init_std=0.4"),
         ({"critic_kind": "twin"}, r"critic_kind='twin' is unknown; choose one of shared, separate, single_step"),
         ({"critic_kind": "separate"}, r"critic_encoder with 'separate' and only then"),
         ({"critic_encoder": make_encoder()}, r"critic_encoder with 'separate' and only then"),

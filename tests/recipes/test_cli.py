@@ -47,6 +47,7 @@ WRONG: dict[str, tuple[list[str], list[str]]] = {
     "boolean for number": (["optim.lr=true"], ["optim.lr is True", "a number"]),
     "number for string": (["env.name=10"], ["env.name is 10", "a string"]),
     "null": (["seed=null"], ["seed is null", "an integer"]),
+    "least std": (["policy.min_std=2"], ["policy.min_std is 2", "at most policy.init_std, which is 1.0"]),
     "string where null is allowed": (["collector.frames_per_batch=all"], ["'all'", "an integer or null"]),
     "not finite": (["optim.lr=nan"], ["optim.lr is nan", "finite"]),
     "seed": (["seed=-1"], ["seed is -1", "from 0 to"]),
