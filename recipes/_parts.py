@@ -1,8 +1,11 @@
 """From a recipe's configuration to the parts that training is composed of."""
 
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
+import torch
 from omegaconf import DictConfig
+from tensordict import TensorDictBase
 from torchrl.collectors import Collector
 from torchrl.envs import EnvBase
 
@@ -16,7 +19,7 @@ from htrmrl_torchrl import (
 )
 from htrmrl_torchrl.networks import Networks
 from recipes._environment import names_of_tasks
-from recipes._relations import frames_of_context, frames_per_batch
+from recipes._relations import batches_per_update, frames_of_context, frames_per_batch
 from recipes._run_folder import plain
 
 
@@ -82,10 +85,10 @@ def advantages(config: DictConfig) -> TrialGAE:
 
 
 def replay_buffer(config: DictConfig, networks: Networks) -> EpisodicReplayBuffer:
-    """Room for one batch and for what its contexts show of earlier ones."""
+    """Room for what an update learns from and for what its contexts show of earlier batches."""
     return EpisodicReplayBuffer(
         storage=EpisodicStorage(
-            frames_per_batch(config) + frames_of_context(config),
+            config.collector.grow_to * frames_per_batch(config) + frames_of_context(config),
             window=networks.encoder.window,
             episodes=networks.encoder.episodes,
             scope=config.memory.scope,
@@ -108,3 +111,18 @@ def collector_of(config: DictConfig, env: EnvBase, networks: Networks) -> Collec
         storing_device=config.device,
         auto_register_policy_transforms=False,
     )
+
+
+def grown(
+    batches: Iterable[TensorDictBase], config: DictConfig, progress: Mapping[str, Any]
+) -> Iterator[TensorDictBase]:
+    """As many successive batches ``[N, T]`` in one, ``[N, m * T]``, as the update that follows is to learn from.
+
+    They are of the same policy, and whole trials each, so it is as if more lanes had played at once.
+    """
+    parts = []
+    for batch in batches:
+        parts.append(batch)
+        if len(parts) >= batches_per_update(config, frames=progress["frames"]):
+            yield torch.cat(parts, 1) if len(parts) > 1 else batch
+            parts = []

@@ -18,6 +18,12 @@ def frames_per_batch(config: DictConfig) -> int:
     return int(config.collector.frames_per_batch or frames_per_trial_batch(config))
 
 
+def batches_per_update(config: DictConfig, *, frames: int) -> int:
+    """Batches that the update learns from which begins to collect at ``frames``; from 1 to ``collector.grow_to``."""
+    grown = min(frames / config.collector.grow_over, 1.0)
+    return 1 + int((config.collector.grow_to - 1) * grown)
+
+
 def frames_of_context(config: DictConfig) -> int:
     """Most frames that are kept beside a batch because they may still be shown."""
     if config.memory.scope == "trial":

@@ -95,6 +95,8 @@ RULES: dict[str, Rule] = {
     "optim.schedule": one_of("constant", "linear"),
     "optim.target_kl": Rule("greater than 0", lambda value: value > 0, float),
     "collector.frames_per_batch": at_least(1, kind=int),
+    "collector.grow_to": at_least(1),
+    "collector.grow_over": at_least(1),
     "eval.every_frames": at_least(1),
     "eval.goals_per_task": at_least(1),
     "eval.protocol": one_of("strict", "garage"),

@@ -37,6 +37,7 @@ from recipes._parts import (
     advantages,
     agent_arguments,
     collector_of,
+    grown,
     learning_rate,
     next_share,
     ppo_loss,
@@ -144,7 +145,7 @@ def _train(config: DictConfig) -> None:
     clock = time.perf_counter()
     batches = guard.batches(collector) if progress["frames"] < config.total_frames else iter(())
     try:
-        for batch in batches:
+        for batch in grown(batches, config, progress):
             collected = time.perf_counter()
             torch.set_num_threads(threads)
 

@@ -1,13 +1,16 @@
 """Every number of a configuration reaches the part that it is for."""
 
 import pytest
+import torch
+from tensordict import assert_close
 from torchrl.collectors import Collector
 from torchrl.envs import SerialEnv, TransformedEnv
 
 from htrmrl_torchrl import TrialTransform, make_env
 from htrmrl_torchrl.networks import build_networks
 from recipes._cli import load_config
-from recipes._parts import advantages, agent_arguments, collector_of, ppo_loss, replay_buffer, reward_normalizer
+from recipes._parts import advantages, agent_arguments, collector_of, grown, ppo_loss, replay_buffer, reward_normalizer
+from recipes._relations import batches_per_update
 from tests.helpers import Walk
 from tests.recipes.runs import metrics, run
 
@@ -34,6 +37,7 @@ CHANGED = {
     "loss.segment_frames": 3,
     "loss.minibatch_frames": 12,
     "collector.frames_per_batch": 72,
+    "collector.grow_to": 3,
 }
 
 
@@ -102,3 +106,34 @@ def test_there_is_room_for_remembered_episodes_and_the_one_that_a_batch_cuts():
         context.append(len(buffer.storage) - 4)
     collector.shutdown()
     assert context == [0, 1 + 3, 4 + 3, 4 + 3, 1 + 2]  # the latest episode that ended and what has run of the next
+
+
+def test_batches_grow_one_by_one_and_no_further():
+    config = load_config("toy_ppo", ["collector.grow_to=4", "collector.grow_over=900"])
+    expected = {0: 1, 299: 1, 300: 2, 599: 2, 600: 3, 899: 3, 900: 4, 10_000: 4}
+    assert {frames: batches_per_update(config, frames=frames) for frames in expected} == expected
+    assert batches_per_update(load_config("toy_ppo"), frames=10**9) == 1
+
+
+def test_two_batches_in_one_are_what_a_collector_of_twice_the_size_collects():
+    """Every key, what later episodes are shown of earlier ones included; trials of 2 lanes * 3 episodes * 6 steps."""
+    collected = []
+    for batch_frames, growth in ((72, ()), (36, ("collector.grow_to=2", "collector.grow_over=1"))):
+        sizes = ["env.num_envs=2", "env.episodes_per_trial=3", "loss.minibatch_frames=36", "loss.segment_frames=6"]
+        config = load_config("toy_ppo", [*sizes, f"collector.frames_per_batch={batch_frames}", *growth])
+        env = make_env("toy", num_envs=2, episodes_per_trial=3, seed=1)
+        torch.manual_seed(0)
+        networks = build_networks(**agent_arguments(config, env))
+        collector, buffer = collector_of(config, env, networks), replay_buffer(config, networks)
+        batches = grown(collector.iterator(), config, {"frames": 1})
+        for _ in range(2):
+            batch = next(batches)
+            frames = buffer.extend(batch)
+            buffer.empty()
+            collected.append((batch, frames))
+        collector.shutdown()
+    large, parts = collected[:2], collected[2:]
+    for (expected, rows), (found, same_rows) in zip(large, parts, strict=True):
+        assert found.shape == (2, 36) and torch.equal(rows, same_rows)
+        assert_close(found.exclude("collector"), expected.exclude("collector"), rtol=0, atol=0)
+    assert not torch.equal(parts[0][0]["action"][:, :18], parts[0][0]["action"][:, 18:])

@@ -195,6 +195,18 @@ def test_the_learning_rate_holds_the_kl_and_a_continued_run_goes_on_with_it(tmp_
     assert metrics(tmp_path / "whole") == straight
 
 
+def test_batches_grow_and_a_continued_run_goes_on_with_its_own(tmp_path):
+    growing = ["total_frames=1536", "collector.grow_to=3", "collector.grow_over=768", *TINY]
+    train_here(tmp_path / "run", *growing)
+    straight = metrics(tmp_path / "run")
+    # One batch of 192 frames until 384, two until 768, then three.
+    assert sorted({frames for frames, _ in straight}) == [192, 384, 768, 1344, 1920]
+    middle = min((tmp_path / "run" / "checkpoints").glob("step-*"))
+    assert read_component(middle, "progress")["frames"] == 1344
+    train_here(tmp_path / "run", *growing, f"resume={middle}")
+    assert metrics(tmp_path / "run") == straight
+
+
 def test_the_learning_rate_is_what_adam_steps_with(toy_run, tmp_path):
     """The first updates have the same rate, so the second batches are the same; the third ones show the lower rate."""
     train_here(tmp_path / "run", "total_frames=768", "optim.schedule=linear", *TINY)
