@@ -14,7 +14,7 @@ def frames_per_trial_batch(config: DictConfig) -> int:
 
 
 def frames_per_batch(config: DictConfig) -> int:
-    """Frames between two updates: ``collector.frames_per_batch``, or one trial per lane where that is null."""
+    """Frames of a batch of the collector: ``collector.frames_per_batch``, or one trial per lane where that is null."""
     return int(config.collector.frames_per_batch or frames_per_trial_batch(config))
 
 

@@ -53,7 +53,7 @@ def evaluate(
 
     Every (task, goal) pair is played in one trial and counted once; success never ends an episode. The agent's
     weights, memory and random streams stay as they are, and so does torch's random state; the same call gives the same
-    report, on other machines too: agents play in float64, see `htrmrl_torchrl.evaluation.exact`.
+    report, in whatever order a processor adds: agents play in float64, see `htrmrl_torchrl.evaluation.exact`.
     (`protocol="metaworld"` hands over to the simulator's own evaluator, which counts otherwise.)
 
     Args:

@@ -1,11 +1,11 @@
-"""The same trials on every machine.
+"""The same trials, in whatever order a processor adds.
 
 Processors add in different orders (vector width, threads), so networks in float32 differ in their last digits from
 machine to machine. Contacts in a simulator make another trial of that within an episode. In float64 the last digits
-are some nine orders of magnitude below the grid that actions are rounded to here, so machines that compute differently
-still execute the same actions, bit for bit (but for one in a billion that lies so near to the middle between two
-numbers of the grid). The simulators compute in float64, alike on all x86-64 processors with FMA (since 2013; the C
-library's sine differs without).
+are far below the grid that actions are rounded to here, so machines that add in different orders still execute the
+same actions, bit for bit, but for a rare one that lies that near to the middle between two numbers of the grid. The
+simulators compute in float64 with the instructions that they were compiled to; what they take from the C library
+differs on x86-64 without FMA (before 2013).
 """
 
 import torch
