@@ -56,6 +56,24 @@ class _State:
         self._owner.load_checkpoint_state(state)
 
 
+class _RandomStreams:
+    """The global random streams; those of GPUs are left behind where there are not as many of them.
+
+    `GlobalRNGState` alone refuses to go on there.
+    """
+
+    def state_dict(self) -> dict[str, Any]:
+        return GlobalRNGState().state_dict()
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        if len(state.get("torch_cuda", [])) == torch.cuda.device_count():
+            GlobalRNGState().load_state_dict(state)
+            return
+        GlobalRNGState().load_state_dict({name: stream for name, stream in state.items() if name != "torch_cuda"})
+        with torch.random.fork_rng(devices=[]):  # what is drawn on GPUs follows from the CPU's stream, which stays put
+            torch.cuda.manual_seed_all(int(torch.randint(2**62, ())))
+
+
 class _Marked:
     """Something with a state, and a copy of the state that it had at the last boundary."""
 
@@ -135,7 +153,7 @@ class RunCheckpoints:
             "optimizer": _Marked(optimizer),
             "rewards": _Marked(rewards),
             "memory": _Marked(_State(memory)),
-            "rng": _Marked(GlobalRNGState()),
+            "rng": _Marked(_RandomStreams()),
             **({} if env is None else {"env": _Marked(_State(env))}),
             **({} if storage is None else {"storage": _Marked(_State(storage))}),
         }

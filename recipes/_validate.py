@@ -109,8 +109,8 @@ RULES: dict[str, Rule] = {
 
 # Keys, and beginnings of keys, that a run may change when it goes on: none changes what is learned.
 FREE = (
-    "total_frames", "resume", "run_dir", "env.num_workers", "env.worker_timeout", "env.restart_workers", "faults.",
-    "checkpoint.", "eval.every_frames",
+    "total_frames", "resume", "run_dir", "device", "env.num_workers", "env.worker_timeout", "env.restart_workers",
+    "faults.", "checkpoint.", "eval.every_frames",
 )  # fmt: skip
 
 LOCK = ".lock"  # in a run folder, of the process that runs in it

@@ -1,6 +1,7 @@
 """The same code on a CUDA device. Nothing here runs without one: ``pytest -m gpu``."""
 
 import csv
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -12,6 +13,7 @@ from torchrl.collectors import Collector
 
 from htrmrl_torchrl import EpisodicReplayBuffer, EpisodicStorage, HTrMRLAgent, evaluate, keys, make_env
 from tests.helpers import assert_same, networks_for_toy
+from tests.recipes.runs import curve, metrics
 
 pytestmark = pytest.mark.gpu
 ROOT = Path(__file__).resolve().parents[1]
@@ -75,10 +77,35 @@ def test_evaluation_counts_alike_on_both_devices():
     ids=str,
 )
 def test_the_recipe_trains_on_the_device(tmp_path, overrides):
-    command = [sys.executable, str(ROOT / "recipes" / "toy_ppo.py"), f"run_dir={tmp_path / 'run'}", "device=cuda"]
-    done = subprocess.run([*command, "total_frames=6144", *overrides], capture_output=True, text=True, timeout=600)
-    assert done.returncode == 0, done.stderr
-    with (tmp_path / "run" / "metrics.csv").open(newline="") as file:
+    toy(tmp_path, "device=cuda", "total_frames=6144", *overrides)
+    with (tmp_path / "metrics.csv").open(newline="") as file:
         ratios = [float(r["value"]) for r in csv.DictReader(file) if r["metric"] == "ppo/first_minibatch_ratio"]
     tolerance = 1e-2 if "compute.autocast=bf16" in overrides else 1e-5
     assert len(ratios) == 4 and all(abs(ratio - 1) <= tolerance for ratio in ratios)
+
+
+def toy(run_dir, *overrides, **environment):
+    command = [sys.executable, str(ROOT / "recipes" / "toy_ppo.py"), f"run_dir={run_dir}", "eval.every_frames=3072"]
+    done = subprocess.run(
+        [*command, *overrides], capture_output=True, text=True, timeout=600, env=os.environ | environment
+    )
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize("encoder", ["htrmrl_toy", "rl2"])
+def test_a_run_continued_on_the_device_equals_one_that_was_not_stopped(encoder, tmp_path):
+    toy(tmp_path / "whole", "device=cuda", "total_frames=6144", f"encoder={encoder}")
+    for total in (3072, 6144):
+        toy(tmp_path / "stopped", "device=cuda", f"total_frames={total}", f"encoder={encoder}")
+    whole, stopped = (
+        {(frames, name): value for frames, name, value in metrics(tmp_path / run)} for run in ("whole", "stopped")
+    )
+    assert whole == stopped and len(whole) > 100
+
+
+def test_a_run_goes_on_where_there_is_no_gpu_and_back(tmp_path):
+    toy(tmp_path, "device=cpu", "total_frames=1536", CUDA_VISIBLE_DEVICES="")
+    toy(tmp_path, "device=cuda", "total_frames=3072")
+    toy(tmp_path, "device=cpu", "total_frames=4608", CUDA_VISIBLE_DEVICES="")
+    toy(tmp_path, "device=cuda", "total_frames=6144")
+    assert [frames for frames, _ in curve(tmp_path, "train/return")] == [1536, 3072, 4608, 6144]
