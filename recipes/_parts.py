@@ -1,5 +1,6 @@
 """From a recipe's configuration to the parts that training is composed of."""
 
+import os
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
@@ -21,6 +22,16 @@ from htrmrl_torchrl.networks import Networks
 from recipes._environment import names_of_tasks
 from recipes._relations import batches_per_update, frames_of_context, frames_per_batch
 from recipes._run_folder import plain
+
+
+def make_repeatable(device: str) -> None:
+    """A run on a GPU is the same every time, as on the CPU: by default its sums are taken in any order.
+
+    Call it before the first tensor is on the device.
+    """
+    if torch.device(device).type == "cuda":
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+        torch.use_deterministic_algorithms(True)
 
 
 def agent_arguments(config: DictConfig, env: EnvBase) -> dict[str, Any]:

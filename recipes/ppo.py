@@ -39,6 +39,7 @@ from recipes._parts import (
     collector_of,
     grown,
     learning_rate,
+    make_repeatable,
     next_share,
     ppo_loss,
     replay_buffer,
@@ -67,6 +68,7 @@ def train(config: DictConfig) -> None:
 
 def _train(config: DictConfig) -> None:
     torchrl_logger.setLevel("WARNING")  # its notes on allocated buffers would cut through the progress bar
+    make_repeatable(config.device)
     torch.manual_seed(config.seed)
     run_dir = Path(config.run_dir)
     resume_from = checkpoint_to_resume(config, run_dir)

@@ -9,6 +9,7 @@ import zipfile
 import numpy as np
 import pytest
 import torch
+from torchrl.checkpoint import GlobalRNGState
 from torchrl.collectors import Collector
 
 from htrmrl_torchrl import (
@@ -134,6 +135,19 @@ def test_everything_is_restored_bit_for_bit_into_new_objects(tmp_path, critic_ki
     other.checkpoints.restore(path)
     assert torch.equal(torch.get_rng_state(), rng)
     assert_equal(other.state(), expected)
+
+
+def test_a_run_of_a_machine_with_more_gpus_goes_on_without_their_streams(tmp_path, monkeypatch):
+    of_this_machine = GlobalRNGState.state_dict
+    streams = [torch.zeros(16, dtype=torch.uint8)] * (torch.cuda.device_count() + 1)
+    monkeypatch.setattr(GlobalRNGState, "state_dict", lambda self: of_this_machine(self) | {"torch_cuda": streams})
+    run = Run(tmp_path)
+    run.iterate()
+    path = run.save()
+    expected = run.iterate()[0]
+    resumed = Run(tmp_path, seed=9)
+    resumed.restore(path)
+    assert torch.equal(resumed.iterate()[0][keys.ACTION], expected[keys.ACTION])
 
 
 REMEMBER = [

@@ -131,8 +131,13 @@ class RecurrentEncoder(ContextEncoder):
         features = self.mlp(self.tokens(token)).to(state.dtype)
         # torchrl's key for "starts from the given state" (recurrent) or "from zero" (single steps, unused here).
         sequence = TensorDict(features=features, state=state.unsqueeze(-2), is_init=starts, batch_size=token.shape[:-1])
-        # The GRU itself in full precision: its state is fed back to it, and torch's CPU kernel wants one type.
-        with set_recurrent_mode(recurrent), torch.autocast(token.device.type, enabled=False):
+        # The GRU itself in full precision: its state is fed back to it, and torch's CPU kernel wants one type. On a GPU
+        # TF32, cuDNN's default, would make a state of single steps and one of whole sequences differ in the fifth digit.
+        with (
+            set_recurrent_mode(recurrent),
+            torch.autocast(token.device.type, enabled=False),
+            torch.backends.cudnn.flags(enabled=True, allow_tf32=False),
+        ):
             hidden: Tensor = self.gru(sequence).get("hidden")
         return hidden
 
