@@ -92,12 +92,14 @@ def run(config: DictConfig) -> None:
     except (ValueError, FileNotFoundError) as error:
         raise UserError(str(error)) from error
     folder = Path(config.out) if config.out else run_folder_of(paths[0]) / "evaluations"
+    own = config.out is None and len(paths) == 1 and paths[0].parent.name == "checkpoints"
     rules = report.protocol
     episodes = f"{rules.goals_per_task}goals_{rules.adaptation_episodes}+{rules.evaluation_episodes}episodes"
     which = f"{report.runs[0]['frames']:012d}" if len(paths) == 1 else f"{len(paths)}runs"
     label = str(paths[0].name) if len(paths) == 1 else f"{len(paths)} runs"
     name = re.sub(r"[^A-Za-z0-9.-]+", "_", benchmark)
-    stem = folder / f"{name}_{config.split}_{rules.name}_{episodes}_seed{config.seed}_{which}{_unusual(config, report)}"
+    unusual = _unusual(config, report, own=own)
+    stem = folder / f"{name}_{config.split}_{rules.name}_{episodes}_seed{config.seed}_{which}{unusual}"
     report.save(stem.with_name(f"{stem.name}.json"))
     plot_tasks({label: report}).savefig(stem.with_name(f"{stem.name}_by_task.png"), dpi=150)
     if report.success.shape[-1] > 1:
@@ -109,8 +111,8 @@ def run(config: DictConfig) -> None:
     print(f"\n{report}\n\n{time.perf_counter() - started:.0f} s; everything is in {stem}*")
 
 
-def _unusual(config: DictConfig, report: "EvaluationReport") -> str:
-    """What else tells this report from others in its folder, for its name."""
+def _unusual(config: DictConfig, report: "EvaluationReport", *, own: bool) -> str:
+    """What else tells this report from others in its folder, for its name; ``own``: the folder is this run's own."""
     from htrmrl_torchrl.envs.benchmarks import find_benchmark
     from htrmrl_torchrl.evaluation import PROTOCOLS
 
@@ -119,8 +121,7 @@ def _unusual(config: DictConfig, report: "EvaluationReport") -> str:
         f"horizon{horizon}": horizon != find_benchmark(report.benchmark).default_horizon,
         actions: actions != PROTOCOLS[report.protocol.name].evaluation_actions,
         f"goals{report.benchmark_seed}": report.benchmark_seed != 0,
-        # In a folder of their own runs are told apart by the folder.
-        _digest(report): config.out is not None,
+        _digest(report): not own,
     }
     return "".join(f"_{part}" for part, shown in parts.items() if shown)
 

@@ -132,7 +132,8 @@ class RecurrentEncoder(ContextEncoder):
         # torchrl's key for "starts from the given state" (recurrent) or "from zero" (single steps, unused here).
         sequence = TensorDict(features=features, state=state.unsqueeze(-2), is_init=starts, batch_size=token.shape[:-1])
         # The GRU itself in full precision: its state is fed back to it, and torch's CPU kernel wants one type. On a GPU
-        # TF32, cuDNN's default, would make a state of single steps and one of whole sequences differ in the fifth digit.
+        # TF32, cuDNN's default, would make the state of single steps and that of whole sequences differ in their fifth
+        # digit.
         with (
             set_recurrent_mode(recurrent),
             torch.autocast(token.device.type, enabled=False),

@@ -152,6 +152,17 @@ def test_a_checkpoint_file_and_no_adaptation(trained, recipe, tmp_path):
     assert content["runs"][0]["checkpoint"] == str(checkpoint) and content["goal"] == [0, 1]
 
 
+def test_reports_of_checkpoints_side_by_side_do_not_replace_each_other(trained, recipe, tmp_path):
+    kept = [shutil.copy(path, tmp_path) for path in sorted((trained / "checkpoints").iterdir())]
+    for chosen in (*kept, f"{tmp_path}/*.torchrl"):
+        _, error, code = recipe(f"checkpoint={chosen}", "num_workers=0", "adaptation_episodes=0", "goals_per_task=1")
+        assert code == 0, error
+    reports = [EvaluationReport.load(path) for path in (tmp_path / "evaluations").glob("*.json")]
+    assert sorted(tuple(run["checkpoint"] for run in report.runs) for report in reports) == sorted(
+        [*((path,) for path in kept), tuple(kept)]
+    )
+
+
 WRONG = {
     "no checkpoint": ([], ["checkpoint is missing", "checkpoint=runs/ml10_ppo_seed1"]),
     "nothing there": (["checkpoint={tmp}/nowhere"], ["nowhere' but nothing is there"]),
