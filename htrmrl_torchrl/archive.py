@@ -12,6 +12,7 @@ damage, not origin: whoever forges a file seals it too, hence the checks on what
 
 import hashlib
 import json
+import logging
 import os
 import re
 import stat
@@ -24,6 +25,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 import torch
+from torchrl import torchrl_logger
 from torchrl.checkpoint import Checkpoint, CheckpointAdapter
 
 _LABEL, _DIGEST = b"sha256:", 64  # the label before the hexadecimal digits, and their number
@@ -193,3 +195,17 @@ def refused_by_name(path: str | Path) -> Iterator[None]:
     ) as error:  # fmt: skip
         said = " ".join(str(error).split()) or type(error).__name__
         raise NotACheckpoint(path, f"its content does not fit: {said[:_SAID]}") from error
+
+
+@contextmanager
+def of_any_versions() -> Iterator[None]:
+    """For reading numbers alone, which no package's version changes: TorchRL would warn of other ones at every read."""
+
+    def is_of_something_else(record: logging.LogRecord) -> bool:
+        return "version skew" not in record.getMessage()
+
+    torchrl_logger.addFilter(is_of_something_else)
+    try:
+        yield
+    finally:
+        torchrl_logger.removeFilter(is_of_something_else)

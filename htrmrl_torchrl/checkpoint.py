@@ -16,7 +16,7 @@ from tensordict.nn import TensorDictModuleBase
 from torch.optim import Optimizer
 from torchrl.checkpoint import Checkpoint, CheckpointRotation, GlobalRNGState
 
-from htrmrl_torchrl.archive import NotACheckpoint, TensorFiles, check_archive, refused_by_name, seal
+from htrmrl_torchrl.archive import NotACheckpoint, TensorFiles, check_archive, of_any_versions, refused_by_name, seal
 from htrmrl_torchrl.files import sync_folder
 from htrmrl_torchrl.reward_norm import TaskRewardNormalizer
 from htrmrl_torchrl.versions import versions
@@ -209,7 +209,8 @@ class RunCheckpoints:
         with refused_by_name(path):
             self._checkpoint.load(path, components={*self._marked, "progress"} - {"rng"})
             self._copy_progress(self._marked_progress, self._progress)
-            self._checkpoint.load(path, components=["rng"])
+            with of_any_versions():  # has been said
+                self._checkpoint.load(path, components=["rng"])
 
     def rewind(self) -> None:
         """Makes the marked boundary the latest: what another continuation of the run saved beyond it goes.
@@ -282,7 +283,7 @@ def load_weights(path: str | Path, **networks: TensorDictModuleBase) -> None:
     checkpoint = Checkpoint()
     for name, network in networks.items():
         checkpoint.register(name, network, adapter=TensorFiles())
-    with refused_by_name(path):
+    with refused_by_name(path), of_any_versions():
         checkpoint.load(path)
 
 
@@ -300,7 +301,7 @@ def read_component(path: str | Path, name: str) -> dict[str, Any]:
     """
     component: dict[str, Any] = {}
     check_archive(path)
-    with refused_by_name(path):
+    with refused_by_name(path), of_any_versions():
         Checkpoint(**{name: component}).load(path, components=[name])
     return component
 
@@ -341,7 +342,7 @@ def export_agent(path: str | Path, out: str | Path) -> Path:
     for name, held in weights.items():
         for checkpoint in (source, target):
             checkpoint.register(name, held, adapter=TensorFiles())
-    with refused_by_name(path):
+    with refused_by_name(path), of_any_versions():
         source.load(path)
     out.parent.mkdir(parents=True, exist_ok=True)
     return _write_whole(target, out, stage=out.with_name(f".{out.name}.stage"), metadata={})

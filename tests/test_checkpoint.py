@@ -9,6 +9,7 @@ import zipfile
 import numpy as np
 import pytest
 import torch
+from torchrl import torchrl_logger
 from torchrl.checkpoint import GlobalRNGState
 from torchrl.collectors import Collector
 
@@ -148,6 +149,23 @@ def test_a_run_of_a_machine_with_more_gpus_goes_on_without_their_streams(tmp_pat
     resumed = Run(tmp_path, seed=9)
     resumed.restore(path)
     assert torch.equal(resumed.iterate()[0][keys.ACTION], expected[keys.ACTION])
+
+
+def test_other_versions_are_said_once_and_only_where_a_run_goes_on(tmp_path, monkeypatch, caplog):
+    run = Run(tmp_path)
+    path = run.save()
+    monkeypatch.setattr("torchrl.checkpoint._checkpoint.torchrl_version", "9.0")
+    torchrl_logger.addHandler(caplog.handler)
+    try:
+        load_networks(path)
+        read_component(path, "config")
+        export_agent(path, tmp_path / "agent.torchrl")
+        assert not caplog.records
+        run.checkpoints.restore(path)
+    finally:
+        torchrl_logger.removeHandler(caplog.handler)
+    (record,) = caplog.records
+    assert "runtime='9.0'" in record.getMessage()
 
 
 REMEMBER = [
