@@ -107,7 +107,8 @@ RULES: dict[str, Rule] = {
     "checkpoint.keep": at_least(1),
 }
 
-# Keys, and beginnings of keys, that a run may change when it goes on: none changes what is learned.
+# Keys, and beginnings of keys, that a run may change when it goes on: none changes what is learned (another device only
+# draws other noise).
 FREE = (
     "total_frames", "resume", "run_dir", "device", "env.num_workers", "env.worker_timeout", "env.restart_workers",
     "faults.", "checkpoint.", "eval.every_frames",
