@@ -3,19 +3,22 @@
 #   make ml10          meta-train on Meta-World ML10          make ml10 ARGS="seed=2 total_frames=1_000_000"
 #   make benchmark     how fast every stage is here  make benchmark ARGS="parts=[update]"
 #   make test          lint, types, tests                     make test ARGS="-k encoder"
+#   make test-portable the tests as on other machines; one alone: make test-narrow, -shuffled, -elsewhere, -busy
 # Another interpreter: make PYTHON=python3.12 test
 PYTHON ?= python3
 ARGS ?=
 JOBS ?= 2
+THREADS ?= 1
 
 PY := .venv/bin/python
 PIP := $(PY) -m pip --disable-pip-version-check
 STAMP := .venv/.installed
 # Workers and simulators fill the cores; more threads within each of them only get in each other's way.
-PYTEST := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 $(PY) -m pytest -n $(JOBS) --dist loadfile
+PYTEST := OMP_NUM_THREADS=$(THREADS) MKL_NUM_THREADS=$(THREADS) $(PY) -m pytest -n $(JOBS) --dist loadfile
 
 .DEFAULT_GOAL := help
-.PHONY: help venv quickstart ml10 benchmark lint types pytest test test-slow clean
+.PHONY: help venv quickstart ml10 benchmark lint types pytest test test-slow clean \
+	test-portable test-narrow test-shuffled test-elsewhere test-busy
 
 help:
 	@sed -n 's/^#   //p' Makefile
@@ -47,13 +50,39 @@ lint: $(STAMP)
 types: $(STAMP)
 	$(PY) -m mypy
 
-pytest: $(STAMP)
+# With another interpreter that has everything (make pytest PY=python3.12), no .venv is made.
+INSTALLED := $(if $(filter .venv/%,$(PY)),$(STAMP))
+
+pytest: $(INSTALLED)
 	$(PYTEST) $(ARGS)
 
 test: lint types pytest
 
 test-slow: $(STAMP)
 	$(PYTEST) -m "slow and not gpu" $(ARGS)
+
+# Each must be green wherever `make test` is.
+test-portable: test-narrow test-shuffled test-elsewhere test-busy
+
+# A processor without wide vectors: torch, MKL, OpenBLAS and numpy.
+test-narrow: $(INSTALLED)
+	ATEN_CPU_CAPABILITY=default MKL_ENABLE_INSTRUCTIONS=SSE4_2 OPENBLAS_CORETYPE=Nehalem \
+		NPY_DISABLE_CPU_FEATURES="X86_V3 X86_V4" $(PYTEST) $(ARGS)
+
+# More threads, and another order: SEED=7 repeats one.
+SEED ?= 1
+test-shuffled: $(INSTALLED)
+	$(MAKE) pytest THREADS=2 ARGS='--random-order --random-order-seed=$(SEED) $(ARGS)'
+
+# Another user's shell: no home, C locale, a narrow terminal, private files, spaces in the temporary folder.
+test-elsewhere: $(INSTALLED)
+	folder="$$(mktemp -d)/a folder"; mkdir "$$folder"; umask 077; TMPDIR="$$folder" HOME=/nonexistent LC_ALL=C \
+		COLUMNS=40 NO_COLOR=1 HYDRA_FULL_ERROR=1 MPLBACKEND=svg PYTHONWARNINGS=default $(PYTEST) $(ARGS)
+
+# Beside two loops for each core.
+test-busy: $(INSTALLED)
+	for loop in $$(seq $$((2 * $$(nproc)))); do sh -c 'while :; do :; done' & loops="$$loops $$!"; done; \
+		trap "kill $$loops" EXIT INT TERM; $(PYTEST) $(ARGS)
 
 clean:
 	rm -rf .venv build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache

@@ -116,7 +116,9 @@ def test_a_new_trial_forgets_and_only_on_its_lanes():
     fresh = HTrMRLAgent(networks, num_envs=3)
     fresh.reset()
     kept, some, forgotten = decide(None), decide([True, False, True]), fresh.act(observation, deterministic=True)
-    assert torch.equal(some[[0, 2]], forgotten[[0, 2]]) and torch.equal(some[1], kept[1])
+    # To float tolerance: with other lanes' windows in the batch, a matrix product may add in another order.
+    assert_same(some[[0, 2]], forgotten[[0, 2]])
+    assert_same(some[1], kept[1])
     assert not torch.isclose(kept, forgotten).any()
 
 
@@ -129,7 +131,7 @@ def test_with_scope_lane_it_equals_the_collector_policy_across_trials():
     assert torch.equal(replay(HTrMRLAgent(networks, num_envs=3, seed=7, scope="lane"), steps), expected_means(steps))
     # Unless asked for, another trial is not seen: only each lane's first one is the same.
     forgetful = replay(HTrMRLAgent(networks, num_envs=3, seed=7), steps)
-    same = (forgetful == expected_means(steps)).all(-1).T  # [lanes, frames]
+    same = ((forgetful - expected_means(steps)).abs() <= 1e-5).all(-1).T  # [lanes, frames]; means are at most 1
     clamped = (expected_means(steps).abs() == 1).all(-1).T
     second = [[t for t, step in enumerate(steps) if step[keys.TRIAL_INIT][lane]][1] for lane in range(3)]
     for lane, start in enumerate(second):

@@ -314,7 +314,7 @@ def test_a_checkpoint_acts_in_a_process_without_clone_or_configuration(tmp_path)
         cwd=tmp_path / "elsewhere",
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=300,
     )
     assert done.returncode == 0, done.stderr
     agent = HTrMRLAgent(run.networks)

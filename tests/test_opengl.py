@@ -10,11 +10,14 @@ from htrmrl_torchrl import opengl
 from htrmrl_torchrl.opengl import RenderingError, choose_backend
 from tests.helpers import skip_without_opengl
 
+# By which a display is found; a Wayland one also without its name, in the folder of its socket.
+DISPLAYS = ("DISPLAY", "WAYLAND_DISPLAY", "XDG_RUNTIME_DIR", "XDG_SESSION_TYPE")
+
 
 @pytest.fixture
 def environment(monkeypatch):
     """No display and no choice; every backend is tried again."""
-    for name in ("DISPLAY", "WAYLAND_DISPLAY", "MUJOCO_GL", "PYOPENGL_PLATFORM"):
+    for name in (*DISPLAYS, "MUJOCO_GL", "PYOPENGL_PLATFORM"):
         monkeypatch.delenv(name, raising=False)
     opengl._try.cache_clear()
     yield monkeypatch
@@ -60,7 +63,7 @@ record_trial(torch.nn.Identity(), "ML1:reach", split="train", task=0, goal=0, ad
     ],
 )
 def test_a_whole_process_ends_with_that_sentence(settings, said):
-    blind = {name: value for name, value in os.environ.items() if name not in ("DISPLAY", "WAYLAND_DISPLAY")}
+    blind = {name: value for name, value in os.environ.items() if name not in DISPLAYS}
     child = subprocess.run(
         [sys.executable, "-c", SCRIPT], env={**blind, **settings}, capture_output=True, text=True, timeout=120
     )

@@ -25,6 +25,11 @@ from tests.helpers import OBSERVATION, past_of, record
 RNG = np.random.default_rng(0)
 
 
+@pytest.fixture(autouse=True)
+def every_test_draws_from_the_beginning():
+    RNG.bit_generator.state = np.random.default_rng(0).bit_generator.state
+
+
 def all_windows(lengths, window):
     """Every (episode, start); an episode shorter than the window has one window, its whole."""
     return [(e, s) for e, n in enumerate(lengths) for s in range(n) if s == 0 or s + window <= n]

@@ -6,6 +6,7 @@ import subprocess
 import sys
 import textwrap
 import time
+from multiprocessing.connection import wait
 
 import numpy as np
 import pytest
@@ -16,7 +17,7 @@ from htrmrl_torchrl.envs.toy import ToyLanes
 from htrmrl_torchrl.envs.workers import WorkerLanes
 from htrmrl_torchrl.faults import WorkerFault
 from tests.faulty import build_endlessly, build_fragile, build_never, build_restless, build_toy
-from tests.recipes.runs import cpu_seconds
+from tests.recipes.runs import DEADLINE, cpu_seconds, state_of, wait_for
 
 
 def is_running(pid):
@@ -25,13 +26,6 @@ def is_running(pid):
     except ProcessLookupError:
         return False
     return True
-
-
-def wait_until(holds, seconds=20):
-    deadline = time.monotonic() + seconds
-    while not holds():
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
 
 
 def workers(builder=build_toy, num_lanes=5, num_workers=2, **timeouts):
@@ -142,10 +136,9 @@ def test_a_killed_worker_ends_the_run_by_name():
     row = env.rand_action(env.reset())
     victim, other = env._lanes.processes
     os.kill(victim.pid, signal.SIGKILL)
-    start = time.monotonic()
+    # It is the death that is noticed: no answer for a while would be another sentence.
     with pytest.raises(RuntimeError, match=rf"environment-worker-0 \(pid {victim.pid}, lanes 0 to 1\).*exit code -9"):
         env.step(row)
-    assert time.monotonic() - start < 4
     assert not is_running(other.pid)  # the others are ended too
     with pytest.raises(RuntimeError, match="closed"):
         env.step(row)
@@ -153,15 +146,17 @@ def test_a_killed_worker_ends_the_run_by_name():
 
 
 def test_a_stopped_worker_is_noticed_killed_and_replaced_by_a_reset_of_all_lanes():
-    lanes = workers(timeout=1.0)
+    lanes = workers()
     first = reset_all(lanes)
     moved = push(lanes, 0.25)[0]
     hung, other = lanes.processes
     os.kill(hung.pid, signal.SIGSTOP)
+    usual, lanes.timeout = lanes.timeout, 1.0  # for the step that hangs alone: others may take long on a busy machine
     start = time.monotonic()
     with pytest.raises(WorkerFault, match=rf"worker-0 \(pid {hung.pid}, lanes 0 to 2\) did not answer within 1 s"):
         push(lanes, 0.25)
-    assert 1 <= time.monotonic() - start < 4
+    assert time.monotonic() - start >= 1
+    lanes.timeout = usual
     assert not is_running(hung.pid) and not is_running(other.pid)
 
     for nothing_runs in (lambda: push(lanes, 0.25), lambda: lanes.reset(*np.zeros((3, 2), np.int64))):
@@ -180,13 +175,20 @@ def test_a_stopped_worker_is_noticed_killed_and_replaced_by_a_reset_of_all_lanes
 
 
 @pytest.mark.slow
-def test_a_step_that_never_ends_ends_the_workers_and_counts_go_on_in_new_ones():
-    lanes = workers(build_restless, num_lanes=2, timeout=1.0)
+def test_a_step_that_never_ends_ends_the_workers_and_counts_go_on_in_new_ones(monkeypatch):
+    lanes = workers(build_restless, num_lanes=2)
     reset_all(lanes)
     push(lanes, 0.0)
     pids = [process.pid for process in lanes.processes]
-    with pytest.raises(WorkerFault, match=r"worker-1.*did not answer within 1 s"):
+    usual, lanes.timeout = lanes.timeout, 1.0
+    with monkeypatch.context() as patch, pytest.raises(WorkerFault, match=r"worker-1.*did not answer within 1 s"):
+        # The first worker's answer comes, however busy the machine is; then the limit counts.
+        patch.setattr(
+            "htrmrl_torchrl.envs.workers.wait",
+            lambda waiting, seconds: wait(waiting, None if len(waiting) > 1 else seconds),
+        )
         push(lanes, -3.0)
+    lanes.timeout = usual
     assert not any(is_running(pid) for pid in pids)
     reset_all(lanes)
     push(lanes, 0.0)
@@ -200,33 +202,44 @@ def test_building_that_never_ends_has_a_larger_limit():
     start = time.monotonic()
     with pytest.raises(WorkerFault, match=r"worker-0.*did not answer within 2 s"):
         workers(build_endlessly, num_workers=1, timeout=0.2, build_timeout=2.0)
-    assert 2 <= time.monotonic() - start < 6
+    assert time.monotonic() - start >= 2
 
 
 @pytest.mark.slow
 def test_the_time_in_which_the_main_process_is_stopped_does_not_count():
-    """As after Ctrl-Z: both sleep, the main process wakes first, and the worker's step of 2.5 s is fast enough."""
+    """As after Ctrl-Z: both sleep for longer than the limit, and the main process wakes first."""
+    limit = 8.0
     script = textwrap.dedent(
-        """
-        from tests.envs.test_workers import build_restless, push, reset_all, workers
+        f"""
+        from tests.envs.test_workers import build_toy, push, reset_all, workers
         if __name__ == "__main__":
-            lanes = workers(build_restless, num_lanes=1, num_workers=1, timeout=4.0)
+            lanes = workers(build_toy, num_lanes=1, num_workers=1)
             reset_all(lanes)
+            lanes.timeout = {limit}
             print(lanes.processes[0].pid, flush=True)
-            push(lanes, 2.5)
+            input()
+            print("asking", flush=True)
+            push(lanes, 0.0)
             print("answered", flush=True)
         """
     )
-    process = python(script)
-    worker = int(process.stdout.readline())
-    for number, target in ((signal.SIGSTOP, process.pid), (signal.SIGSTOP, worker)):
-        os.kill(target, number)
-    time.sleep(6)
-    os.kill(process.pid, signal.SIGCONT)
-    time.sleep(0.5)
+    main = python(script)
+    worker = int(main.stdout.readline())
+    os.kill(worker, signal.SIGSTOP)
+    wait_for(lambda: state_of(worker) == "T", main, "the worker to stop")
+    main.stdin.write("\n")
+    main.stdin.flush()
+    assert main.stdout.readline() == "asking\n"
+    wait_for(lambda: state_of(main.pid) == "S", main, "the main process to wait for the answer")
+    os.kill(main.pid, signal.SIGSTOP)
+    wait_for(lambda: state_of(main.pid) == "T", what="the main process to stop")
+    stopped = time.monotonic()
+    wait_for(lambda: time.monotonic() - stopped > limit, what="the limit to pass")
+    os.kill(main.pid, signal.SIGCONT)
+    wait_for(lambda: state_of(main.pid) == "S", main, "the main process to wait again")
     os.kill(worker, signal.SIGCONT)
-    assert process.communicate(timeout=20) == ("answered\n", None)
-    assert process.returncode == 0
+    assert main.communicate(timeout=DEADLINE) == ("answered\n", None)
+    assert main.returncode == 0
 
 
 def test_a_call_that_was_interrupted_leaves_no_answer_for_the_next_one(monkeypatch):
@@ -314,10 +327,11 @@ def test_workers_leave_when_their_parent_is_killed(busy):
     pids = [int(pid) for pid in parent.stdout.readline().split()]
     assert len(pids) == 2 and all(is_running(pid) for pid in pids)
     if busy:
-        wait_until(lambda: cpu_seconds(pids[1]) > 0.5 + cpu_seconds(pids[0]))  # it is in its loop
+        # It is in its loop: no step takes so long.
+        wait_for(lambda: cpu_seconds(pids[1]) > 0.5 + cpu_seconds(pids[0]), parent, "the endless step")
     parent.kill()
     # The workers hold the other end of this pipe: reading to its end, without the timeout, means that they are gone.
-    assert parent.communicate(timeout=20) == ("", None)
+    assert parent.communicate(timeout=DEADLINE) == ("", None)
 
 
 @pytest.mark.parametrize("num_workers", [0, 6, -1])

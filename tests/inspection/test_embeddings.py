@@ -8,6 +8,11 @@ from htrmrl_torchrl.inspection.embeddings import principal_components, separatio
 RNG = np.random.default_rng(0)
 
 
+@pytest.fixture(autouse=True)
+def every_test_draws_from_the_beginning():
+    RNG.bit_generator.state = np.random.default_rng(0).bit_generator.state
+
+
 def loop_purity(points, labels):
     same = 0
     for i, point in enumerate(points):

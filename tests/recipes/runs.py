@@ -26,7 +26,7 @@ TINY = [
     "eval.every_frames=1_000_000",
     f"checkpoint.every_frames={FRAMES}",
 ]
-DEADLINE = 120.0  # seconds for what takes a few on a machine with nothing else to do
+DEADLINE = 300.0  # seconds for what takes a few on a machine with nothing else to do; only a fault waits for so long
 
 
 def command(run_dir, *overrides, recipe="toy_ppo"):
@@ -148,6 +148,11 @@ def family(process):
 def workers(process):
     """Those of a session's processes that multiprocessing has spawned."""
     return [pid for pid in family(process) if "spawn_main" in read_process(pid, "cmdline")]
+
+
+def state_of(pid):
+    """R where a process runs, S where it waits, T where it is stopped, Z where it has ended; empty if it is gone."""
+    return read_process(pid, "stat").rpartition(")")[2].strip()[:1]
 
 
 def read_process(pid, name):

@@ -254,7 +254,7 @@ def test_stopping_it_stops_the_running_cell_and_the_same_command_goes_on(tmp_pat
     wait_for(lambda: list((out / "all" / "seed=1").glob("checkpoints/step-*")), process, "a checkpoint")
     (child,) = children(process.pid)
     process.send_signal(signal.SIGTERM)
-    _, errors = process.communicate(timeout=60)
+    _, errors = process.communicate(timeout=300)
     assert process.returncode == 0 and "the same command continues" in errors
     assert not Path(f"/proc/{child}").exists()
     assert not (out / "all" / "seed=2").exists()

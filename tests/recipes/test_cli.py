@@ -259,7 +259,7 @@ def in_a_process(
         env={"PYTHONPATH": str(ROOT), "PATH": "", **env},
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=300,
     )
 
 
@@ -272,10 +272,10 @@ def test_a_real_process_refuses_and_leaves_nothing(override: str, tmp_path: Path
 
 
 def test_a_folder_that_only_the_attempt_shows_to_be_unwritable(tmp_path: Path) -> None:
-    """Root may write everywhere by its rights, and in /proc nothing can be made."""
+    """Root may write everywhere by its rights, and in /proc nothing can be made; others may not even try."""
     result = in_a_process(["run_dir=/proc/runs/toy"], tmp_path, script=[str(ROOT / "recipes" / "toy_ppo.py")])
     assert result.returncode == 2, result.stderr
-    assert result.stderr.startswith("error: run_dir is '/proc/runs/toy' but /proc/runs")
+    assert result.stderr.startswith("error: run_dir is '/proc/runs/toy' but /proc")
     assert result.stderr.count("\n") == 1 and list(tmp_path.iterdir()) == []
 
 

@@ -209,11 +209,12 @@ def test_a_real_process_refuses_in_one_sentence(tmp_path):
 @pytest.mark.slow
 def test_a_hanging_worker_ends_it_after_the_time_given(trained, tmp_path):
     said, out = tmp_path / "stderr", tmp_path / "out"
-    arguments = [f"checkpoint={trained}", f"out={out}", "adaptation_episodes=1_000_000", "worker_timeout=1"]
+    arguments = [f"checkpoint={trained}", f"out={out}", "adaptation_episodes=1_000_000", "worker_timeout=10"]
     with said.open("w") as file:
         process = subprocess.Popen([sys.executable, SCRIPT, *arguments], stderr=file, start_new_session=True)
     wait_for(lambda: re.search(r"\d frames/s", said.read_text()), what="its first steps")
     os.kill(workers(process)[0], signal.SIGSTOP)
-    assert process.wait(timeout=60) == 1
-    assert "did not answer within 1 s and was killed" in said.read_text()
-    assert not family(process) and not out.exists()
+    assert process.wait(timeout=300) == 1
+    assert "did not answer within 10 s and was killed" in said.read_text()
+    wait_for(lambda: not family(process), what="the end of all its processes")
+    assert not out.exists()

@@ -6,7 +6,6 @@ import json
 import os
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -22,6 +21,7 @@ from htrmrl_torchrl.modules.heads import value_head
 from htrmrl_torchrl.networks import load_networks
 from recipes._faults import FaultGuard, TooManyFaults, check_losses, check_targets, clip_gradients
 from tests.helpers import WALKS, Walk, assert_same
+from tests.recipes.runs import wait_for
 from tests.test_parity import Pipeline
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -267,7 +267,7 @@ class Run:
             env={**os.environ, "PYTHONPATH": str(ROOT), "FAULT_TEST": str(run_dir), **variables},
         )
         self.stdout, self.stderr = process.communicate(timeout=300)
-        self.ended, self.code, self.dir = time.time(), process.returncode, run_dir
+        self.code, self.dir = process.returncode, run_dir
 
     def faults(self):
         return [line for line in self.stderr.splitlines() if line.startswith("fault while")]
@@ -282,12 +282,9 @@ class Run:
         networks = load_networks(latest_checkpoint(self.dir / "checkpoints")[0])
         return all(parameter.isfinite().all() for parameter in networks.actor.parameters())
 
-    def leftovers(self):
-        """Processes that carry this run's mark; the resource tracker of multiprocessing leaves a moment later."""
-        deadline = time.monotonic() + 10
-        while (left := self._marked()) and time.monotonic() < deadline:
-            time.sleep(0.05)
-        return left
+    def wait_for_leftovers(self):
+        """Waits until no process carries this run's mark; multiprocessing's resource tracker leaves a moment later."""
+        wait_for(lambda: not self._marked(), what="the end of all its processes")
 
     def _marked(self):
         marked = []
@@ -342,27 +339,26 @@ def test_a_run_takes_an_update_back_and_goes_on(tmp_path):
 
 WORKER_FAULTS = {
     "kill": "died with exit code -9",
-    "stop": "did not answer within 2 s and was killed",
-    "loop": "did not answer within 2 s and was killed",
+    "stop": "did not answer within 10 s and was killed",
+    "loop": "did not answer within 10 s and was killed",
     "raise": "the simulator exploded",
 }
 
 
 @pytest.mark.parametrize("kind", [pytest.param(kind, marks=pytest.mark.slow) for kind in WORKER_FAULTS])
 @pytest.mark.parametrize("restart", [False, True])
-def test_a_failed_worker_ends_the_run_within_seconds_or_is_replaced(tmp_path, kind, restart):
-    flag = tmp_path / "flag"
-    run = Run(
-        tmp_path / "run", f"env.restart_workers={restart}", fault=f"{kind}:30", fault_flag=flag, workers=2, timeout=2
-    )
+def test_a_failed_worker_ends_the_run_or_is_replaced(tmp_path, kind, restart):
+    """A death is noticed by itself, in whatever time an answer may take."""
+    limit = 10 if kind in ("stop", "loop") else 3600
+    restart_workers, flag = f"env.restart_workers={restart}", tmp_path / "flag"
+    run = Run(tmp_path / "run", restart_workers, fault=f"{kind}:30", fault_flag=flag, workers=2, timeout=limit)
     assert WORKER_FAULTS[kind] in run.stderr and "environment-worker-" in run.stderr
-    assert run.leftovers() == []
+    run.wait_for_leftovers()
     if restart:
         assert run.code == 0, run.stderr
         assert run.metrics("env/worker_restarts", "faults/collecting") == [[0.0, 1.0, 1.0], [0.0, 1.0, 1.0]]
     else:
         assert run.code == 1
-        assert run.ended - flag.stat().st_mtime < 15  # two for the limit; the rest is a busy machine's
         assert read_component(latest_checkpoint(run.dir / "checkpoints")[0], "progress")["frames"] == 192
     assert run.weights_are_good()
 
@@ -373,4 +369,4 @@ def test_workers_that_die_every_time_end_the_run(tmp_path):
     assert run.code == 3
     assert len(run.faults()) == 2
     assert run.stderr.strip().splitlines()[-1].startswith("error: the run ended after 2 faults in a row")
-    assert run.leftovers() == []
+    run.wait_for_leftovers()

@@ -105,7 +105,7 @@ def test_a_full_disk_ends_saves_and_not_the_run(small_disk):
         path.unlink()
     wait_for(lambda: frames_on_disk(run_dir) > kept, process, "a save after there was room again")
     process.send_signal(signal.SIGINT)
-    _, errors = process.communicate(timeout=60)
+    _, errors = process.communicate(timeout=300)
     assert process.returncode == 0 and "Traceback" not in said + errors, said + errors
     assert_one_curve(run_dir, max(at for at, _, _ in metrics(run_dir)))
 
@@ -118,7 +118,7 @@ def test_a_limit_on_the_size_of_files_ends_saves_and_not_the_run(tmp_path):
 
     run_dir = tmp_path / "run"
     process = start(run_dir, f"total_frames={3 * FRAMES}", preexec=limit)
-    _, errors = process.communicate(timeout=120)
+    _, errors = process.communicate(timeout=300)
     assert process.returncode == 0 and "Traceback" not in errors, errors
     assert errors.count("warning: the checkpoint could not be written (File too large); the run goes on\n") == 3
     assert list((run_dir / "checkpoints").iterdir()) == []
@@ -138,7 +138,7 @@ def test_where_the_boundary_cannot_be_left_the_exit_code_says_so(tmp_path):
     )
     kept = frames_on_disk(run_dir)
     process.send_signal(signal.SIGINT)
-    _, errors = process.communicate(timeout=60)
+    _, errors = process.communicate(timeout=300)
     assert process.returncode == 1
     assert errors.endswith("error: the checkpoint could not be written (File too large); older ones are as they were\n")
     assert frames_on_disk(run_dir) == kept

@@ -162,7 +162,7 @@ def test_every_recipe_still_starts_as_a_script(path: Path, tmp_path: Path):
         [sys.executable, str(path), "--help"],
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=300,
         cwd=tmp_path,
         env=environment,
     )

@@ -68,7 +68,8 @@ def weights(networks):
 @pytest.fixture
 def one_thread(monkeypatch):
     """Sums depend on how they are shared among threads."""
-    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS"):  # of the recipe's process, where torch takes MKL's
+        monkeypatch.setenv(name, "1")
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     yield

@@ -1,0 +1,62 @@
+"""Every test begins alike and leaves the process as it found it: so neither their order nor who runs them matters."""
+
+import os
+import random
+import signal
+import sys
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import pytest
+
+os.environ.pop("PYTHONWARNINGS", None)  # a user's: the processes that tests start would end with others' warnings
+
+# Set by what is imported or drawn for the first time in some test.
+_SET_ONCE = {"GOMP_SPINCOUNT", "MUJOCO_GL", "PYOPENGL_PLATFORM", "PYTEST_CURRENT_TEST"}
+
+
+def _shared() -> dict[str, Any]:
+    """What tests of one process share."""
+    import torch
+
+    mask = os.umask(0)
+    os.umask(mask)
+    return {
+        "environment": {name: value for name, value in os.environ.items() if name not in _SET_ONCE},
+        "folder": os.getcwd(),
+        "umask": mask,
+        "arguments": list(sys.argv),
+        "signal handlers": [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)],
+        "blocked signals": signal.pthread_sigmask(signal.SIG_BLOCK, ()),
+        "errors of numpy": np.geterr(),
+        "print options of numpy": np.get_printoptions(),
+        "threads of torch": torch.get_num_threads(),
+        "default dtype of torch": torch.get_default_dtype(),
+        "gradients of torch": torch.is_grad_enabled(),
+        "deterministic torch": torch.are_deterministic_algorithms_enabled(),
+    }
+
+
+def _seed() -> None:
+    import torch
+
+    random.seed(0)
+    np.random.seed(0)
+    torch.manual_seed(0)
+
+
+@pytest.fixture(autouse=True, scope="module")
+def modules_begin_alike() -> None:
+    """Before what a module's tests share is built."""
+    _seed()
+
+
+@pytest.fixture(autouse=True)
+def tests_begin_and_end_alike() -> Iterator[None]:
+    _seed()
+    before = _shared()
+    yield
+    after = _shared()
+    changed = {name: (before[name], after[name]) for name in before if before[name] != after[name]}
+    assert not changed, f"the test leaves other settings to those that follow: {changed}"
