@@ -94,7 +94,7 @@ def test_the_shipped_evaluation_is_the_strict_one() -> None:
 
 @pytest.mark.parametrize("path", FILES, ids=name_of)
 def test_every_file_explains_itself(path: Path) -> None:
-    text = path.read_text()
+    text = path.read_text(encoding="utf-8")
     header = text.split("\n\n")[0]
     assert all(f"# {word}:" in header for word in ("hardware", "duration", "command"))
     assert keys_without_comment(text) == []

@@ -24,7 +24,7 @@ def imported_packages(source: str) -> Iterator[str]:
 
 @pytest.mark.parametrize("path", sorted((ROOT / "htrmrl_torchrl").rglob("*.py")), ids=lambda path: path.name)
 def test_library_imports_neither_recipes_nor_config_tools(path: Path) -> None:
-    assert not FORBIDDEN & set(imported_packages(path.read_text()))
+    assert not FORBIDDEN & set(imported_packages(path.read_text(encoding="utf-8")))
 
 
 WITHOUT_TORCH = """

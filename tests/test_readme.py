@@ -10,7 +10,7 @@ import pytest
 from tests.recipes.runs import train_here
 
 ROOT = Path(__file__).resolve().parents[1]
-BLOCKS = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
+BLOCKS = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(encoding="utf-8"), re.DOTALL)
 
 
 def execute(code, folder):
@@ -72,7 +72,7 @@ def anchors(page):
 @pytest.mark.parametrize("page", ["README.md", "results/README.md"])
 def test_links_lead_somewhere(page):
     path = ROOT / page
-    links = [link.partition("#") for link in re.findall(r"\]\(([^)\s]+)\)", path.read_text())]
+    links = [link.partition("#") for link in re.findall(r"\]\(([^)\s]+)\)", path.read_text(encoding="utf-8"))]
     links = [(path.parent / target if target else path, anchor) for target, _, anchor in links if "://" not in target]
     assert links
     assert not [str(target) for target, _ in links if not target.exists()]
@@ -81,4 +81,4 @@ def test_links_lead_somewhere(page):
 
 @pytest.mark.parametrize("placeholder", ["QUICKSTART_OUTPUT", "RESULTS_TABLE", "TODO"])
 def test_nothing_is_left_to_fill_in(placeholder):
-    assert placeholder not in (ROOT / "README.md").read_text()
+    assert placeholder not in (ROOT / "README.md").read_text(encoding="utf-8")

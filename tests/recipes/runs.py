@@ -12,6 +12,7 @@ from contextlib import redirect_stdout
 from pathlib import Path
 from unittest.mock import patch
 
+import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from recipes import ppo
@@ -27,6 +28,11 @@ TINY = [
     f"checkpoint.every_frames={FRAMES}",
 ]
 DEADLINE = 300.0  # seconds for what takes a few on a machine with nothing else to do; only a fault waits for so long
+
+
+def python_path(*folders):
+    """These before whatever the interpreter that runs the tests was given."""
+    return os.pathsep.join([*map(str, folders), *filter(None, [os.environ.get("PYTHONPATH")])])
 
 
 def command(run_dir, *overrides, recipe="toy_ppo"):
@@ -46,8 +52,12 @@ def run(run_dir, *overrides, code=0, **options):
 def train_here(run_dir, *overrides, recipe="toy_ppo"):
     """Trains to the end in this process, where everything is imported already; returns what was printed."""
     arguments = [str(ROOT / "recipes" / f"{recipe}.py"), f"run_dir={run_dir}", *overrides]
-    with patch.object(sys, "argv", arguments), redirect_stdout(io.StringIO()) as said:
-        run_recipe(ppo.train, config_name=recipe)
+    threads = torch.get_num_threads()
+    try:
+        with patch.object(sys, "argv", arguments), redirect_stdout(io.StringIO()) as said:
+            run_recipe(ppo.train, config_name=recipe)
+    finally:
+        torch.set_num_threads(threads)  # of which the recipe leaves one
     return said.getvalue()
 
 

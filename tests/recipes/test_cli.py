@@ -11,6 +11,7 @@ from omegaconf import DictConfig
 from recipes import evaluate
 from recipes._cli import Check, UserError, run_recipe
 from recipes._validate import validate
+from tests.recipes.runs import python_path
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -256,7 +257,7 @@ def in_a_process(
     return subprocess.run(
         [sys.executable, *script, *arguments],
         cwd=folder,
-        env={"PYTHONPATH": str(ROOT), "PATH": "", **env},
+        env={"PYTHONPATH": python_path(ROOT), "PATH": "", **env},
         capture_output=True,
         text=True,
         timeout=300,

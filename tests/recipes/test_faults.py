@@ -21,7 +21,7 @@ from htrmrl_torchrl.modules.heads import value_head
 from htrmrl_torchrl.networks import load_networks
 from recipes._faults import FaultGuard, TooManyFaults, check_losses, check_targets, clip_gradients
 from tests.helpers import WALKS, Walk, assert_same
-from tests.recipes.runs import wait_for
+from tests.recipes.runs import python_path, wait_for
 from tests.test_parity import Pipeline
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -264,7 +264,7 @@ class Run:
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
-            env={**os.environ, "PYTHONPATH": str(ROOT), "FAULT_TEST": str(run_dir), **variables},
+            env={**os.environ, "PYTHONPATH": python_path(ROOT), "FAULT_TEST": str(run_dir), **variables},
         )
         self.stdout, self.stderr = process.communicate(timeout=300)
         self.code, self.dir = process.returncode, run_dir

@@ -9,7 +9,7 @@ import pytest
 
 from recipes._lock import locked
 from recipes._validate import UserError
-from tests.recipes.runs import FRAMES, ROOT, frames_on_disk, run, start, wait_for
+from tests.recipes.runs import FRAMES, ROOT, frames_on_disk, python_path, run, start, wait_for
 
 # Waits for a start signal, takes the lock, says so, and keeps it until its stdin is closed.
 HOLDER = """
@@ -30,7 +30,7 @@ except UserError as error:
 def holder(run_dir):
     return subprocess.Popen(
         [sys.executable, "-c", HOLDER, str(run_dir)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
-        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        env={**os.environ, "PYTHONPATH": python_path(ROOT)},
     )  # fmt: skip
 
 

@@ -14,7 +14,7 @@ from htrmrl_torchrl.checkpoint import read_component
 from recipes._cli import UserError, load_config, run_recipe
 from recipes._run_folder import checkpoint_to_resume
 from tests.recipes import runs
-from tests.recipes.runs import assert_no_warning_of_ours, curve, train_here
+from tests.recipes.runs import assert_no_warning_of_ours, curve, python_path, train_here
 from tests.test_archive import forged
 from tests.test_checkpoint import Run
 
@@ -67,7 +67,7 @@ def test_metrics_have_the_documented_names(toy_run):
     expected |= {"attention/inter_evenness/1.1", "attention/past_share", "memory/duplicates", "memory/window_distance"}
     expected |= {"eval/val_forgetting/hidden-goal", "eval/val_test_gap", "norm/gradient/intra.1", "norm/weight/critic"}
     assert expected <= logged
-    glossary = documented((ROOT / "README.md").read_text())
+    glossary = documented((ROOT / "README.md").read_text(encoding="utf-8"))
     assert not [name for name in logged if not any(pattern.fullmatch(name) for pattern in glossary)]
     with (toy_run / "metrics.csv").open(newline="") as file:
         logged = {row["metric"] for row in csv.DictReader(file)}  # those of time and process too
@@ -367,7 +367,7 @@ def test_a_foreign_environment_trains_through_a_dotted_path(tmp_path, monkeypatc
         "def pendulums(*, split, num_envs, seed):\n"
         "    return SerialEnv(num_envs, lambda: GymEnv('Pendulum-v1'))\n"
     )
-    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    monkeypatch.setenv("PYTHONPATH", python_path(tmp_path))
     small = ["env.name=my_envs:pendulums", "env.num_envs=2", "env.horizon=200", "env.episodes_per_trial=1"]
     run("toy_ppo", tmp_path / "run", *small, "total_frames=400", "loss.minibatch_frames=200", "loss.segment_frames=20")
     logged = metrics(tmp_path / "run")
@@ -387,7 +387,7 @@ def make(*, split, num_envs, seed):
 def test_episodes_that_end_early_are_cut_by_batches_and_learned_from(tmp_path, monkeypatch):
     """Terminated or truncated after 1 to 9 steps, at other times in every lane."""
     (tmp_path / "walks.py").write_text(WALKING)
-    monkeypatch.setenv("PYTHONPATH", f"{tmp_path}:{ROOT}")
+    monkeypatch.setenv("PYTHONPATH", python_path(tmp_path, ROOT))
     sizes = ["env.num_envs=3", "env.horizon=9", "env.episodes_per_trial=3", "loss.minibatch_frames=27"]
     run("toy_ppo", tmp_path / "run", "env.name=walks:make", *sizes, "loss.segment_frames=3", "total_frames=243")
     ratios = values_of(tmp_path / "run", "ppo/first_minibatch_ratio")
