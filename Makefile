@@ -14,7 +14,7 @@ PY := .venv/bin/python
 PIP := $(PY) -m pip --disable-pip-version-check
 STAMP := .venv/.installed
 # Workers and simulators fill the cores; more threads within each of them only get in each other's way.
-PYTEST := OMP_NUM_THREADS=$(THREADS) MKL_NUM_THREADS=$(THREADS) $(PY) -m pytest -n $(JOBS) --dist loadfile
+PYTEST = OMP_NUM_THREADS=$(THREADS) MKL_NUM_THREADS=$(THREADS) $(PY) -m pytest -n $(JOBS) --dist loadfile
 
 .DEFAULT_GOAL := help
 .PHONY: help venv quickstart ml10 benchmark lint types pytest test test-slow clean \
@@ -71,12 +71,13 @@ test-narrow: $(INSTALLED)
 
 # More threads, and another order: SEED=7 repeats one.
 SEED ?= 1
+test-shuffled: THREADS = 2
 test-shuffled: $(INSTALLED)
-	$(MAKE) pytest THREADS=2 ARGS='--random-order --random-order-seed=$(SEED) $(ARGS)'
+	$(PYTEST) --random-order --random-order-seed=$(SEED) $(ARGS)
 
 # Another user's shell: no home, C locale, a narrow terminal, private files, spaces in the temporary folder.
 test-elsewhere: $(INSTALLED)
-	folder="$$(mktemp -d)/a folder"; mkdir "$$folder"; umask 077; TMPDIR="$$folder" HOME=/nonexistent LC_ALL=C \
+	folder="$$(mktemp -d)/a folder"; mkdir "$$folder"; umask 077; TMPDIR="$$folder" HOME=/dev/null/home LC_ALL=C \
 		COLUMNS=40 NO_COLOR=1 HYDRA_FULL_ERROR=1 MPLBACKEND=svg PYTHONWARNINGS=default $(PYTEST) $(ARGS)
 
 # Beside two loops for each core.
