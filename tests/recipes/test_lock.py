@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 
@@ -43,8 +44,8 @@ def test_the_second_is_refused_by_the_number_of_the_first(tmp_path):
     first = holder(tmp_path)
     go(first)
     assert first.stdout.readline() == "mine\n"
-    sentence = rf"run_dir '{tmp_path}' is in use by process {first.pid}: stop it, or choose another run_dir"
-    with pytest.raises(UserError, match=sentence), locked(tmp_path):
+    sentence = f"run_dir '{tmp_path}' is in use by process {first.pid}: stop it, or choose another run_dir"
+    with pytest.raises(UserError, match=re.escape(sentence)), locked(tmp_path):
         raise AssertionError("there are two")
     first.kill()
     first.communicate()
