@@ -12,9 +12,6 @@ import pytest
 
 os.environ.pop("PYTHONWARNINGS", None)  # a user's: the processes that tests start would end with others' warnings
 
-# Set by what is imported or drawn for the first time in some test.
-_SET_ONCE = {"GOMP_SPINCOUNT", "MUJOCO_GL", "PYOPENGL_PLATFORM", "PYTEST_CURRENT_TEST"}
-
 
 def _shared() -> dict[str, Any]:
     """What tests of one process share."""
@@ -23,7 +20,6 @@ def _shared() -> dict[str, Any]:
     mask = os.umask(0)
     os.umask(mask)
     return {
-        "environment": {name: value for name, value in os.environ.items() if name not in _SET_ONCE},
         "folder": os.getcwd(),
         "umask": mask,
         "arguments": list(sys.argv),
@@ -55,8 +51,11 @@ def modules_begin_alike() -> None:
 @pytest.fixture(autouse=True)
 def tests_begin_and_end_alike() -> Iterator[None]:
     _seed()
-    before = _shared()
+    before, variables = _shared(), dict(os.environ)
     yield
     after = _shared()
+    # What is new among the variables, libraries have set at their first import; they change none.
+    for name in variables.keys() - {"PYTEST_CURRENT_TEST"}:
+        before[name], after[name] = variables[name], os.environ.get(name)
     changed = {name: (before[name], after[name]) for name in before if before[name] != after[name]}
     assert not changed, f"the test leaves other settings to those that follow: {changed}"
