@@ -278,7 +278,7 @@ UNFIT = {
     "a changed one": (["resume={run}/../flipped.torchrl"], ["flipped.torchrl is not a", "its checksum is wrong"]),
     "other weights": (
         ["resume={run}/../other.torchrl"],
-        ["cannot continue: ", "component 'actor'", "size mismatch"],
+        ["cannot continue: ", "its actor does not fit", "size mismatch"],
     ),
     "a dangling link": (["resume={run}/../link.torchrl"], ["must be auto, never or the path of a checkpoint"]),
     "a table for a folder": (["run_dir={run}/metrics.csv"], ["metrics.csv is a file", "choose a folder"]),
