@@ -126,8 +126,8 @@ class RunCheckpoints:
 
     A file appears under its name when all of it, sealed, is on the disk: at any moment a kill leaves the files that
     were there, whole, and at most litter that the next start sweeps. Only files of the names that `save` and
-    `save_best` give are ever opened or removed. (torchrl's `CheckpointRotation` neither waits for the disk nor sweeps, and opens
-    whatever has such a name: it waits for a pipe, and raises what a foreign file makes it raise.)
+    `save_best` give are opened or removed. (torchrl's `CheckpointRotation` neither waits for the disk nor sweeps, and
+    opens whatever has such a name: it waits for a pipe, and raises what a foreign file makes it raise.)
 
     Args:
         folder: where they go; litter of a killed run is swept from it.
