@@ -44,6 +44,7 @@ _NUMBERS = {
 }  # fmt: skip
 _PLAIN_NAME = re.compile(r"[A-Za-z0-9_.-]+(/[A-Za-z0-9_.-]+)*")
 _END = struct.Struct("<4s4H2LH")  # of a zip file: signature, two disks, two counts, size, place, length of the comment
+_HEADER, _LOCATOR = 30, 20  # bytes before an entry's name, and of what points to a second list of entries
 _MOST_ENTRIES, _LARGEST_DIRECTORY = 256, 1 << 16  # a run writes 20 entries, and 2,000 bytes that list them
 _LARGEST_JSON = 1 << 24  # all of it in a file, which a run of 1,000 lanes takes a thirtieth of
 _MOST_DIMENSIONS = 8
@@ -265,7 +266,7 @@ def _check_seal(path: Path) -> None:
                 f"it lists {entries} entries in {directory:,} bytes, and no checkpoint has more than {_MOST_ENTRIES} "
                 f"in {_LARGEST_DIRECTORY:,}",
             )
-        file.seek(max(0, size - comment - _END.size - zipfile.sizeEndCentDir64Locator))
+        file.seek(max(0, size - comment - _END.size - _LOCATOR))
         if file.read(4) == b"PK\6\7" and size <= zipfile.ZIP64_LIMIT:
             raise NotACheckpoint(path, "it has the second list of entries that only files of more than 2 GB have")
 
@@ -297,7 +298,7 @@ def _check_entries(path: Path, entries: list[zipfile.ZipInfo], *, beyond: int) -
     for entry in sorted(entries, key=lambda entry: entry.header_offset):
         if entry.header_offset < end:
             raise NotACheckpoint(path, f"it holds {entry.filename!r} in the bytes of another entry")
-        end = entry.header_offset + zipfile.sizeFileHeader + len(entry.orig_filename) + entry.file_size
+        end = entry.header_offset + _HEADER + len(entry.orig_filename) + entry.file_size
     if end > beyond:
         raise NotACheckpoint(path, "an entry reaches into the list of entries")
 

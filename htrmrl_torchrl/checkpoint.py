@@ -207,7 +207,7 @@ class RunCheckpoints:
     def save_best(self, val_success: float) -> None:
         """Saves the marked boundary as the best one. Raises OSError as `save` does."""
         self._write("best", {"val_success": val_success})
-        best = checkpoints_of(self._folder, "best")
+        best = self._up_to_here("best")
         kept = {best[-1], max(reversed(best), key=_val_success)}  # the newest stays beside the best
         for path in best:
             if path not in kept:
@@ -248,8 +248,12 @@ class RunCheckpoints:
         self._prune_latest()
 
     def _prune_latest(self) -> None:
-        for path in checkpoints_of(self._folder, "step")[: -self._keep]:
+        for path in self._up_to_here("step")[: -self._keep]:
             path.unlink()
+
+    def _up_to_here(self, kind: str) -> list[Path]:
+        """Without what lies beyond: a file that nobody has checked must not count, or a whole one goes in its place."""
+        return [p for p in checkpoints_of(self._folder, kind) if _frames_of(p) <= self._marked_progress["frames"]]
 
     def _write(self, prefix: str, metadata: dict[str, Any]) -> Path:
         path = self._folder / f"{prefix}-{self._marked_progress['frames']:012d}.torchrl"
@@ -313,7 +317,7 @@ def _val_success(path: Path) -> float:
         score = read_metadata(path).get("val_success")
     except (NotACheckpoint, FileNotFoundError):
         score = None
-    return float(score) if type(score) in (int, float) and math.isfinite(score) else -math.inf
+    return float(score) if isinstance(score, int | float) and math.isfinite(score) else -math.inf
 
 
 def latest_checkpoint(folder: Path) -> tuple[Path | None, dict[Path, str]]:
@@ -450,10 +454,12 @@ def export_agent(path: str | Path, out: str | Path) -> Path:
     Example:
         ``export_agent("runs/ml10_ppo_seed1/checkpoints/step-000020000000.torchrl", "agent.torchrl")``
     """
-    out, described = Path(out), ("agent", "config", "versions", "progress")
-    states = read_states(path, [*described, "actor", "critic"])
-    target = Checkpoint(format="archive", **{name: states[name] for name in described})
-    for name in ("actor", "critic"):
-        target.register(name, _Held(states[name]), adapter=TensorFiles())
+    out, described = (
+        Path(out),
+        {name: read_component(path, name) for name in ("agent", "config", "versions", "progress")},
+    )
+    target = Checkpoint(format="archive", **described)
+    for name, state in read_states(path, ["actor", "critic"]).items():
+        target.register(name, _Held(state), adapter=TensorFiles())
     out.parent.mkdir(parents=True, exist_ok=True)
     return _write_whole(target, out, stage=out.with_name(f".{out.name}.stage"), metadata={})
