@@ -164,6 +164,7 @@ class RunCheckpoints:
     ) -> None:
         self._folder, self._stage, self._keep = folder, folder / ".stage", keep
         self._progress, self._marked_progress = progress, dict(progress)
+        self._optimizer = optimizer
         self._marked = {
             "actor": _Marked(actor),
             "critic": _Marked(critic),
@@ -229,6 +230,8 @@ class RunCheckpoints:
         _say_other_versions(path, states.get("versions"))
         with refused_by_name(path):
             progress = _checked_progress(states.get("progress"), like=self._progress)
+        with refused_by_name(path, "optimizer"):
+            _check_optimizer(states["optimizer"], self._optimizer)
         for name in (*sorted({*self._marked} - {"rng"}), "rng"):
             with refused_by_name(path, name):
                 self._marked[name].load_state_dict(states[name])
@@ -406,6 +409,28 @@ def _checked_progress(saved: Any, *, like: Mapping[str, Any]) -> dict[str, Any]:
         if not fits:
             raise ValueError(f"its progress says {name}={value!r}, which is not of the kind of {own!r}")
     return {**like, **saved}
+
+
+def _check_optimizer(state: Any, optimizer: Optimizer) -> None:
+    """Raise ValueError for what an optimizer would load, and fail with in its first step."""
+    own = optimizer.state_dict()["param_groups"]
+    if [*map(len, (group["params"] for group in state["param_groups"]))] != [len(group["params"]) for group in own]:
+        raise ValueError("it is of other parameters")
+    for group, like in zip(state["param_groups"], own, strict=True):
+        for name in group.keys() & like.keys():
+            if _kinds(group[name]) != _kinds(like[name]):
+                raise ValueError(f"{name} is {group[name]!r} where such as {like[name]!r} should be")
+    shapes = [parameter.shape for group in optimizer.param_groups for parameter in group["params"]]
+    if beyond := {*state["state"]} - {*range(len(shapes))}:
+        raise ValueError(f"it has moments of {beyond} and there are {len(shapes)} parameters")
+    for index, moments in state["state"].items():
+        for name, value in moments.items():
+            if value.shape not in (torch.Size(), shapes[index]) or not value.is_floating_point():
+                raise ValueError(f"{name} of parameter {index} is of shape {list(value.shape)}, not {[*shapes[index]]}")
+
+
+def _kinds(value: Any) -> Any:
+    return [*map(_kinds, value)] if isinstance(value, list | tuple) else type(value)
 
 
 def _is_number(value: Any) -> bool:

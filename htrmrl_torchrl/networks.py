@@ -225,7 +225,7 @@ def _check_shapes(networks: Networks, weights: dict[str, Any]) -> None:
     for part, held in weights.items():
         expected = {name: list(tensor.shape) for name, tensor in getattr(networks, part).state_dict().items()}
         found = {name: list(value.shape) if isinstance(value, torch.Tensor) else value for name, value in held.items()}
-        for name in expected.keys() | found.keys():
+        for name in (*expected, *found):
             if expected.get(name) != found.get(name):
                 raise ValueError(
                     f"{part}'s {name} is of {found.get(name, 'no shape')} in the file and of "

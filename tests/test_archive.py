@@ -462,6 +462,34 @@ def test_progress_of_another_kind_is_refused(case, saved, tmp_path):
     assert str(run.state()) == str(before)
 
 
+OPTIMIZERS = {
+    "a text for a rate": lambda tree: entry(entry(tree, "param_groups")["list"][0], "betas").update(tuple=["x", 0.9]),
+    "fewer parameters": lambda tree: entry(entry(tree, "param_groups")["list"][0], "params")["list"].pop(),
+    "no groups": lambda tree: entry(tree, "param_groups")["list"].clear(),
+    "moments of another shape": lambda tree: entry(entry(entry(tree, "state"), 0), "exp_avg")["shape"].reverse(),
+    "a number for moments": lambda tree: entry(entry(tree, "state"), 0)["dict"].append(["more", 3]),
+    "a parameter that is not there": lambda tree: entry(tree, "state")["dict"].append([999, {"dict": []}]),
+    "a list for a state": lambda tree: tree["dict"].__setitem__(0, ["state", {"list": []}]),
+}
+
+
+def entry(tree, name):
+    return dict(tree["dict"])[name]
+
+
+@pytest.mark.parametrize("case", OPTIMIZERS)
+def test_an_optimizer_that_would_fail_in_its_first_step_is_refused(case, saved, tmp_path):
+    def spoil(tree):
+        OPTIMIZERS[case](tree)
+        return tree
+
+    run, path = saved
+    evil = changed(path, tmp_path / "x.torchrl", "optimizer", spoil, "tree.json")
+    before = str(run.state())
+    assert "its optimizer does not fit" in one_sentence(lambda: run.checkpoints.restore(evil))
+    assert str(run.state()) == before
+
+
 ENVIRONMENT = {"name": "no_such_module:factory", "benchmark_seed": 3, "episodes_per_trial": 2, "horizon": None}
 ENVIRONMENTS = {
     **{f"{name}={value!r}": {"env": {**ENVIRONMENT, name: value}} for name, value in (
