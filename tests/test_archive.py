@@ -469,7 +469,6 @@ OPTIMIZERS = {
     "moments of another shape": lambda tree: entry(entry(entry(tree, "state"), 0), "exp_avg")["shape"].reverse(),
     "a number for moments": lambda tree: entry(entry(tree, "state"), 0)["dict"].append(["more", 3]),
     "a parameter that is not there": lambda tree: entry(tree, "state")["dict"].append([999, {"dict": []}]),
-    "a list for a state": lambda tree: tree["dict"].__setitem__(0, ["state", {"list": []}]),
 }
 
 
