@@ -5,18 +5,29 @@ simulator state is needed. It holds weights, optimizer, the task deck, all rando
 configuration. `htrmrl_torchrl.archive` says how the file is made.
 """
 
+import math
 import os
+import re
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from tensordict.nn import TensorDictModuleBase
 from torch.optim import Optimizer
-from torchrl.checkpoint import Checkpoint, CheckpointRotation, GlobalRNGState
+from torchrl import torchrl_logger
+from torchrl.checkpoint import Checkpoint, GlobalRNGState
 
-from htrmrl_torchrl.archive import NotACheckpoint, TensorFiles, check_archive, of_any_versions, refused_by_name, seal
+from htrmrl_torchrl.archive import (
+    NotACheckpoint,
+    TensorFiles,
+    check_archive,
+    read_metadata,
+    read_states,
+    refused_by_name,
+    seal,
+)
 from htrmrl_torchrl.files import sync_folder
 from htrmrl_torchrl.reward_norm import TaskRewardNormalizer
 from htrmrl_torchrl.versions import versions
@@ -24,15 +35,19 @@ from htrmrl_torchrl.versions import versions
 __all__ = [
     "Resumable",
     "RunCheckpoints",
+    "TrainedOn",
     "check_archive",
+    "checkpoints_of",
     "export_agent",
     "latest_checkpoint",
-    "load_weights",
     "read_component",
+    "read_environment",
     "set_aside",
 ]
 
 _DAMAGED = "damaged-"
+_NAME = re.compile(r"(step|best)-([0-9]{12,18})\.torchrl")  # by frames
+_LONGEST_ENVIRONMENT = 4000  # characters; a custom benchmark names up to 50 tasks
 
 
 class Resumable(Protocol):
@@ -110,8 +125,9 @@ class RunCheckpoints:
     moved on already.
 
     A file appears under its name when all of it, sealed, is on the disk: at any moment a kill leaves the files that
-    were there, whole, and at most litter that the next start sweeps. (`CheckpointRotation.save` alone renames too, but
-    neither waits for the disk nor sweeps.)
+    were there, whole, and at most litter that the next start sweeps. Only files of the names that `save` and
+    `save_best` give are opened or removed. (torchrl's `CheckpointRotation` neither waits for the disk nor sweeps, and
+    opens whatever has such a name: it waits for a pipe, and raises what a foreign file makes it raise.)
 
     Args:
         folder: where they go; litter of a killed run is swept from it.
@@ -119,7 +135,8 @@ class RunCheckpoints:
         agent: JSON-compatible arguments of `htrmrl_torchrl.networks.build_networks`, which make a checkpoint
             self-contained.
         config: the resolved configuration.
-        progress: mutable JSON-compatible mapping with at least ``frames``; restored in place.
+        progress: mutable mapping with at least ``frames``, of counts, other numbers, dictionaries of numbers and lists
+            of words; restored in place. What a checkpoint says must be of the same kind.
         actor, critic, optimizer, rewards: what is trained, and the unit of its rewards.
         env, memory: whose streams and counters continue. A foreign environment cannot be saved (``None``): it begins
             anew.
@@ -145,8 +162,9 @@ class RunCheckpoints:
         memory: Resumable,
         storage: Resumable | None = None,
     ) -> None:
-        self._folder, self._stage = folder, folder / ".stage"
+        self._folder, self._stage, self._keep = folder, folder / ".stage", keep
         self._progress, self._marked_progress = progress, dict(progress)
+        self._optimizer = optimizer
         self._marked = {
             "actor": _Marked(actor),
             "critic": _Marked(critic),
@@ -162,8 +180,6 @@ class RunCheckpoints:
         )
         for name, component in self._marked.items():
             self._checkpoint.register(name, component, adapter=TensorFiles())
-        self._latest = CheckpointRotation(folder, keep_last=keep, prefix="step")
-        self._best = CheckpointRotation(folder, keep_last=1, keep_best=("val_success", "max"), prefix="best")
         self._saved: Path | None = None  # where the marked boundary is on disk
         _sweep(folder)
 
@@ -186,13 +202,17 @@ class RunCheckpoints:
         """
         if self._saved is None:
             self._saved = self._write("step", {})
-            self._latest.prune()
+            self._prune_latest()
         return self._saved
 
     def save_best(self, val_success: float) -> None:
         """Saves the marked boundary as the best one. Raises OSError as `save` does."""
         self._write("best", {"val_success": val_success})
-        self._best.prune()
+        best = self._up_to_here("best")
+        kept = {best[-1], max(reversed(best), key=_val_success)}  # the newest stays beside the best
+        for path in best:
+            if path not in kept:
+                path.unlink()
 
     def restore(self, path: Path) -> None:
         """Puts everything back to where it was at `path`; the global random state last, after what might draw.
@@ -201,16 +221,22 @@ class RunCheckpoints:
             FileNotFoundError: if there is nothing at `path`.
             ValueError: if it is damaged, no checkpoint, one of other networks, or an agent alone (`export_agent`).
         """
-        if missing := sorted({*self._marked} - {*check_archive(path)}):
+        states = read_states(path)
+        if missing := sorted({*self._marked} - {*states}):
             raise ValueError(
                 f"{path} has no {missing[0]}, which a run needs to go on: an exported agent plays and is evaluated; "
                 "continue from a checkpoint of a run's checkpoints/ folder."
             )
+        _say_other_versions(path, states.get("versions"))
         with refused_by_name(path):
-            self._checkpoint.load(path, components={*self._marked, "progress"} - {"rng"})
-            self._copy_progress(self._marked_progress, self._progress)
-            with of_any_versions():  # has been said
-                self._checkpoint.load(path, components=["rng"])
+            progress = _checked_progress(states.get("progress"), like=self._progress)
+        with refused_by_name(path, "optimizer"):
+            _check_optimizer(states["optimizer"], self._optimizer)
+        for name in (*sorted({*self._marked} - {"rng"}), "rng"):
+            with refused_by_name(path, name):
+                self._marked[name].load_state_dict(states[name])
+        self._copy_progress(progress, self._marked_progress)
+        self._copy_progress(progress, self._progress)
 
     def rewind(self) -> None:
         """Makes the marked boundary the latest: what another continuation of the run saved beyond it goes.
@@ -219,10 +245,18 @@ class RunCheckpoints:
             OSError: if the boundary could not be written; then nothing goes.
         """
         self._saved = self._write("step", {})  # pruned last: until the newer ones are gone, it is the oldest
-        for path in (*self._latest.checkpoints(), *self._best.checkpoints()):
-            if int(path.stem.rpartition("-")[2]) > self._marked_progress["frames"]:
+        for path in (*checkpoints_of(self._folder, "step"), *checkpoints_of(self._folder, "best")):
+            if _frames_of(path) > self._marked_progress["frames"]:
                 path.unlink()
-        self._latest.prune()
+        self._prune_latest()
+
+    def _prune_latest(self) -> None:
+        for path in self._up_to_here("step")[: -self._keep]:
+            path.unlink()
+
+    def _up_to_here(self, kind: str) -> list[Path]:
+        """Without what lies beyond: a file that nobody has checked must not count, or a whole one goes in its place."""
+        return [p for p in checkpoints_of(self._folder, kind) if _frames_of(p) <= self._marked_progress["frames"]]
 
     def _write(self, prefix: str, metadata: dict[str, Any]) -> Path:
         path = self._folder / f"{prefix}-{self._marked_progress['frames']:012d}.torchrl"
@@ -248,22 +282,64 @@ def _write_whole(checkpoint: Checkpoint, path: Path, *, stage: Path, metadata: d
 
 def _sweep(folder: Path) -> None:
     """Removes what a killed process left half-written; everything of the kind has a hidden name."""
-    for path in folder.glob(".*"):
-        shutil.rmtree(path) if path.is_dir() else path.unlink()
+    for path in (*folder.glob(".stage"), *folder.glob(".step-*"), *folder.glob(".best-*")):
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path)
+        else:
+            path.unlink()
+
+
+def checkpoints_of(folder: Path, kind: str) -> list[Path]:
+    """The checkpoints of a run's ``checkpoints/`` folder, oldest first; whatever else is there is passed over.
+
+    Args:
+        folder: may be missing.
+        kind: ``"step"``, the periodic ones, or ``"best"`` on ``val``.
+
+    Raises:
+        OSError: if there is a folder that cannot be read.
+    """
+    return [path for path in _named(folder, kind) if path.is_file() and not path.is_symlink()]
+
+
+def _named(folder: Path, kind: str) -> list[Path]:
+    """Everything that has the name of a checkpoint, whatever it is."""
+    if not folder.exists():
+        return []
+    matches = [(path, _NAME.fullmatch(path.name)) for path in folder.iterdir()]
+    return sorted((path for path, match in matches if match and match[1] == kind), key=_frames_of)
+
+
+def _frames_of(path: Path) -> int:
+    return int(path.stem.rpartition("-")[2])
+
+
+def _val_success(path: Path) -> float:
+    """What a checkpoint was chosen for; nothing is worse than a damaged one."""
+    try:
+        score = read_metadata(path).get("val_success")
+    except (NotACheckpoint, FileNotFoundError):
+        score = None
+    return float(score) if isinstance(score, int | float) and math.isfinite(score) else -math.inf
 
 
 def latest_checkpoint(folder: Path) -> tuple[Path | None, dict[Path, str]]:
     """The newest periodic checkpoint in a run's ``checkpoints/`` folder that is whole, if there is one.
 
     Returns:
-        tuple: its path, and newer ones that are damaged with what is wrong with each.
+        tuple: its path, and newer ones that are damaged, cannot be read or are no file, with what is wrong with each.
+
+    Raises:
+        OSError: if there is a folder that cannot be read.
     """
     damaged: dict[Path, str] = {}
-    for path in sorted(folder.glob("step-*.torchrl"), reverse=True):
+    for path in reversed(_named(folder, "step")):
         try:
             check_archive(path)
         except NotACheckpoint as error:
             damaged[path] = error.why
+        except FileNotFoundError:
+            damaged[path] = "a link to nothing"
         else:
             return path, damaged
     return None, damaged
@@ -274,21 +350,8 @@ def set_aside(path: Path) -> Path:
     return path.rename(path.with_name(_DAMAGED + path.name))
 
 
-def load_weights(path: str | Path, **networks: TensorDictModuleBase) -> None:
-    """Loads ``actor=...`` and ``critic=...`` from a checkpoint that `read_component` or `check_archive` has checked.
-
-    Raises:
-        ValueError: if it holds other networks.
-    """
-    checkpoint = Checkpoint()
-    for name, network in networks.items():
-        checkpoint.register(name, network, adapter=TensorFiles())
-    with refused_by_name(path), of_any_versions():
-        checkpoint.load(path)
-
-
 def read_component(path: str | Path, name: str) -> dict[str, Any]:
-    """A JSON component of a checkpoint.
+    """A JSON component of a checkpoint, as it stands there: nothing in it is resolved or imported.
 
     Args:
         path: of the checkpoint.
@@ -299,24 +362,104 @@ def read_component(path: str | Path, name: str) -> dict[str, Any]:
         FileNotFoundError: if there is nothing at `path`.
         ValueError: if it is not a checkpoint of a training run.
     """
-    component: dict[str, Any] = {}
-    check_archive(path)
-    with refused_by_name(path), of_any_versions():
-        Checkpoint(**{name: component}).load(path, components=[name])
-    return component
+    component = read_states(path, [name])[name]
+    with refused_by_name(path):
+        if name == "progress":
+            return _checked_progress(component, like={"frames": 0})
+        if not isinstance(component, dict):
+            raise ValueError(f"{name} is {component!r} where names with values should be")
+        return component
+
+
+class TrainedOn(NamedTuple):
+    """What a checkpoint says of the environment of its run: words, which nobody has looked up."""
+
+    name: str
+    benchmark_seed: int
+    episodes_per_trial: int
+    horizon: int | None
+
+
+def read_environment(path: str | Path) -> TrainedOn:
+    """Where the agent of a checkpoint was trained. Raises as `read_component` does."""
+    config = read_component(path, "config")
+    with refused_by_name(path):
+        env = config["env"]
+        found = TrainedOn(*(env[field] for field in TrainedOn._fields))
+        if not (isinstance(found.name, str) and found.name and len(found.name) <= _LONGEST_ENVIRONMENT):
+            raise ValueError(f"env.name is {found.name!r}, which is no name of an environment")
+        for field, least in (("benchmark_seed", 0), ("episodes_per_trial", 1), ("horizon", 1)):
+            number = getattr(found, field)
+            if not ((_is_count(number) and number >= least) or (field == "horizon" and number is None)):
+                raise ValueError(f"env.{field} is {number!r} where a whole number of at least {least} should be")
+        return found
+
+
+def _checked_progress(saved: Any, *, like: Mapping[str, Any]) -> dict[str, Any]:
+    """The counters of a run, each of the kind that it has in ``like``; what is younger than the file is as there."""
+    if not isinstance(saved, dict) or "frames" not in saved:
+        raise ValueError("its progress does not say how many frames it was trained for")
+    for name, value in saved.items():
+        own = like.get(name, value)
+        fits = type(value) is type(own) or (type(own) is float and type(value) is int)
+        if isinstance(value, list):
+            fits = fits and all(isinstance(entry, str) for entry in value)
+        else:
+            fits = fits and all(map(_is_number, value.values() if isinstance(value, dict) else [value]))
+        if not fits:
+            raise ValueError(f"its progress says {name}={value!r}, which is not of the kind of {own!r}")
+    return {**like, **saved}
+
+
+def _check_optimizer(state: Any, optimizer: Optimizer) -> None:
+    """Raise ValueError for what an optimizer would load, and fail with in its first step."""
+    own = optimizer.state_dict()["param_groups"]
+    if [*map(len, (group["params"] for group in state["param_groups"]))] != [len(group["params"]) for group in own]:
+        raise ValueError("it is of other parameters")
+    for group, like in zip(state["param_groups"], own, strict=True):
+        for name in group.keys() & like.keys():
+            if _kinds(group[name]) != _kinds(like[name]):
+                raise ValueError(f"{name} is {group[name]!r} where such as {like[name]!r} should be")
+    shapes = [parameter.shape for group in optimizer.param_groups for parameter in group["params"]]
+    if beyond := {*state["state"]} - {*range(len(shapes))}:
+        raise ValueError(f"it has moments of {beyond} and there are {len(shapes)} parameters")
+    for index, moments in state["state"].items():
+        for name, value in moments.items():
+            if value.shape not in (torch.Size(), shapes[index]) or not value.is_floating_point():
+                raise ValueError(f"{name} of parameter {index} is of shape {list(value.shape)}, not {[*shapes[index]]}")
+
+
+def _kinds(value: Any) -> Any:
+    return [*map(_kinds, value)] if isinstance(value, list | tuple) else type(value)
+
+
+def _is_number(value: Any) -> bool:
+    """Whether it can be counted with: not negative if it counts, finite if it measures."""
+    return _is_count(value) or (type(value) is float and math.isfinite(value))
+
+
+def _is_count(value: Any) -> bool:
+    return type(value) is int and 0 <= value < 2**63
+
+
+def _say_other_versions(path: Path, saved: Any) -> None:
+    """A run that goes on with other packages than it began with may give other numbers."""
+    now, before = versions(), saved if isinstance(saved, dict) else {}
+    differing = [
+        f"{name} {before[name]} then and {now[name]} now" for name in now if before.get(name, now[name]) != now[name]
+    ]
+    if differing:
+        torchrl_logger.warning(f"{path} was saved with other versions: {', '.join(differing)}.")
 
 
 class _Held:
     """The state of a component, without what it is the state of."""
 
-    def __init__(self) -> None:
-        self._state: Any = None
+    def __init__(self, state: Any) -> None:
+        self._state = state
 
     def state_dict(self) -> Any:
         return self._state
-
-    def load_state_dict(self, state: Any) -> None:
-        self._state = state
 
 
 def export_agent(path: str | Path, out: str | Path) -> Path:
@@ -336,13 +479,12 @@ def export_agent(path: str | Path, out: str | Path) -> Path:
     Example:
         ``export_agent("runs/ml10_ppo_seed1/checkpoints/step-000020000000.torchrl", "agent.torchrl")``
     """
-    source, out, weights = Checkpoint(), Path(out), {"actor": _Held(), "critic": _Held()}
-    described = {name: read_component(path, name) for name in ("agent", "config", "versions", "progress")}
+    out, described = (
+        Path(out),
+        {name: read_component(path, name) for name in ("agent", "config", "versions", "progress")},
+    )
     target = Checkpoint(format="archive", **described)
-    for name, held in weights.items():
-        for checkpoint in (source, target):
-            checkpoint.register(name, held, adapter=TensorFiles())
-    with refused_by_name(path), of_any_versions():
-        source.load(path)
+    for name, state in read_states(path, ["actor", "critic"]).items():
+        target.register(name, _Held(state), adapter=TensorFiles())
     out.parent.mkdir(parents=True, exist_ok=True)
     return _write_whole(target, out, stage=out.with_name(f".{out.name}.stage"), metadata={})

@@ -1,7 +1,12 @@
-"""Files that a kill, a power cut or a full disk leaves either whole or as they were."""
+"""Files that a kill, a power cut or a full disk leaves either whole or as they were, and JSON from anybody."""
 
+import json
 import os
+import stat
 from pathlib import Path
+from typing import Any
+
+_DEEPEST = 64  # lists and objects inside each other; an optimizer's state takes 12
 
 
 def write_whole(path: Path, text: str) -> None:
@@ -21,6 +26,66 @@ def write_whole(path: Path, text: str) -> None:
         stage.unlink(missing_ok=True)
         raise
     sync_folder(path.parent)
+
+
+def read_regular(path: str | Path, *, largest: int) -> bytes:
+    """The bytes of a regular file of at most ``largest`` bytes; a pipe would wait and a device might never end.
+
+    Raises:
+        FileNotFoundError: if there is nothing at `path`.
+        ValueError: for anything else, or a larger file.
+    """
+    found = os.stat(path)
+    if not stat.S_ISREG(found.st_mode):
+        raise ValueError("not a file")
+    if found.st_size > largest:
+        raise ValueError(f"{found.st_size:,} bytes where at most {largest:,} are read")
+    return Path(path).read_bytes()
+
+
+def read_json(data: bytes, *, constants: bool = False) -> Any:
+    """What a JSON file says that anybody may have written.
+
+    Python's reader takes the last of two equal keys, NaN and Infinity (here only with ``constants``), and nests as far
+    as the interpreter can; what is nested less deep still fails later, in whatever walks through it.
+
+    Raises:
+        ValueError: for text that is not UTF-8 or not JSON, a key twice in one object, or more than 64 levels.
+
+    Example:
+        >>> read_json(b'{"frames": 1, "frames": 2}')
+        Traceback (most recent call last):
+        ...
+        ValueError: the key 'frames' is there twice
+    """
+
+    def once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        entries: dict[str, Any] = {}
+        for key, value in pairs:
+            if key in entries:
+                raise ValueError(f"the key {key!r} is there twice")
+            entries[key] = value
+        return entries
+
+    def refuse(constant: str) -> float:
+        raise ValueError(f"{constant} is no number of JSON")
+
+    try:
+        value = json.loads(data.decode("utf-8"), object_pairs_hook=once, parse_constant=float if constants else refuse)
+    except RecursionError:
+        raise ValueError(f"it is nested more than {_DEEPEST} levels deep") from None
+    _check_depth(value)
+    return value
+
+
+def _check_depth(value: Any) -> None:
+    level = [value] if isinstance(value, dict | list) else []  # the containers at one depth
+    for _ in range(_DEEPEST):
+        nodes = (node.values() if isinstance(node, dict) else node for node in level)
+        level = [entry for node in nodes for entry in node if isinstance(entry, dict | list)]
+        if not level:
+            return
+    raise ValueError(f"it is nested more than {_DEEPEST} levels deep")
 
 
 def sync_folder(folder: Path) -> None:

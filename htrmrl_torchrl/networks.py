@@ -6,7 +6,8 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from types import UnionType
+from typing import Any, Literal, NamedTuple, get_args, get_origin, get_type_hints
 
 import torch
 from tensordict.nn import TensorDictModuleBase, TensorDictSequential
@@ -14,8 +15,7 @@ from torchrl.data import Bounded
 from torchrl.modules import ProbabilisticActor
 
 from htrmrl_torchrl import keys
-from htrmrl_torchrl.archive import refused_by_name
-from htrmrl_torchrl.checkpoint import load_weights, read_component
+from htrmrl_torchrl.archive import read_states, refused_by_name
 from htrmrl_torchrl.data.past import Scope
 from htrmrl_torchrl.data.strategies import WindowStrategy
 from htrmrl_torchrl.modules.contract import ContextEncoder
@@ -120,7 +120,8 @@ def build_networks(
         critic_encoder.tokens = encoder.tokens  # one adapts for both
         encoders.append(critic_encoder)
     memory = _make_memory(encoders, strategy=strategy, scope=scope, max_episodes=max_episodes, seed=seed)
-    action_spec = Bounded(torch.tensor(action_low), torch.tensor(action_high))
+    low, high = (torch.tensor(bound, device="cpu") for bound in (action_low, action_high))
+    action_spec = Bounded(low, high)
     policy, actor, critic = make_actor_critic(
         encoder=encoder,
         memory=memory,
@@ -177,11 +178,59 @@ def load_networks(path: str | Path) -> Networks:
         FileNotFoundError: if there is none at `path`.
         ValueError: if it is not a checkpoint of this package.
     """
-    agent = read_component(path, "agent")
+    states = read_states(path, ["agent", "actor", "critic"])
+    weights = {name: states[name] for name in ("actor", "critic")}
     with refused_by_name(path), torch.random.fork_rng(devices=[]):  # weights that are drawn here are overwritten
+        agent = _checked_arguments(states["agent"], weights)
+        with torch.device("meta"):  # shapes without numbers: nothing is allocated that the file does not hold
+            _check_shapes(build_networks(**agent), weights)
         networks = build_networks(**agent)
-    load_weights(path, actor=networks.actor, critic=networks.critic)
+        networks.actor.load_state_dict(weights["actor"])
+        networks.critic.load_state_dict(weights["critic"])
     return networks
+
+
+def _checked_arguments(agent: Any, weights: dict[str, Any]) -> dict[str, Any]:
+    """Arguments of `build_networks` that have the types it asks for; no more layers than there are tensors."""
+    if not isinstance(agent, dict) or not all(isinstance(state, dict) for state in weights.values()):
+        raise ValueError("agent, actor and critic must be names with values")
+    hints = get_type_hints(build_networks)
+    for name, value in agent.items():
+        if name not in hints or name == "return":
+            raise ValueError(f"build_networks has no argument {name!r}")
+        if not _is_of(hints[name], value):
+            raise ValueError(f"{name}={value!r} is not of {hints[name]}")
+    most = sum(map(len, weights.values()))
+    for name in ("intra_layers", "inter_layers", "mlp_layers"):
+        if agent.get(name, 0) > most:
+            raise ValueError(f"{name}={agent[name]} where the file holds {most} tensors")
+    return agent
+
+
+def _is_of(hint: Any, value: Any) -> bool:
+    """Whether a value from JSON is of an argument's type; numbers must be such that torch can take them."""
+    if get_origin(hint) is Literal:
+        return type(value) is str and value in get_args(hint)
+    if get_origin(hint) is UnionType:
+        return any(_is_of(option, value) for option in get_args(hint))
+    if get_origin(hint) is Sequence:
+        return type(value) is list and all(type(entry) in (int, float) and entry == entry for entry in value)
+    if hint is float:
+        return type(value) in (int, float) and abs(value) <= torch.finfo().max
+    return type(value) is hint and (hint is not int or abs(value) < 2**63)
+
+
+def _check_shapes(networks: Networks, weights: dict[str, Any]) -> None:
+    """Refuses weights of other networks than the arguments in the same file describe."""
+    for part, held in weights.items():
+        expected = {name: list(tensor.shape) for name, tensor in getattr(networks, part).state_dict().items()}
+        found = {name: list(value.shape) if isinstance(value, torch.Tensor) else value for name, value in held.items()}
+        for name in (*expected, *found):
+            if expected.get(name) != found.get(name):
+                raise ValueError(
+                    f"{part}'s {name} is of {found.get(name, 'no shape')} in the file and of "
+                    f"{expected.get(name, 'no shape')} by the agent's arguments"
+                )
 
 
 def _make_encoder(kind: EncoderKind, sizes: dict[str, Any], *, of_critic: bool = False) -> ContextEncoder:

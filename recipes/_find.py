@@ -30,13 +30,13 @@ def goals_of(config: DictConfig, checkpoints: Sequence[Path]) -> tuple[str, int]
     Raises:
         UserError: if they were trained on goals of several seeds.
     """
-    from htrmrl_torchrl.checkpoint import read_component  # late: torch takes a while
+    from htrmrl_torchrl.checkpoint import read_environment  # late: torch takes a while
 
-    trained = [read_component(path, "config")["env"] for path in checkpoints]
-    benchmark = config.benchmark or trained[0]["name"]
+    trained = [read_environment(path) for path in checkpoints]
+    benchmark = config.benchmark or trained[0].name
     if config.benchmark_seed is not None:
         return benchmark, config.benchmark_seed
-    seeds = sorted({env["benchmark_seed"] for env in trained if env["name"] == benchmark})
+    seeds = sorted({env.benchmark_seed for env in trained if env.name == benchmark})
     if len(seeds) > 1:
         raise UserError(
             f"benchmark_seed is null but these agents were trained on goals of the seeds {seeds}: give one of them"
@@ -45,8 +45,9 @@ def goals_of(config: DictConfig, checkpoints: Sequence[Path]) -> tuple[str, int]
 
 
 def _of_run(run_dir: Path) -> Path:
-    folder = run_dir / "checkpoints"
+    from htrmrl_torchrl.checkpoint import checkpoints_of
+
     for kind in ("best", "step"):
-        if files := sorted(folder.glob(f"{kind}-*")):
+        if files := checkpoints_of(run_dir / "checkpoints", kind):
             return files[-1]
     raise UserError(f"checkpoint is '{run_dir}', a folder without checkpoints/: give a run folder or a checkpoint file")

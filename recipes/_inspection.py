@@ -64,22 +64,24 @@ def _play(config: DictConfig, path: Path) -> tuple[dict[str, Any], dict[str, dic
     """What was inspected and how, and recordings by split and by network."""
     import torch
 
-    from htrmrl_torchrl.checkpoint import read_component
+    from htrmrl_torchrl.checkpoint import read_component, read_environment
     from htrmrl_torchrl.envs import check_name, num_goals, task_names
     from htrmrl_torchrl.envs.factory import is_dotted_path, resolve_horizon
     from htrmrl_torchrl.networks import build_networks, load_networks
     from htrmrl_torchrl.versions import versions
 
     trained = load_networks(path)
-    settings, progress = read_component(path, "config")["env"], read_component(path, "progress")
+    settings, progress = read_environment(path), read_component(path, "progress")
     benchmark, benchmark_seed = goals_of(config, [path])
+    if is_dotted_path(benchmark):  # first: what a file says is not imported, not even to see what it is
+        raise ValueError(
+            f"{benchmark!r} is a factory, whose goals nobody knows; look into a built-in benchmark, benchmark=NAME."
+        )
     check_name(benchmark)
-    if is_dotted_path(benchmark):
-        raise ValueError(f"{benchmark!r} is a factory, whose goals nobody knows; look into a built-in benchmark.")
     goals = config.goals_per_task or min(4, num_goals(benchmark))
     if goals > num_goals(benchmark):
         raise ValueError(f"goals_per_task is {goals} but must be at most {num_goals(benchmark)} in {benchmark}.")
-    before = settings["horizon"] if benchmark == settings["name"] else None
+    before = settings.horizon if benchmark == settings.name else None
     splits = list(dict.fromkeys(["train", config.split]))
     tasks = {split: task_names(benchmark, split) for split in splits}
     about = {
@@ -89,7 +91,7 @@ def _play(config: DictConfig, path: Path) -> tuple[dict[str, Any], dict[str, dic
         "tasks": tasks,
         "goals_per_task": goals,
         "trials_per_goal": {n: config.trials_per_goal or (8 if len(names) == 1 else 1) for n, names in tasks.items()},
-        "episodes": config.episodes or settings["episodes_per_trial"],
+        "episodes": config.episodes or settings.episodes_per_trial,
         "horizon": resolve_horizon(benchmark, config.horizon or before),
         "seed": config.seed,
         "benchmark_seed": benchmark_seed,

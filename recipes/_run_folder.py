@@ -43,7 +43,7 @@ def checkpoint_to_resume(config: DictConfig, run_dir: Path) -> Path | None:
 
 def _check_settings(config: DictConfig, path: Path) -> None:
     try:
-        own = flatten(OmegaConf.create(read_component(path, "config")))
+        own = flatten(read_component(path, "config"))
     except (OSError, ValueError) as error:
         raise UserError(str(error)) from error
     before = flatten(load_config("base")) | own  # a key that is younger than the run: base.yaml has what was before it

@@ -118,8 +118,8 @@ LOCK = ".lock"  # in a run folder, of the process that runs in it
 KINDS = {bool: "true or false", int: "an integer", float: "a number", str: "a string", list: "a list, as in [1,2]"}
 
 
-def flatten(config: DictConfig) -> dict[str, Any]:
-    """Dotted keys to resolved values, e.g. ``{"seed": 1, "env.name": "ML10", ...}``."""
+def flatten(config: DictConfig | dict[str, Any]) -> dict[str, Any]:
+    """Dotted keys to values, e.g. ``{"seed": 1, "env.name": "ML10", ...}``; only a configuration's are resolved."""
 
     def walk(node: dict[str, Any], prefix: str) -> Iterator[tuple[str, Any]]:
         for name, value in node.items():
@@ -128,7 +128,7 @@ def flatten(config: DictConfig) -> dict[str, Any]:
             else:
                 yield prefix + name, value
 
-    container: Any = OmegaConf.to_container(config, resolve=True)
+    container: Any = config if isinstance(config, dict) else OmegaConf.to_container(config, resolve=True)
     return dict(walk(container, ""))
 
 

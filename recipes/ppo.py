@@ -91,6 +91,7 @@ def _train(config: DictConfig) -> None:
     # A run goes on from its last checkpoint as if nothing had happened.
     progress: dict[str, Any] = {
         "frames": 0, "evaluated": 0, "saved": 0, "best_val_success": LOWEST, "rate_share": 1.0, "commits": [],
+        "faults": {}, "divergences": 0, "worker_restarts": 0, "best_by_task": {}, "warned": [],
     }  # fmt: skip
     checkpoints = RunCheckpoints(
         run_dir / "checkpoints",

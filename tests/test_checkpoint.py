@@ -1,6 +1,7 @@
 """What is saved is what is restored, bit for bit; a resumed run equals one that was never interrupted."""
 
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -24,7 +25,14 @@ from htrmrl_torchrl import (
     make_env,
 )
 from htrmrl_torchrl.archive import check_archive
-from htrmrl_torchrl.checkpoint import RunCheckpoints, export_agent, latest_checkpoint, read_component
+from htrmrl_torchrl.checkpoint import (
+    RunCheckpoints,
+    checkpoints_of,
+    export_agent,
+    latest_checkpoint,
+    read_component,
+    set_aside,
+)
 from htrmrl_torchrl.data.strategies import STRATEGIES
 from htrmrl_torchrl.evaluation import play_trials
 from htrmrl_torchrl.modules.heads import value_head
@@ -154,7 +162,7 @@ def test_a_run_of_a_machine_with_more_gpus_goes_on_without_their_streams(tmp_pat
 def test_other_versions_are_said_once_and_only_where_a_run_goes_on(tmp_path, monkeypatch, caplog):
     run = Run(tmp_path)
     path = run.save()
-    monkeypatch.setattr("torchrl.checkpoint._checkpoint.torchrl_version", "9.0")
+    monkeypatch.setattr("htrmrl_torchrl.checkpoint.versions", lambda: versions() | {"torchrl": "9.0"})
     torchrl_logger.addHandler(caplog.handler)
     try:
         load_networks(path)
@@ -165,7 +173,7 @@ def test_other_versions_are_said_once_and_only_where_a_run_goes_on(tmp_path, mon
     finally:
         torchrl_logger.removeHandler(caplog.handler)
     (record,) = caplog.records
-    assert "runtime='9.0'" in record.getMessage()
+    assert record.getMessage().endswith(f"other versions: torchrl {versions()['torchrl']} then and 9.0 now.")
 
 
 REMEMBER = [
@@ -426,13 +434,20 @@ def test_all_kinds_of_state_are_inside(value_norm, tmp_path):
 
 
 def test_litter_is_swept(tmp_path):
+    """And nothing else, nor what a link among it leads to."""
+    (tmp_path / "kept").mkdir()
+    tmp_path, elsewhere = tmp_path / "run", tmp_path / "kept"
+    (elsewhere / "file").touch()
     run = Run(tmp_path)
     path = run.save()
+    (tmp_path / ".step-1.torchrl").symlink_to(elsewhere)
+    (tmp_path / ".git").mkdir()
     (tmp_path / ".stage" / "components").mkdir(parents=True)
     (tmp_path / ".stage" / "components" / "tensors.bin").touch()
     (tmp_path / ".step-000000000000.torchrl.delete-0123").touch()
     Run(tmp_path)
-    assert list(tmp_path.iterdir()) == [path]
+    assert sorted(tmp_path.iterdir()) == [tmp_path / ".git", path]
+    assert (elsewhere / "file").exists()
 
 
 def test_rewinding_removes_another_future(tmp_path):
@@ -450,3 +465,75 @@ def test_rewinding_removes_another_future(tmp_path):
     other.checkpoints.mark()
     other.checkpoints.rewind()
     assert [path.name for path in (tmp_path / "run").iterdir()] == [f"step-{LANES * K * H:012d}.torchrl"]
+
+
+# ----------------------------------------------------------------------------------- what else is in such a folder
+
+THINGS = {  # by what is wrong with them
+    "a link to a folder": (lambda path: path.symlink_to(path.parent), "not a file"),
+    "a link to nothing": (lambda path: path.symlink_to(path.parent / "nothing"), "a link to nothing"),
+    "a link to itself": (lambda path: path.symlink_to(path), "it cannot be read: Too many levels of symbolic links"),
+    "a link to a device": (lambda path: path.symlink_to("/dev/zero"), "not a file"),
+    "a folder": (lambda path: (path / "inside").mkdir(parents=True), "not a file"),
+    "a pipe": (os.mkfifo, "not a file"),  # whoever opens it waits for ever
+    "an empty file": (lambda path: path.touch(), "no checksum at its end"),
+    "a zip file of something else": (
+        lambda path: zipfile.ZipFile(path, "w").writestr("manifest.json", "[]"), "no checksum at its end",
+    ),
+}  # fmt: skip
+ODD = [
+    "step-.torchrl", "step-12.torchrl", "step-x00000000000.torchrl", "step-000000000999",
+    "step-000000000999.torchrl.bak",
+    "best-000000000999.zip", "step-\u0663\u0663\u0663\u0663\u0663\u0663\u0663\u0663\u0663\u0663\u0663\u0663.torchrl",
+    f"step-{'9' * 240}.torchrl", os.fsdecode(b"best-\xff\xfe.torchrl"), "step-\n.torchrl", "step-*.torchrl",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("thing", THINGS)
+def test_other_things_among_the_checkpoints_are_named_and_left(thing, tmp_path):
+    """A run goes on from what is whole, saves and prunes, and removes nothing that it has not written."""
+    make, why = THINGS[thing]
+    run = Run(tmp_path)
+    run.iterate()
+    path = run.save()
+    run.checkpoints.save_best(0.1)
+    things = [tmp_path / f"{kind}-999999999999.torchrl" for kind in ("step", "best")]
+    for other in things:
+        make(other)
+    assert latest_checkpoint(tmp_path) == (path, {things[0]: why})
+    resumed = Run(tmp_path, seed=9)
+    resumed.restore(path)
+    resumed.iterate()
+    saved = resumed.save()
+    for score in (0.5, 0.3):
+        resumed.checkpoints.save_best(score)
+    assert all(os.path.lexists(other) for other in things)
+    resumed.checkpoints.rewind()  # only here do files of that name go: they are of another future
+    assert latest_checkpoint(tmp_path)[0] == saved
+    for other in [other for other in things if os.path.lexists(other)]:
+        aside = set_aside(other)
+        assert os.path.lexists(aside) and not os.path.lexists(other)
+    assert latest_checkpoint(tmp_path) == (saved, {})
+
+
+def test_other_names_are_passed_over(tmp_path):
+    run = Run(tmp_path)
+    path = run.save()
+    for name in ODD:
+        (tmp_path / name).touch()
+    assert checkpoints_of(tmp_path, "step") == [path] and checkpoints_of(tmp_path, "best") == []
+    assert latest_checkpoint(tmp_path) == (path, {})
+    run.iterate()
+    run.save()
+    run.checkpoints.rewind()
+    assert all((tmp_path / name).exists() for name in ODD)
+
+
+def test_the_best_by_score_stays_beside_the_newest(tmp_path):
+    run, kept = Run(tmp_path), []
+    for score in (0.2, 0.6, 0.6, 0.1):
+        run.iterate()
+        run.checkpoints.mark()
+        run.checkpoints.save_best(score)
+        kept.append([int(path.stem.rpartition("-")[2]) // (LANES * K * H) for path in checkpoints_of(tmp_path, "best")])
+    assert kept == [[1], [2], [3], [3, 4]]  # of equals the later one

@@ -91,9 +91,11 @@ def evaluate(
         >>> evaluate(idle, "toy", adaptation_episodes=1).success_rate
         0.0
     """
+    if is_dotted_path(benchmark):  # first: a name may come from a file, and is not imported to see what it is
+        raise ValueError(
+            f"{benchmark!r} is a factory, whose goals nobody knows; evaluate on a built-in benchmark, benchmark=NAME."
+        )
     check_name(benchmark)
-    if is_dotted_path(benchmark):
-        raise ValueError(f"{benchmark!r} is a factory, whose goals nobody knows; evaluate on a built-in benchmark.")
     rules = named_protocol(protocol).changed(
         adaptation_episodes=adaptation_episodes,
         evaluation_episodes=evaluation_episodes,

@@ -9,12 +9,15 @@ from typing import Any, Self
 import numpy as np
 import numpy.typing as npt
 
-from htrmrl_torchrl.envs.benchmarks import find_benchmark
+from htrmrl_torchrl.envs.benchmarks import check_benchmark_seed, check_split, find_benchmark
+from htrmrl_torchrl.envs.lanes import check_positive
 from htrmrl_torchrl.evaluation.intervals import Interval, bootstrap_goals, bootstrap_runs
 from htrmrl_torchrl.evaluation.protocols import Protocol
-from htrmrl_torchrl.files import write_whole
+from htrmrl_torchrl.files import read_json, read_regular, write_whole
 
 Array = npt.NDArray[np.float64]
+
+_LARGEST = 1 << 26  # bytes of a file; 20 episodes of 50 goals in 50 tasks take 3 million for each run
 
 # What two reports must agree in before their numbers may stand side by side.
 _COMPARED = ("protocol", "benchmark", "split", "benchmark_seed", "horizon", "tasks")
@@ -45,7 +48,7 @@ class EvaluationReport:
         command: that reproduces it, where there is one.
 
     Raises:
-        ValueError: if the arrays do not fit each other, the runs or the tasks.
+        ValueError: if the arrays do not fit each other, the runs or the tasks, or hold numbers that cannot be.
 
     Example:
         >>> from htrmrl_torchrl import evaluate
@@ -80,6 +83,14 @@ class EvaluationReport:
             raise ValueError(f"{len(self.task)} tasks and {len(self.goal)} goals do not make pairs to report of.")
         if not (self.task.min() >= 0 and self.task.max() < len(self.tasks)):
             raise ValueError(f"task holds {sorted({*self.task.tolist()})}, but there are {len(self.tasks)} tasks.")
+        if self.goal.min() < -1:
+            raise ValueError(f"goal holds {self.goal.min()}; goals count from 0, and -1 stands for all of a task.")
+        if not ((self.success >= 0) & (self.success <= 1)).all():  # NaN is neither
+            raise ValueError("success holds numbers outside 0 to 1, or NaN; it is a share of episodes.")
+        if not np.isnan(self.steps_to_success[~(self.steps_to_success >= 1)]).all():
+            raise ValueError("steps_to_success holds numbers below 1; steps count from 1, and are NaN without success.")
+        if np.isinf(self.returns).any() or np.isinf(self.steps_to_success).any():
+            raise ValueError("returns or steps_to_success hold an infinity.")
 
     # ------------------------------------------------------------------------------------------------ numbers
 
@@ -216,20 +227,24 @@ class EvaluationReport:
 
     @classmethod
     def load(cls, path: str | Path) -> Self:
-        """Reads what `save` wrote.
+        """Reads what `save` wrote, if its numbers are such as an evaluation may give.
 
         Raises:
             FileNotFoundError: if there is nothing at `path`.
             ValueError: if it is not a report.
         """
         try:
-            content = json.loads(Path(path).read_bytes())
+            content = read_json(read_regular(path, largest=_LARGEST))
             del content["summary"]
             content["protocol"] = Protocol(**content["protocol"])
+            _check_words(content)
             for name, kind in {"task": int, "goal": int, **dict.fromkeys(_PER_RUN, float)}.items():
+                _check_entries(name, content[name], kind)
                 content[name] = np.array(content[name], dtype=kind)  # null becomes NaN
             return cls(**content)
-        except (ValueError, KeyError, TypeError, OverflowError) as error:
+        except FileNotFoundError:
+            raise
+        except (ValueError, KeyError, TypeError, AttributeError, OverflowError, OSError) as error:
             raise ValueError(
                 f"{path} is not an evaluation report ({error!r}); `EvaluationReport.save` writes one."
             ) from error
@@ -241,6 +256,34 @@ class EvaluationReport:
 
 
 _PER_RUN = ("success", "returns", "steps_to_success")
+
+
+def _check_words(content: dict[str, Any]) -> None:
+    """Raise ValueError for fields of a file, all but its arrays, that are not what they are called."""
+    protocol, runs, tasks = content["protocol"], content["runs"], content["tasks"]
+    flags = [protocol.separate, protocol.biased]
+    if type(protocol.name) is not str or not all(type(flag) is bool for flag in flags):
+        raise ValueError(f"its protocol is {protocol}")
+    find_benchmark(content["benchmark"])  # a name to look up, never to import
+    check_split(content["split"])
+    check_benchmark_seed(content["benchmark_seed"])
+    check_positive(horizon=content["horizon"])
+    if type(tasks) is not list or not all(type(task) is str for task in tasks) or len({*tasks}) != len(tasks):
+        raise ValueError(f"tasks is {tasks!r}, which are no names")
+    if type(runs) is not list or not all(type(run) is dict for run in runs):
+        raise ValueError("runs are not one object for each run")
+    versions, command = content.get("versions", {}), content.get("command", "")
+    if type(command) is not str or not all(type(entry) is str for entry in [*versions.values()]):
+        raise ValueError("versions and command are not words")
+
+
+def _check_entries(name: str, entries: Any, kind: type) -> None:
+    """Raise ValueError unless nested lists hold numbers alone, which numpy would make of truths and texts as well."""
+    if type(entries) is list:
+        for entry in entries:
+            _check_entries(name, entry, kind)
+    elif type(entries) is not int and not (kind is float and (type(entries) is float or entries is None)):
+        raise ValueError(f"{name} holds {entries!r}")
 
 
 def _nan_to_none(values: Any) -> Any:

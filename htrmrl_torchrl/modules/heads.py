@@ -209,7 +209,7 @@ class _GaussianHead(nn.Module):
 def _gaussian_head(
     in_features: int, action_dim: int, hidden: Sequence[int], *, std: Std, init_std: float, min_std: float
 ) -> nn.Module:
-    log_std = float(torch.tensor(init_std).log())
+    log_std = float(torch.tensor(init_std, device="cpu").log())
     if std == "independent":
         scale: nn.Module = AddStateIndependentNormalScale(action_dim, init_value=log_std, scale_lb=min_std)
         return _GaussianHead(_mlp(in_features, action_dim, hidden, gain=0.01), scale)

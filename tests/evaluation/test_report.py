@@ -1,6 +1,7 @@
 """Numbers of reports by hand, worked out on paper; what may be compared; JSON in and out."""
 
 import json
+import os
 import re
 from dataclasses import fields, replace
 
@@ -249,6 +250,30 @@ CORRUPT = {
     "ragged episodes": lambda content: {**content, "success": [[[1, 0], [1]]]},
     "a word for a number": lambda content: {**content, "returns": "many"},
     "other lengths": lambda content: {**content, "success": content["success"][:1]},
+    "success above 1": lambda content: {**content, "success": [[[1.5] * 3] * 4] * 2},
+    "success below 0": lambda content: {**content, "success": [[[-0.1] * 3] * 4] * 2},
+    "success of null": lambda content: {**content, "success": [[[None] * 3] * 4] * 2},
+    "success of truths": lambda content: {**content, "success": [[[True] * 3] * 4] * 2},
+    "success of texts": lambda content: {**content, "success": [[["1"] * 3] * 4] * 2},
+    "one list too few": lambda content: {**content, "success": content["success"][0]},
+    "an infinite return": lambda content: {**content, "returns": [[[1e999] * 3] * 4] * 2},
+    "steps from 0": lambda content: {**content, "steps_to_success": [[[0] * 3] * 4] * 2},
+    "half a task": lambda content: {**content, "task": [0, 0, 0, 0.5]},
+    "a goal without end": lambda content: {**content, "goal": [0, 1, 2, 10**30]},
+    "a goal of minus two": lambda content: {**content, "goal": [0, 1, 2, -2]},
+    "a benchmark to import": lambda content: {**content, "benchmark": "os.path:join"},
+    "a benchmark of numbers": lambda content: {**content, "benchmark": 10},
+    "another split": lambda content: {**content, "split": "tset"},
+    "a text for a horizon": lambda content: {**content, "horizon": "500"},
+    "no horizon": lambda content: {**content, "horizon": None},
+    "a seed below 0": lambda content: {**content, "benchmark_seed": -1},
+    "tasks of numbers": lambda content: {**content, "tasks": [1, 2]},
+    "a task twice": lambda content: {**content, "tasks": ["alpha", "alpha"]},
+    "runs of words": lambda content: {**content, "runs": ["one", "two"]},
+    "a list of versions": lambda content: {**content, "versions": ["3.11"]},
+    "a number for a command": lambda content: {**content, "command": 3},
+    "a text for a rule": lambda content: {**content, "protocol": {**content["protocol"], "goals_per_task": "3"}},
+    "a word for a flag": lambda content: {**content, "protocol": {**content["protocol"], "separate": "no"}},
     "pairs of one more task": lambda content: {**content, "task": [0, 0, 0, 2]},
     **{f"without {name}": without(name) for name in ("success", "runs", "protocol", "summary", "tasks", "goal")},
 }
@@ -262,6 +287,40 @@ def test_a_corrupt_report_is_refused_by_name(fault, tmp_path):
     path.write_text(json.dumps(CORRUPT[fault](content)))
     with pytest.raises(ValueError, match=r"corrupt\.json is not an evaluation report"):
         EvaluationReport.load(path)
+
+
+def written(tmp_path, report):
+    report.save(tmp_path / "whole.json")
+    return (tmp_path / "whole.json").read_bytes()
+
+
+SPOILT = {
+    "a key twice": lambda content: content.replace(b'"horizon": 500', b'"horizon": 500, "horizon": 5'),
+    "NaN": lambda content: content.replace(b"null", b"NaN"),
+    "not UTF-8": lambda content: content.replace(b"alpha", b"alph\xff"),
+    "100,000 levels": lambda content: b"[" * 100_000 + b"]" * 100_000,
+    "100 levels": lambda content: content.replace(
+        b'"versions": {', b'"versions": {"x": ' + b"[" * 100 + b"]" * 100 + b","
+    ),
+    "a number of 10,000 digits": lambda content: content.replace(b'"horizon": 500', b'"horizon": ' + b"5" * 10_000),
+}
+
+
+@pytest.mark.parametrize("fault", SPOILT)
+def test_a_file_that_is_not_quite_json_is_refused_by_name(fault, tmp_path):
+    content = written(tmp_path, two_runs())
+    assert SPOILT[fault](content) != content
+    (tmp_path / "spoilt.json").write_bytes(SPOILT[fault](content))
+    with pytest.raises(ValueError, match=r"spoilt\.json is not an evaluation report"):
+        EvaluationReport.load(tmp_path / "spoilt.json")
+
+
+def test_what_is_no_file_is_no_report(tmp_path):
+    """A pipe would wait for a writer, and a device might never end."""
+    os.mkfifo(tmp_path / "pipe")
+    for path in (tmp_path, tmp_path / "pipe", "/dev/zero", tmp_path / ("x" * 300)):
+        with pytest.raises(ValueError, match="is not an evaluation report"):
+            EvaluationReport.load(path)
 
 
 @pytest.mark.parametrize("content", [b"", b"hello", b"\xff\xfe\x00PK", b'{"benchmark": "ML10", "spl'])

@@ -2,6 +2,7 @@
 
 import csv
 import io
+import json
 import os
 import re
 import signal
@@ -15,8 +16,10 @@ from unittest.mock import patch
 import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from htrmrl_torchrl.checkpoint import read_component
 from recipes import ppo
 from recipes._cli import run_recipe
+from tests.test_archive import forged
 
 ROOT = Path(__file__).resolve().parents[2]
 # 8 lanes * 4 episodes * 6 steps = 192 frames an iteration; every boundary on disk, one evaluation at the end
@@ -74,6 +77,22 @@ def here(monkeypatch, capsys, recipe, *, config_name):
         return (*capsys.readouterr(), code)
 
     return start
+
+
+def named_otherwise(checkpoint, target, name):
+    """A sealed copy of a checkpoint that says another name of its environment."""
+    config = read_component(checkpoint, "config")
+    config["env"]["name"] = name
+    return forged(checkpoint, target, files={"components/0002-config/value.json": json.dumps(config)})
+
+
+def leaves_a_mark(folder, monkeypatch):
+    """Returns the dotted path of a factory in a new module, and the file that importing it creates."""
+    mark = folder / "imported"
+    (folder / "marking_module.py").write_text(f"open({str(mark)!r}, 'w').close()\ndef factory(): ...\n")
+    monkeypatch.syspath_prepend(folder)
+    monkeypatch.delitem(sys.modules, "marking_module", raising=False)
+    return "marking_module:factory", mark
 
 
 def assert_no_warning_of_ours(said):

@@ -14,10 +14,13 @@ import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from htrmrl_torchrl import evaluate as evaluate_agent
+from htrmrl_torchrl.checkpoint import read_component
+from htrmrl_torchrl.envs import check_name
 from htrmrl_torchrl.evaluation import EvaluationReport
 from recipes import evaluate
-from tests.recipes.runs import family, here, train_here, wait_for, workers
+from tests.recipes.runs import family, here, leaves_a_mark, named_otherwise, train_here, wait_for, workers
 from tests.recipes.test_ppo import ROOT, TINY
+from tests.test_archive import forged
 
 SMALL = ["num_workers=0", "adaptation_episodes=2"]
 SCRIPT = str(ROOT / "recipes" / "evaluate.py")
@@ -198,6 +201,50 @@ def test_wrong_input_ends_in_one_sentence(case, trained, recipe, tmp_path):
     assert error.startswith("error: ") and error.endswith("\n") and error.count("\n") == 1
     assert all(part in error for part in parts), error
     assert {path.name for path in tmp_path.iterdir()} == {"foreign.torchrl", "half.torchrl"}
+
+
+def test_what_a_checkpoint_says_is_not_imported_or_resolved(trained, recipe, tmp_path, monkeypatch):
+    """A name that is a module's; the negative control is whoever asks for it himself."""
+    (checkpoint,) = (trained / "checkpoints").glob("best-*")
+    name, mark = leaves_a_mark(tmp_path, monkeypatch)
+    evil = named_otherwise(checkpoint, tmp_path / "evil.torchrl", name)
+    out, error, code = recipe(f"checkpoint={evil}")
+    assert (out, code) == ("", 2) and error.count("\n") == 1, error
+    assert f"'{name}' is a factory" in error and "benchmark=NAME" in error
+    asks = named_otherwise(checkpoint, tmp_path / "asks.torchrl", "${oc.env:HOME}")
+    out, error, code = recipe(f"checkpoint={asks}")
+    assert (out, code) == ("", 2) and "Unknown environment '${oc.env:HOME}'" in error and error.count("\n") == 1
+    given = ["benchmark=toy", "num_workers=0", "adaptation_episodes=0", "goals_per_task=1", f"out={tmp_path / 'out'}"]
+    _, error, code = recipe(f"checkpoint={evil}", *given)
+    assert code == 0, error
+    assert not mark.exists()
+    check_name(name)
+    assert mark.exists()
+
+
+@pytest.mark.parametrize("name", ["step", "best"])
+def test_a_pipe_among_the_checkpoints_is_passed_over(name, trained, recipe, tmp_path):
+    shutil.copytree(trained / "checkpoints", tmp_path / "run" / "checkpoints")
+    os.mkfifo(tmp_path / "run" / "checkpoints" / f"{name}-999999999999.torchrl")
+    arguments = ["num_workers=0", "adaptation_episodes=0", "goals_per_task=1"]
+    _, error, code = recipe(f"checkpoint={tmp_path / 'run'}", *arguments)
+    assert code == 0, error
+
+
+def test_crafted_files_end_in_one_sentence(trained, recipe, tmp_path):
+    (checkpoint,) = (trained / "checkpoints").glob("best-*")
+    crafted = {
+        ("0001-agent", "d_model"): 10**7, ("0007-progress", "frames"): "many", ("0002-config", "env"): {"name": "toy"},
+    }  # fmt: skip
+    for (component, key), value in crafted.items():
+        name = component.partition("-")[2]
+        entries = {**read_component(checkpoint, name), key: value}
+        evil = forged(
+            checkpoint, tmp_path / "evil.torchrl", files={f"components/{component}/value.json": json.dumps(entries)}
+        )
+        out, error, code = recipe(f"checkpoint={evil}", *SMALL)
+        assert (out, code) == ("", 2) and error.count("\n") == 1, error
+        assert error.startswith(f"error: {evil} is not a checkpoint of this package, or damaged ("), error
 
 
 def test_a_real_process_refuses_in_one_sentence(tmp_path):

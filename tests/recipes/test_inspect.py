@@ -13,7 +13,7 @@ from PIL import Image
 from recipes import _inspection
 from tests.inspection.pages import Page, check_self_contained
 from tests.inspection.test_browser import seen_by_browser
-from tests.recipes.runs import here, train_here
+from tests.recipes.runs import here, leaves_a_mark, named_otherwise, train_here
 from tests.recipes.test_ppo import ROOT, TINY
 
 SCRIPT = ROOT / "recipes" / "inspect.py"
@@ -132,6 +132,20 @@ def test_wrong_input_ends_in_one_sentence(case, trained, recipe, tmp_path):
     assert code == 2 and out == ""
     assert error.startswith("error: ") and error.count("\n") == 1 and said in error, error
     assert {path.name for path in tmp_path.iterdir()} == {"foreign.torchrl", "t1", "t2"}
+
+
+def test_what_a_checkpoint_says_is_not_imported_or_resolved(trained, recipe, tmp_path, monkeypatch):
+    """A name that is a module's; the negative control is whoever asks for it himself."""
+    (checkpoint,) = (trained / "checkpoints").glob("best-*")
+    name, mark = leaves_a_mark(tmp_path, monkeypatch)
+    evil = named_otherwise(checkpoint, tmp_path / "evil.torchrl", name)
+    out, error, code = recipe(f"checkpoint={evil}")
+    assert (out, code) == ("", 2) and error.count("\n") == 1, error
+    assert f"'{name}' is a factory" in error and "benchmark=NAME" in error
+    asks = named_otherwise(checkpoint, tmp_path / "asks.torchrl", "${oc.env:HOME}")
+    out, error, code = recipe(f"checkpoint={asks}")
+    assert (out, code) == ("", 2) and "Unknown environment '${oc.env:HOME}'" in error and error.count("\n") == 1
+    assert not mark.exists()
 
 
 # ------------------------------------------------------------------------------------------- the name of this recipe

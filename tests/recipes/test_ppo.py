@@ -278,8 +278,9 @@ UNFIT = {
     "a changed one": (["resume={run}/../flipped.torchrl"], ["flipped.torchrl is not a", "its checksum is wrong"]),
     "other weights": (
         ["resume={run}/../other.torchrl"],
-        ["cannot continue: ", "component 'actor'", "size mismatch"],
+        ["cannot continue: ", "its actor does not fit", "size mismatch"],
     ),
+    "a setting of the environment's": (["resume={run}/../asks.torchrl"], ["optim.lr=${oc.env:HOME} and this one"]),
     "a dangling link": (["resume={run}/../link.torchrl"], ["must be auto, never or the path of a checkpoint"]),
     "a table for a folder": (["run_dir={run}/metrics.csv"], ["metrics.csv is a file", "choose a folder"]),
 }
@@ -302,6 +303,10 @@ def unfit(toy_run):
     kernel["shape"] = kernel["shape"][::-1] if kernel["shape"][0] != kernel["shape"][1] else [1, 1]
     other["components/0000-actor/tree.json"] = json.dumps(tree)
     forged(checkpoint, toy_run.parent / "other.torchrl", files=other)
+    config = read_component(checkpoint, "config")
+    config["optim"]["lr"] = "${oc.env:HOME}"
+    settings = {"components/0002-config/value.json": json.dumps(config)}
+    forged(checkpoint, toy_run.parent / "asks.torchrl", files=settings)
     return toy_run
 
 
