@@ -5,19 +5,22 @@ simulator state is needed. It holds weights, optimizer, the task deck, all rando
 configuration. `htrmrl_torchrl.archive` says how the file is made.
 """
 
+import errno
 import os
+import re
 import shutil
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Protocol
 
 import torch
 from tensordict.nn import TensorDictModuleBase
 from torch.optim import Optimizer
-from torchrl.checkpoint import Checkpoint, CheckpointRotation, GlobalRNGState
+from torchrl.checkpoint import Checkpoint, GlobalRNGState
 
 from htrmrl_torchrl.archive import NotACheckpoint, TensorFiles, check_archive, of_any_versions, refused_by_name, seal
-from htrmrl_torchrl.files import sync_folder
+from htrmrl_torchrl.files import set_aside, sync_folder
 from htrmrl_torchrl.reward_norm import TaskRewardNormalizer
 from htrmrl_torchrl.versions import versions
 
@@ -32,7 +35,7 @@ __all__ = [
     "set_aside",
 ]
 
-_DAMAGED = "damaged-"
+_STAGE = ".stage"  # where a file is made before it gets its name
 
 
 class Resumable(Protocol):
@@ -110,11 +113,15 @@ class RunCheckpoints:
     moved on already.
 
     A file appears under its name when all of it, sealed, is on the disk: at any moment a kill leaves the files that
-    were there, whole, and at most litter that the next start sweeps. (`CheckpointRotation.save` alone renames too, but
-    neither waits for the disk nor sweeps.)
+    were there, whole, and at most a hidden folder that the next `rewind` or `save` removes. (TorchRL's
+    `CheckpointRotation` renames too, but does not wait for the disk, and opens every file of the folder to order them.)
+
+    Only files with exactly the names that are written here, ``step-<frames>.torchrl`` and ``best-<frames>.torchrl``,
+    are looked at or removed.
 
     Args:
-        folder: where they go; litter of a killed run is swept from it.
+        folder: where they go; created with the first of them. Once it is there it is never created again: a run whose
+            folder was moved away does not write to another one in its place.
         keep: how many of the latest stay.
         agent: JSON-compatible arguments of `htrmrl_torchrl.networks.build_networks`, which make a checkpoint
             self-contained.
@@ -145,7 +152,8 @@ class RunCheckpoints:
         memory: Resumable,
         storage: Resumable | None = None,
     ) -> None:
-        self._folder, self._stage = folder, folder / ".stage"
+        self._folder, self._keep = folder, keep
+        self._identity = _identity(folder) if folder.is_dir() else None
         self._progress, self._marked_progress = progress, dict(progress)
         self._marked = {
             "actor": _Marked(actor),
@@ -162,10 +170,7 @@ class RunCheckpoints:
         )
         for name, component in self._marked.items():
             self._checkpoint.register(name, component, adapter=TensorFiles())
-        self._latest = CheckpointRotation(folder, keep_last=keep, prefix="step")
-        self._best = CheckpointRotation(folder, keep_last=1, keep_best=("val_success", "max"), prefix="best")
         self._saved: Path | None = None  # where the marked boundary is on disk
-        _sweep(folder)
 
     def mark(self) -> None:
         """Remember the present, a boundary between two iterations, for `save` and `save_best`.
@@ -186,13 +191,13 @@ class RunCheckpoints:
         """
         if self._saved is None:
             self._saved = self._write("step", {})
-            self._latest.prune()
+            self._prune("step", self._keep)
         return self._saved
 
     def save_best(self, val_success: float) -> None:
-        """Saves the marked boundary as the best one. Raises OSError as `save` does."""
+        """Saves the marked boundary as the best one, in the place of the one before. Raises OSError as `save` does."""
         self._write("best", {"val_success": val_success})
-        self._best.prune()
+        self._prune("best", 1)
 
     def restore(self, path: Path) -> None:
         """Puts everything back to where it was at `path`; the global random state last, after what might draw.
@@ -218,15 +223,34 @@ class RunCheckpoints:
         Raises:
             OSError: if the boundary could not be written; then nothing goes.
         """
-        self._saved = self._write("step", {})  # pruned last: until the newer ones are gone, it is the oldest
-        for path in (*self._latest.checkpoints(), *self._best.checkpoints()):
-            if int(path.stem.rpartition("-")[2]) > self._marked_progress["frames"]:
-                path.unlink()
-        self._latest.prune()
+        self._saved = self._write("step", {})
+        for prefix in ("best", "step"):
+            for path in _saved(self._folder, prefix):
+                if _frames(path) > self._marked_progress["frames"]:
+                    path.unlink()
+        self._prune("step", self._keep)  # last: until the newer ones are gone, the marked one is the oldest
 
     def _write(self, prefix: str, metadata: dict[str, Any]) -> Path:
+        self._check_folder()
         path = self._folder / f"{prefix}-{self._marked_progress['frames']:012d}.torchrl"
-        return _write_whole(self._checkpoint, path, stage=self._stage, metadata=metadata)
+        _remove(self._folder / _STAGE)  # of a killed process
+        return _write_whole(self._checkpoint, path, stage=self._folder / _STAGE, metadata=metadata)
+
+    def _check_folder(self) -> None:
+        """Raises FileNotFoundError where the folder is gone, or another one is in its place."""
+        if self._identity is None:
+            self._folder.mkdir(parents=True, exist_ok=True)
+            self._identity = _identity(self._folder)
+        elif not self._folder.exists():
+            raise FileNotFoundError(errno.ENOENT, "its folder was moved or removed", str(self._folder))
+        elif _identity(self._folder) != self._identity:
+            raise FileNotFoundError(errno.ENOENT, "its folder was moved, another is in its place", str(self._folder))
+
+    def _prune(self, prefix: str, keep: int) -> None:
+        """Removes older ones; one that cannot be removed costs room, not the run."""
+        with suppress(OSError):
+            for path in _saved(self._folder, prefix)[:-keep]:
+                path.unlink()
 
     @staticmethod
     def _copy_progress(source: dict[str, Any], target: dict[str, Any]) -> None:
@@ -246,32 +270,62 @@ def _write_whole(checkpoint: Checkpoint, path: Path, *, stage: Path, metadata: d
     return path
 
 
-def _sweep(folder: Path) -> None:
-    """Removes what a killed process left half-written; everything of the kind has a hidden name."""
-    for path in folder.glob(".*"):
-        shutil.rmtree(path) if path.is_dir() else path.unlink()
+def _identity(folder: Path) -> tuple[int, int]:
+    found = os.stat(folder)
+    return found.st_dev, found.st_ino
+
+
+def _remove(path: Path) -> None:
+    """Removes a folder or a file; it need not be there."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
+
+
+_NAME = re.compile(r"(step|best)-([0-9]+)\.torchrl")
+
+
+def _saved(folder: Path, prefix: str) -> list[Path]:
+    """What has the name of a checkpoint of this kind, by frames; anything else in the folder is somebody else's.
+
+    Raises:
+        OSError: if the folder cannot be read, or is a link to nothing; one that is not there is empty.
+    """
+    try:
+        names = os.listdir(folder)
+    except FileNotFoundError:
+        if folder.is_symlink():
+            raise
+        return []
+    found = (_NAME.fullmatch(name) for name in names)
+    return sorted((folder / match[0] for match in found if match and match[1] == prefix), key=_frames)
+
+
+def _frames(path: Path) -> int:
+    return int(path.stem.partition("-")[2])
 
 
 def latest_checkpoint(folder: Path) -> tuple[Path | None, dict[Path, str]]:
     """The newest periodic checkpoint in a run's ``checkpoints/`` folder that is whole, if there is one.
 
     Returns:
-        tuple: its path, and newer ones that are damaged with what is wrong with each.
+        tuple: its path, and newer ones that are damaged or cannot be read with what is wrong with each.
+
+    Raises:
+        OSError: if the folder cannot be read, or is a link to nothing; one that is not there has no checkpoint.
     """
     damaged: dict[Path, str] = {}
-    for path in sorted(folder.glob("step-*.torchrl"), reverse=True):
+    for path in reversed(_saved(folder, "step")):
         try:
             check_archive(path)
         except NotACheckpoint as error:
             damaged[path] = error.why
+        except OSError as error:
+            damaged[path] = f"cannot be read: {error.strerror or 'a link to nothing'}"
         else:
             return path, damaged
     return None, damaged
-
-
-def set_aside(path: Path) -> Path:
-    """Gives a damaged checkpoint a name by which nobody will take it for a whole one."""
-    return path.rename(path.with_name(_DAMAGED + path.name))
 
 
 def load_weights(path: str | Path, **networks: TensorDictModuleBase) -> None:
