@@ -225,8 +225,8 @@ class RunCheckpoints:
         """
         self._saved = self._write("step", {})
         for prefix in ("best", "step"):
-            for path in _saved(self._folder, prefix):
-                if _frames(path) > self._marked_progress["frames"]:
+            for path in _named(self._folder, prefix):
+                if _frames_of(path) > self._marked_progress["frames"]:
                     path.unlink()
         self._prune("step", self._keep)  # last: until the newer ones are gone, the marked one is the oldest
 
@@ -249,7 +249,7 @@ class RunCheckpoints:
     def _prune(self, prefix: str, keep: int) -> None:
         """Removes older ones; one that cannot be removed costs room, not the run."""
         with suppress(OSError):
-            for path in _saved(self._folder, prefix)[:-keep]:
+            for path in _named(self._folder, prefix)[:-keep]:
                 path.unlink()
 
     @staticmethod
@@ -286,7 +286,7 @@ def _remove(path: Path) -> None:
 _NAME = re.compile(r"(step|best)-([0-9]+)\.torchrl")
 
 
-def _saved(folder: Path, prefix: str) -> list[Path]:
+def _named(folder: Path, kind: str) -> list[Path]:
     """What has the name of a checkpoint of this kind, by frames; anything else in the folder is somebody else's.
 
     Raises:
@@ -299,10 +299,10 @@ def _saved(folder: Path, prefix: str) -> list[Path]:
             raise
         return []
     found = (_NAME.fullmatch(name) for name in names)
-    return sorted((folder / match[0] for match in found if match and match[1] == prefix), key=_frames)
+    return sorted((folder / match[0] for match in found if match and match[1] == kind), key=_frames_of)
 
 
-def _frames(path: Path) -> int:
+def _frames_of(path: Path) -> int:
     return int(path.stem.partition("-")[2])
 
 
@@ -316,7 +316,7 @@ def latest_checkpoint(folder: Path) -> tuple[Path | None, dict[Path, str]]:
         OSError: if the folder cannot be read, or is a link to nothing; one that is not there has no checkpoint.
     """
     damaged: dict[Path, str] = {}
-    for path in reversed(_saved(folder, "step")):
+    for path in reversed(_named(folder, "step")):
         try:
             check_archive(path)
         except NotACheckpoint as error:

@@ -1,7 +1,8 @@
 """What a run folder says about its run: where it stopped, with which settings, and how it ended.
 
 A start first checks everything (`where_to_start`, and what the recipe builds after it), and only then changes the
-folder (`take_over`): the checkpoints before the curve, so that whatever ends it in between leaves a run that can continue.
+folder (`take_over`): the checkpoints before the curve, so that whatever ends it in between leaves a run that can
+continue.
 """
 
 import json

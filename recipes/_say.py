@@ -44,15 +44,18 @@ def unfailing_output() -> Iterator[None]:
     _occupy_standard_descriptors()
     before = sys.stdout, sys.stderr
     for name, stream in zip(("stdout", "stderr"), before, strict=True):
-        if stream is None:  # closed before Python started
-            stream = open(os.devnull, "w")  # noqa: SIM115
-        setattr(sys, name, _Unfailing(lambda stream=stream: stream))
+        setattr(sys, name, _unfailing(stream))
     try:
         yield
     finally:
         sys.stdout, sys.stderr = before
         for stream in before:
             _let_go(stream)
+
+
+def _unfailing(stream: TextIO | None) -> _Unfailing:
+    own = open(os.devnull, "w") if stream is None else stream  # noqa: SIM115
+    return _Unfailing(lambda: own)
 
 
 def _occupy_standard_descriptors() -> None:

@@ -1,6 +1,7 @@
 """Training runs as real processes: start them, stop them, and look at what is left of them."""
 
 import csv
+import ctypes
 import io
 import os
 import re
@@ -16,6 +17,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from recipes import ppo
 from recipes._cli import run_recipe
+from recipes._signals import NUMBERS
 
 ROOT = Path(__file__).resolve().parents[2]
 # 8 lanes * 4 episodes * 6 steps = 192 frames an iteration; every boundary on disk, one evaluation at the end
@@ -75,7 +77,8 @@ def start(run_dir, *overrides, preexec=None, **options):
     """Starts in a process group of its own, as a terminal would."""
 
     def prepare():
-        signal.signal(signal.SIGINT, signal.SIG_DFL)  # ignored, where the tests themselves run in a shell's background
+        for number in NUMBERS:  # ignored, where the tests themselves run in a shell's background or under `nohup`
+            signal.signal(number, signal.SIG_DFL)
         if preexec is not None:
             preexec()
 
@@ -88,6 +91,12 @@ def start(run_dir, *overrides, preexec=None, **options):
         preexec_fn=prepare,
         env={**os.environ, "PYTHONUNBUFFERED": "1"},
     )
+
+
+def obey_permissions():
+    """In a child before it becomes another program: root without the right to read and write everything."""
+    for override in (1, 2):  # CAP_DAC_OVERRIDE, CAP_DAC_READ_SEARCH; 24 is PR_CAPBSET_DROP
+        ctypes.CDLL(None).prctl(24, override)
 
 
 def wait_for(condition, process=None, what="the condition"):
