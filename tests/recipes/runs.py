@@ -77,8 +77,7 @@ def start(run_dir, *overrides, preexec=None, **options):
     """Starts in a process group of its own, as a terminal would."""
 
     def prepare():
-        for number in NUMBERS:  # ignored, where the tests themselves run in a shell's background or under `nohup`
-            signal.signal(number, signal.SIG_DFL)
+        hear_all_signals()
         if preexec is not None:
             preexec()
 
@@ -91,6 +90,12 @@ def start(run_dir, *overrides, preexec=None, **options):
         preexec_fn=prepare,
         env={**os.environ, "PYTHONUNBUFFERED": "1"},
     )
+
+
+def hear_all_signals():
+    """In a child: some are ignored where the tests themselves run in a shell's background, or under `nohup`."""
+    for number in NUMBERS:
+        signal.signal(number, signal.SIG_DFL)
 
 
 def obey_permissions():

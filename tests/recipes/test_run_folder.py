@@ -235,7 +235,7 @@ def test_a_curve_that_cannot_be_read_is_set_aside(kind, finished, capsys):
     assert len(curve(finished)) == TOTAL // FRAMES + 1  # TensorBoard has all of it
 
 
-# ---------------------------------------------------------------------------------------------- the order of taking over
+# --------------------------------------------------------------------------------------------- the order of taking over
 
 
 @contextmanager
