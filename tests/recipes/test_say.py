@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-from tests.recipes.runs import FRAMES, ROOT, TINY, command, frames_on_disk
+from tests.recipes.runs import FRAMES, ROOT, command, frames_on_disk
 
 # Prints more than a pipe and a buffer hold, on both, and leaves what a later flush would write.
 TALKATIVE = """
@@ -63,7 +63,7 @@ def test_a_run_that_is_saved_is_no_failure(way, tmp_path):
     redirected = " ".join(WAYS[way].format(stream=stream) for stream in (1, 2))
     run_dir = tmp_path / "run"
     done = subprocess.run(
-        ["bash", "-c", f'exec "$@" {redirected}', "bash", *command(run_dir, *TINY, f"total_frames={FRAMES}")],
+        ["bash", "-c", f'exec "$@" {redirected}', "bash", *command(run_dir, f"total_frames={FRAMES}")],
         timeout=300,
         preexec_fn=lambda: signal.signal(signal.SIGPIPE, signal.SIG_DFL),
     )
