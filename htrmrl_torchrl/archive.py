@@ -195,12 +195,6 @@ def read_states(path: str | Path, components: Collection[str] | None = None) -> 
         return {name: _read_component(archive, records[name]) for name in names}
 
 
-def read_metadata(path: str | Path) -> dict[str, Any]:
-    """What was noted when a checkpoint was saved. Raises as `check_archive` does."""
-    metadata = _checked(path).get("metadata")
-    return metadata if isinstance(metadata, dict) else {}
-
-
 def _read_component(archive: zipfile.ZipFile, record: dict[str, Any]) -> Any:
     files = [archive.read(f"{record['path']}/{name}") for name in _FILES[record["adapter"]]]
     if len(files) == 1:

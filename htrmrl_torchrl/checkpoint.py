@@ -5,11 +5,13 @@ simulator state is needed. It holds weights, optimizer, the task deck, all rando
 configuration. `htrmrl_torchrl.archive` says how the file is made.
 """
 
+import errno
 import math
 import os
 import re
 import shutil
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
@@ -23,12 +25,11 @@ from htrmrl_torchrl.archive import (
     NotACheckpoint,
     TensorFiles,
     check_archive,
-    read_metadata,
     read_states,
     refused_by_name,
     seal,
 )
-from htrmrl_torchrl.files import sync_folder
+from htrmrl_torchrl.files import set_aside, sync_folder
 from htrmrl_torchrl.reward_norm import TaskRewardNormalizer
 from htrmrl_torchrl.versions import versions
 
@@ -45,7 +46,7 @@ __all__ = [
     "set_aside",
 ]
 
-_DAMAGED = "damaged-"
+_STAGE = ".stage"  # where a file is made before it gets its name
 _NAME = re.compile(r"(step|best)-([0-9]{12,18})\.torchrl")  # by frames
 _LONGEST_ENVIRONMENT = 4000  # characters; a custom benchmark names up to 50 tasks
 
@@ -125,12 +126,15 @@ class RunCheckpoints:
     moved on already.
 
     A file appears under its name when all of it, sealed, is on the disk: at any moment a kill leaves the files that
-    were there, whole, and at most litter that the next start sweeps. Only files of the names that `save` and
-    `save_best` give are opened or removed. (torchrl's `CheckpointRotation` neither waits for the disk nor sweeps, and
-    opens whatever has such a name: it waits for a pipe, and raises what a foreign file makes it raise.)
+    were there, whole, and at most a hidden folder that the next `rewind` or `save` removes. (TorchRL's
+    `CheckpointRotation` renames too, but does not wait for the disk, and opens every file of the folder to order them.)
+
+    Only files with exactly the names that are written here, ``step-<frames>.torchrl`` and ``best-<frames>.torchrl``,
+    are looked at or removed.
 
     Args:
-        folder: where they go; litter of a killed run is swept from it.
+        folder: where they go; created with the first of them. Once it is there it is never created again: a run whose
+            folder was moved away does not write to another one in its place.
         keep: how many of the latest stay.
         agent: JSON-compatible arguments of `htrmrl_torchrl.networks.build_networks`, which make a checkpoint
             self-contained.
@@ -162,7 +166,8 @@ class RunCheckpoints:
         memory: Resumable,
         storage: Resumable | None = None,
     ) -> None:
-        self._folder, self._stage, self._keep = folder, folder / ".stage", keep
+        self._folder, self._keep = folder, keep
+        self._identity = _identity(folder) if folder.is_dir() else None
         self._progress, self._marked_progress = progress, dict(progress)
         self._optimizer = optimizer
         self._marked = {
@@ -181,7 +186,6 @@ class RunCheckpoints:
         for name, component in self._marked.items():
             self._checkpoint.register(name, component, adapter=TensorFiles())
         self._saved: Path | None = None  # where the marked boundary is on disk
-        _sweep(folder)
 
     def mark(self) -> None:
         """Remember the present, a boundary between two iterations, for `save` and `save_best`.
@@ -202,17 +206,13 @@ class RunCheckpoints:
         """
         if self._saved is None:
             self._saved = self._write("step", {})
-            self._prune_latest()
+        self._prune("step", self._keep)
         return self._saved
 
     def save_best(self, val_success: float) -> None:
-        """Saves the marked boundary as the best one. Raises OSError as `save` does."""
+        """Saves the marked boundary as the best one, in the place of the one before. Raises OSError as `save` does."""
         self._write("best", {"val_success": val_success})
-        best = self._up_to_here("best")
-        kept = {best[-1], max(reversed(best), key=_val_success)}  # the newest stays beside the best
-        for path in best:
-            if path not in kept:
-                path.unlink()
+        self._prune("best", 1)
 
     def restore(self, path: Path) -> None:
         """Puts everything back to where it was at `path`; the global random state last, after what might draw.
@@ -244,23 +244,38 @@ class RunCheckpoints:
         Raises:
             OSError: if the boundary could not be written; then nothing goes.
         """
-        self._saved = self._write("step", {})  # pruned last: until the newer ones are gone, it is the oldest
-        for path in (*checkpoints_of(self._folder, "step"), *checkpoints_of(self._folder, "best")):
-            if _frames_of(path) > self._marked_progress["frames"]:
-                path.unlink()
-        self._prune_latest()
-
-    def _prune_latest(self) -> None:
-        for path in self._up_to_here("step")[: -self._keep]:
-            path.unlink()
-
-    def _up_to_here(self, kind: str) -> list[Path]:
-        """Without what lies beyond: a file that nobody has checked must not count, or a whole one goes in its place."""
-        return [p for p in checkpoints_of(self._folder, kind) if _frames_of(p) <= self._marked_progress["frames"]]
+        self._saved = self._write("step", {})
+        for prefix in ("best", "step"):
+            for path in checkpoints_of(self._folder, prefix):
+                if _frames_of(path) > self._marked_progress["frames"]:
+                    path.unlink()
+        self._prune("step", self._keep)  # last: until the newer ones are gone, the marked one is the oldest
 
     def _write(self, prefix: str, metadata: dict[str, Any]) -> Path:
+        self._check_folder()
         path = self._folder / f"{prefix}-{self._marked_progress['frames']:012d}.torchrl"
-        return _write_whole(self._checkpoint, path, stage=self._stage, metadata=metadata)
+        _remove(self._folder / _STAGE)  # of a killed process
+        return _write_whole(self._checkpoint, path, stage=self._folder / _STAGE, metadata=metadata)
+
+    def _check_folder(self) -> None:
+        """Raises FileNotFoundError where the folder is gone, or another one is in its place."""
+        if self._identity is None:
+            self._folder.mkdir(parents=True, exist_ok=True)
+            self._identity = _identity(self._folder)
+        elif not self._folder.exists():
+            raise FileNotFoundError(errno.ENOENT, "its folder was moved or removed", str(self._folder))
+        elif _identity(self._folder) != self._identity:
+            raise FileNotFoundError(errno.ENOENT, "its folder was moved, another is in its place", str(self._folder))
+
+    def _prune(self, kind: str, keep: int) -> None:
+        """Removes older ones; one that cannot be removed costs room, not the run.
+
+        What lies beyond the marked boundary does not count: nobody has checked it, and a whole one would go for it.
+        """
+        with suppress(OSError):
+            found = [p for p in checkpoints_of(self._folder, kind) if _frames_of(p) <= self._marked_progress["frames"]]
+            for path in found[:-keep]:
+                path.unlink()
 
     @staticmethod
     def _copy_progress(source: dict[str, Any], target: dict[str, Any]) -> None:
@@ -280,13 +295,17 @@ def _write_whole(checkpoint: Checkpoint, path: Path, *, stage: Path, metadata: d
     return path
 
 
-def _sweep(folder: Path) -> None:
-    """Removes what a killed process left half-written; everything of the kind has a hidden name."""
-    for path in (*folder.glob(".stage"), *folder.glob(".step-*"), *folder.glob(".best-*")):
-        if path.is_dir() and not path.is_symlink():
-            shutil.rmtree(path)
-        else:
-            path.unlink()
+def _identity(folder: Path) -> tuple[int, int]:
+    found = os.stat(folder)
+    return found.st_dev, found.st_ino
+
+
+def _remove(path: Path) -> None:
+    """Removes a folder or a file; it need not be there."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
 
 
 def checkpoints_of(folder: Path, kind: str) -> list[Path]:
@@ -297,40 +316,35 @@ def checkpoints_of(folder: Path, kind: str) -> list[Path]:
         kind: ``"step"``, the periodic ones, or ``"best"`` on ``val``.
 
     Raises:
-        OSError: if there is a folder that cannot be read.
+        OSError: if the folder cannot be read, or is a link to nothing.
     """
     return [path for path in _named(folder, kind) if path.is_file() and not path.is_symlink()]
 
 
 def _named(folder: Path, kind: str) -> list[Path]:
-    """Everything that has the name of a checkpoint, whatever it is."""
-    if not folder.exists():
+    """Everything that has the name of a checkpoint, whatever it is. Raises as `checkpoints_of` does."""
+    try:
+        names = os.listdir(folder)
+    except FileNotFoundError:
+        if folder.is_symlink():
+            raise
         return []
-    matches = [(path, _NAME.fullmatch(path.name)) for path in folder.iterdir()]
-    return sorted((path for path, match in matches if match and match[1] == kind), key=_frames_of)
+    found = (_NAME.fullmatch(name) for name in names)
+    return sorted((folder / match[0] for match in found if match and match[1] == kind), key=_frames_of)
 
 
 def _frames_of(path: Path) -> int:
     return int(path.stem.rpartition("-")[2])
 
 
-def _val_success(path: Path) -> float:
-    """What a checkpoint was chosen for; nothing is worse than a damaged one."""
-    try:
-        score = read_metadata(path).get("val_success")
-    except (NotACheckpoint, FileNotFoundError):
-        score = None
-    return float(score) if isinstance(score, int | float) and math.isfinite(score) else -math.inf
-
-
 def latest_checkpoint(folder: Path) -> tuple[Path | None, dict[Path, str]]:
     """The newest periodic checkpoint in a run's ``checkpoints/`` folder that is whole, if there is one.
 
     Returns:
-        tuple: its path, and newer ones that are damaged, cannot be read or are no file, with what is wrong with each.
+        tuple: its path, and newer ones that are damaged or cannot be read with what is wrong with each.
 
     Raises:
-        OSError: if there is a folder that cannot be read.
+        OSError: if the folder cannot be read, or is a link to nothing; one that is not there has no checkpoint.
     """
     damaged: dict[Path, str] = {}
     for path in reversed(_named(folder, "step")):
@@ -338,16 +352,11 @@ def latest_checkpoint(folder: Path) -> tuple[Path | None, dict[Path, str]]:
             check_archive(path)
         except NotACheckpoint as error:
             damaged[path] = error.why
-        except FileNotFoundError:
-            damaged[path] = "a link to nothing"
+        except OSError as error:
+            damaged[path] = f"cannot be read: {error.strerror or 'a link to nothing'}"
         else:
             return path, damaged
     return None, damaged
-
-
-def set_aside(path: Path) -> Path:
-    """Gives a damaged checkpoint a name by which nobody will take it for a whole one."""
-    return path.rename(path.with_name(_DAMAGED + path.name))
 
 
 def read_component(path: str | Path, name: str) -> dict[str, Any]:

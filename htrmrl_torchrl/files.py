@@ -17,7 +17,7 @@ def write_whole(path: Path, text: str) -> None:
     """
     stage = path.with_name(f".{path.name}.stage")
     try:
-        with stage.open("w") as file:
+        with stage.open("w", encoding="utf-8") as file:
             file.write(text)
             file.flush()
             os.fsync(file.fileno())
@@ -86,6 +86,17 @@ def _check_depth(value: Any) -> None:
         if not level:
             return
     raise ValueError(f"it is nested more than {_DEEPEST} levels deep")
+
+
+def name_aside(path: Path) -> Path:
+    """A name for a damaged file, ``damaged-*`` in the same folder, that nothing has yet."""
+    names = (f"damaged-{number}{path.name}" for number in ("", *(f"{number}-" for number in range(2, 1000))))
+    return next(aside for name in names if not os.path.lexists(aside := path.with_name(name)))
+
+
+def set_aside(path: Path) -> Path:
+    """Renames a damaged file so that nobody takes it for a whole one; returns its new path."""
+    return path.rename(name_aside(path))
 
 
 def sync_folder(folder: Path) -> None:

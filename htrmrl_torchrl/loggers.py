@@ -9,6 +9,8 @@ are written here directly, each whole or not at all.
 import csv
 import io
 import os
+import re
+import shutil
 import socket
 import time
 from collections.abc import Mapping
@@ -22,7 +24,7 @@ from tensorboard.summary.writer.record_writer import RecordWriter
 from torch.utils.tensorboard import SummaryWriter
 from torch.utils.tensorboard.summary import histogram, image, text
 
-from htrmrl_torchrl.files import RecordFile, write_whole
+from htrmrl_torchrl.files import RecordFile, name_aside, write_whole
 from htrmrl_torchrl.media import Frames, encode_gif
 
 if TYPE_CHECKING:
@@ -45,6 +47,10 @@ class RunLogger:
         resume_from_frames: frames of the checkpoint that a continued run starts from. What was logged beyond it is
             dropped from ``metrics.csv`` and purged from TensorBoard, since these frames are played again; what was
             logged at or before it stays. ``None`` (default) starts a new run, ``-1`` starts one over.
+
+    Attributes:
+        damaged: a copy of ``metrics.csv`` as it was found, ``damaged-metrics.csv``, if it had rows that cannot be read;
+            they are left out. What a kill leaves of its last row is no damage.
 
     Raises:
         ValueError: if ``run_dir`` already holds metrics and ``resume_from_frames`` is ``None``: two runs in one folder
@@ -70,10 +76,11 @@ class RunLogger:
                 "resume_from_frames=<frames of its checkpoint> (-1 starts it over)"
             )
         self.run_dir.mkdir(parents=True, exist_ok=True)
+        self.damaged: Path | None = None
         if resume_from_frames is None or not self.csv_path.exists():
             write_whole(self.csv_path, HEADER)
         else:
-            _drop_rows_after(self.csv_path, resume_from_frames)
+            self.damaged = _drop_rows_after(self.csv_path, resume_from_frames)
         self._csv = RecordFile(self.csv_path)
         self._events = _EventFile(self.run_dir / "tensorboard")
         if resume_from_frames is not None:  # hides events whose step is this one or a later one
@@ -150,6 +157,9 @@ def _video(name: str, pictures: Frames, *, fps: float) -> Summary:
     return Summary(value=[Summary.Value(tag=name, image=picture)])
 
 
+_EVENT_FILE = re.compile(r"events\.out\.tfevents\.([0-9]{10})\.")  # the second in which it was begun
+
+
 class _EventFile:
     """A new TensorBoard event file in ``folder``, read after those that are there."""
 
@@ -157,8 +167,8 @@ class _EventFile:
         folder.mkdir(parents=True, exist_ok=True)
         # TensorBoard reads them in the order of their names. A restart within the second, or a clock that was set
         # back, must not come before the events that it continues and purges.
-        begun = [path.name.split(".")[3] for path in folder.glob("events.out.tfevents.*")]
-        second = max([int(time.time()), *(int(name) + 1 for name in begun if name.isdigit())])
+        begun = [_EVENT_FILE.match(name) for name in os.listdir(folder)]
+        second = max([int(time.time()), *(int(match[1]) + 1 for match in begun if match)])
         self._file = RecordFile(folder / f"events.out.tfevents.{second:010d}.{socket.gethostname()}.{os.getpid()}")
         self._writer = RecordWriter(self._file)  # one write a record
         self.add(file_version="brain.Event:2")
@@ -170,8 +180,41 @@ class _EventFile:
         self._file.close()
 
 
-def _drop_rows_after(path: Path, frames: int) -> None:
-    """Rewrite ``metrics.csv`` without rows beyond ``frames`` and without what a kill or a power cut left of a row."""
-    rows = path.read_text(errors="replace").splitlines(keepends=True)[1:]
-    begun = [(row.split(",", 1)[0], row) for row in rows if row.endswith("\n")]
-    write_whole(path, HEADER + "".join(row for at, row in begun if at.isdigit() and int(at) <= frames))
+Row = tuple[int, str, float]
+
+
+def read_rows(path: Path) -> tuple[list[tuple[Row, str]], int]:
+    """The rows of a ``metrics.csv``, frames, metric and value of each and how it is written, and how many are damaged.
+
+    A last row without an end is neither: it is what a kill or a power cut leaves.
+
+    Raises:
+        OSError: if the file cannot be read.
+    """
+    lines = path.read_text(encoding="utf-8", errors="replace").split("\n")[:-1]
+    header, *lines = lines or [""]
+    read = [(_row(line), f"{line}\n") for line in lines]
+    whole = [(row, text) for row, text in read if row is not None]
+    return whole, len(read) - len(whole) + (f"{header}\n" != HEADER)
+
+
+def _row(line: str) -> Row | None:
+    try:
+        frames, name, value = line.split(",") if '"' not in line else next(csv.reader([line]))
+        if re.fullmatch(r"[0-9]{1,18}", frames) and name.isprintable() and "\ufffd" not in line:
+            return int(frames), name, float(value)
+    except (ValueError, csv.Error):
+        pass
+    return None
+
+
+def _drop_rows_after(path: Path, frames: int) -> Path | None:
+    """Rewrites ``metrics.csv`` without rows beyond ``frames`` and damaged ones; if there are any, a copy is kept."""
+    rows, damaged = read_rows(path)
+    kept = "".join(text for (at, _, _), text in rows if at <= frames)
+    aside = None
+    if damaged:
+        aside = name_aside(path)
+        shutil.copyfile(path, aside)
+    write_whole(path, HEADER + kept)
+    return aside

@@ -6,6 +6,7 @@ so that the same command finds it again.
 
 import hashlib
 import json
+import math
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -15,10 +16,10 @@ from typing import Any
 from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException
-from omegaconf import DictConfig, OmegaConf
 
 from recipes._cli import load_config
-from recipes._validate import FREE, UserError, flatten
+from recipes._say import reason, say
+from recipes._validate import UserError
 
 
 @dataclass(frozen=True)
@@ -31,12 +32,14 @@ class Cell:
     total_frames: int
 
     def summary(self) -> dict[str, Any] | None:
-        """What the run left when it ended, unless it has to go on."""
-        path = self.run_dir / "summary.json"
-        if not path.is_file():
+        """What the run left when it ended, unless it has to go on, if only to write a damaged summary anew."""
+        from recipes._run_folder import read_summary  # late: torch takes a while
+
+        try:
+            summary = read_summary(self.run_dir)
+        except ValueError:
             return None
-        summary: dict[str, Any] = json.loads(path.read_text())
-        return summary if summary["progress"]["frames"] >= self.total_frames else None
+        return None if summary is None or summary["progress"]["frames"] < self.total_frames else summary
 
 
 def expand(overrides: Sequence[str]) -> tuple[list[str], list[dict[str, str]]]:
@@ -65,6 +68,8 @@ def plan(recipe: str, overrides: Sequence[str], out: Path) -> tuple[list[str], l
     Raises:
         UserError: for the first cell that cannot run, or whose folder holds a run with other settings.
     """
+    from recipes._run_folder import check_same_run  # late: torch takes a while
+
     axes, combinations = expand(overrides)
     if "run_dir" in combinations[0]:
         raise UserError("run_dir is each cell's own: give out=<folder> instead")
@@ -80,7 +85,7 @@ def plan(recipe: str, overrides: Sequence[str], out: Path) -> tuple[list[str], l
         except UserError as error:
             shown = " ".join(f"{key}={values[key]}" for key in axes)
             raise UserError(f"the cell {shown or run_dir}: {error}") from error
-        _check_same_settings(config, run_dir)
+        check_same_run(config, run_dir)
         cells.append(Cell(swept, pairs, run_dir, config.total_frames))
     return [key for key in axes if key != "seed"], cells
 
@@ -90,20 +95,6 @@ def _folder_name(values: dict[str, str]) -> str:
     name = ",".join(f"{key}={value}" for key, value in values.items()) or "all"
     safe = re.sub(r"[^A-Za-z0-9_.,=-]+", "_", name)[:80]
     return safe if safe == name else f"{safe}-{hashlib.sha256(name.encode()).hexdigest()[:8]}"
-
-
-def _check_same_settings(config: DictConfig, run_dir: Path) -> None:
-    path = run_dir / "config.yaml"
-    if not path.is_file():
-        return
-    before: Any = OmegaConf.load(path)
-    before = flatten(before)
-    for key, value in flatten(config).items():
-        if before.get(key) != value and not key.startswith(FREE):
-            raise UserError(
-                f"{run_dir} holds a run with {key}={before.get(key)} and this one has {key}={value}: choose another "
-                "out, or remove that folder"
-            )
 
 
 @dataclass(frozen=True)
@@ -136,8 +127,6 @@ def tabulate(cells: Sequence[Cell], metric: str) -> list[Row]:
     Raises:
         UserError: if a finished cell does not have the metric.
     """
-    from recipes.plot import read_metrics
-
     groups: dict[str, list[tuple[Cell, dict[str, Any]]]] = {}
     for cell in cells:
         if (summary := cell.summary()) is not None:
@@ -151,11 +140,24 @@ def tabulate(cells: Sequence[Cell], metric: str) -> list[Row]:
                     f"metric is {metric} but the runs have none of that name; they have "
                     f"{', '.join(sorted(summary['metrics']))}"
                 )
-            curves = read_metrics(cell.run_dir)
-            seconds = float(sum(curves[stage][1].sum() for stage in ("time/collect", "time/update")))
+            seconds = _seconds(cell.run_dir / "metrics.csv")
             scores.append(float(summary["metrics"][metric]))
             durations.append(seconds)
             speeds.append(summary["progress"]["frames"] / seconds)
         count = len(members)
         rows.append(Row(members[0][0].values, scores, sum(speeds) / count, sum(durations) / count))
     return rows
+
+
+def _seconds(path: Path) -> float:
+    """What collection and update took, from the rows that can be read; not a number where there are none."""
+    from htrmrl_torchrl.loggers import read_rows  # late: torch takes a while
+
+    try:
+        rows, damaged = read_rows(path)
+    except OSError as error:
+        say(f"warning: {path} cannot be read ({reason(error)}); the speed of this run is unknown")
+        return math.nan
+    if damaged:
+        say(f"warning: {path} has {damaged} damaged rows; the speed of this run leaves them out")
+    return sum(value for (_, name, value), _ in rows if name in ("time/collect", "time/update")) or math.nan

@@ -19,6 +19,7 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from recipes._say import unfailing_output
 from recipes._validate import UserError, check_choice, check_keys, validate
 
 # Threads of torch that wait for each other spin, by default for milliseconds. Where cores are shared with workers or
@@ -32,6 +33,7 @@ CONFIG_DIR = Path(__file__).resolve().parents[1] / "configs"
 __all__ = ["CONFIG_DIR", "UserError", "load_config", "run_recipe"]
 
 
+@unfailing_output()
 def run_recipe(main: Callable[[DictConfig], object], *, config_name: str, check: Check = validate) -> None:
     """Run ``main`` with ``configs/<config_name>.yaml`` and the overrides on the command line.
 

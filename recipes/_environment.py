@@ -71,6 +71,7 @@ def evaluate_on_held_out(config: DictConfig, networks: Networks, folder: Path, *
         report.runs[0]["frames"] = frames
         path = folder / f"{split}_{frames:012d}.json"
         with spared(str(path)):
+            folder.mkdir(exist_ok=True)  # without parents: a run folder that was moved away is not made anew
             report.save(path)
         metrics |= evaluation_metrics(report)
     return metrics

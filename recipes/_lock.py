@@ -45,9 +45,28 @@ def locked(run_dir: Path) -> Iterator[None]:
     try:
         yield
     finally:
-        (run_dir / LOCK).unlink(missing_ok=True)  # before it is let go: whoever opened it notices in `_take`
+        with suppress(OSError):  # a folder that has become read-only
+            if _is_still(run_dir / LOCK, descriptor):  # not that of a run in another folder of this name
+                (run_dir / LOCK).unlink()  # before it is let go: whoever opened it notices in `_take`
         os.close(descriptor)
         _remove_empty(missing)
+
+
+def holder(run_dir: Path) -> str | None:
+    """The process that runs in a run folder, None if there is none."""
+    try:
+        descriptor = os.open(run_dir / LOCK, os.O_RDONLY)
+    except OSError:
+        return None
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return _holder(run_dir / LOCK)
+    except OSError:  # a file system without locks
+        return None
+    finally:
+        os.close(descriptor)
+    return None
 
 
 def _take(path: Path, run_dir: Path) -> int:
@@ -80,7 +99,7 @@ def _take(path: Path, run_dir: Path) -> int:
 def _is_still(path: Path, descriptor: int) -> bool:
     try:
         return os.path.samestat(os.stat(path), os.fstat(descriptor))
-    except FileNotFoundError:
+    except OSError:
         return False
 
 

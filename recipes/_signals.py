@@ -1,4 +1,7 @@
-"""Ctrl-C and SIGTERM: when a recipe may be left, and how.
+"""Signals that ask a recipe to stop (`NUMBERS`): when it may be left, and how.
+
+Ctrl-C, SIGTERM (``kill``, ``timeout``, schedulers), SIGHUP (a closed terminal) and SIGUSR1 (batch systems, some time
+before they kill) are obeyed alike. All others do what they always do.
 
 A handler that raises would raise anywhere: inside a pipe's protocol, a lock of a library, a half-written file, or a
 destructor that swallows it. So while there is something to lose the handler only takes note, and training looks at the
@@ -7,6 +10,7 @@ minibatch, which is every few milliseconds, and always between two calls of ours
 wait: a second Ctrl-C ends the process from inside the handler.
 """
 
+import ctypes
 import multiprocessing
 import os
 import shlex
@@ -19,7 +23,7 @@ from typing import Any, NoReturn
 
 from recipes._say import say
 
-NUMBERS = (signal.SIGINT, signal.SIGTERM)
+NUMBERS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1)
 
 
 class Left(BaseException):
@@ -29,7 +33,7 @@ class Left(BaseException):
 class Interrupts:
     """Between `hold` and `release` a first signal is noted in ``requested``; a Ctrl-C after it ends with code 130.
 
-    A second SIGTERM is not a second wish: schedulers and ``timeout`` send one to the process and one to its group.
+    Another signal is not a second wish: schedulers and ``timeout`` send one to the process and one to its group.
     """
 
     def __init__(self) -> None:
@@ -61,17 +65,17 @@ class Interrupts:
 
 
 @contextmanager
-def ending_at_once(*, sentence: str = "", status: int | None = None) -> Iterator[None]:
+def ending_at_once(*, sentence: Callable[[], str] = str, status: int | None = None) -> Iterator[None]:
     """Meanwhile a signal ends the process on the spot, without a traceback: for as long as nothing would be lost.
 
     Args:
-        sentence: what to say then.
+        sentence: gives what to say then, if anything.
         status: exit code; by default the shells' own, 128 plus the signal's number.
     """
 
     def end(number: int, frame: FrameType | None) -> None:
-        if sentence:
-            say(sentence)
+        if said := sentence():
+            say(said)
         _end(128 + number if status is None else status)
 
     before = _handle(end)
@@ -81,11 +85,40 @@ def ending_at_once(*, sentence: str = "", status: int | None = None) -> Iterator
         _restore(before)
 
 
+_went_back = False
+
+
+def gone_back() -> None:
+    """From now on the run folder is where ``resume=PATH`` asked for: the next start begins where this one is left."""
+    global _went_back
+    _went_back = True
+
+
 def command_to_continue() -> str:
     """What to type to go on with this run, ready for a shell."""
-    # `resume` said where this start began, and the next one begins where this one was left.
-    arguments = [argument for argument in sys.argv[1:] if not argument.startswith("resume=")]
+    arguments = [argument for argument in sys.argv[1:] if not (_went_back and argument.startswith("resume="))]
     return shlex.join([sys.executable, sys.argv[0], *arguments])
+
+
+_PR_SET_PDEATHSIG = 1  # prctl(2)
+
+
+def end_with_parent() -> Callable[[], None] | None:
+    """For `subprocess.Popen(preexec_fn=)`: the child gets a SIGTERM when this process ends, even by SIGKILL.
+
+    The kernel sends it (Linux; elsewhere None).
+    """
+    prctl = getattr(ctypes.CDLL(None), "prctl", None)
+    if prctl is None:
+        return None
+    parent = os.getpid()
+
+    def ask_for_signal() -> None:
+        prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
+        if os.getppid() != parent:  # it has ended already
+            os._exit(1)
+
+    return ask_for_signal
 
 
 def _handle(handler: Callable[[int, FrameType | None], None]) -> dict[int, Any]:

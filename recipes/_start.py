@@ -10,11 +10,15 @@ if TYPE_CHECKING:
 
 def start_training(config_name: str) -> None:
     """Run the recipe of ``configs/<config_name>.yaml`` with the overrides on the command line."""
-    # Until there is an iteration to lose, Ctrl-C and SIGTERM lose nothing: what is on disk is where the run stands.
-    with ending_at_once(sentence=f"stopped; nothing is lost, continue with\n    {command_to_continue()}", status=0):
+    # Until there is an iteration to lose, a signal loses nothing: what is on disk is where the run stands.
+    with ending_at_once(sentence=_stopped, status=0):
         from recipes._cli import run_recipe
 
         run_recipe(_train, config_name=config_name)
+
+
+def _stopped() -> str:
+    return f"stopped; nothing is lost, continue with\n    {command_to_continue()}"
 
 
 def _train(config: "DictConfig") -> None:

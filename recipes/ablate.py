@@ -7,7 +7,6 @@ adds what is new to it; a run that fails does not stop the others. Leaves one ta
 
 import csv
 import shlex
-import signal
 import subprocess
 import sys
 import time
@@ -18,7 +17,10 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 
 from recipes._ablation import Cell, Row, plan, tabulate
-from recipes._cli import CONFIG_DIR, run_recipe
+from recipes._cli import CONFIG_DIR, UserError, run_recipe
+from recipes._lock import holder
+from recipes._say import reason, say
+from recipes._signals import Interrupts, end_with_parent, ending_at_once
 from recipes._validate import NOT_EMPTY, Rule, at_least, check_values, one_of
 
 OWN = ("recipe", "seeds", "axis", "metric", "out", "jobs")
@@ -53,22 +55,32 @@ def ablate(config: DictConfig, overrides: Sequence[str]) -> None:
     axes, cells = plan(config.recipe, asked, out)
     todo = [cell for cell in cells if cell.summary() is None]
     print(f"{len(cells)} cells, {len(cells) - len(todo)} finished; axes: {', '.join(axes) or 'none'}; in {out}")
-    out.mkdir(parents=True, exist_ok=True)
-    OmegaConf.save({**{key: config[key] for key in OWN}, "overrides": asked}, out / "ablation.yaml")
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        OmegaConf.save({**{key: config[key] for key in OWN}, "overrides": asked}, out / "ablation.yaml")
+    except OSError as error:
+        raise UserError(f"out is '{out}' but {error.filename or out} cannot be written: {reason(error)}") from error
     stopped = _run_all(config.recipe, todo, config.jobs)
     unfinished = [cell for cell in cells if cell.summary() is None]
     rows = tabulate(cells, config.metric)
     if rows:
-        write_table(rows, axes, config.metric, out / "table.csv")
-        for axis in axes:
-            figure(rows, axis, config.metric).savefig(out / f"{axis}.png", dpi=150)
-        print(f"\n{_shown(rows, axes, config.metric)}\n\ntable and figures are in {out}")
+        print(f"\n{_shown(rows, axes, config.metric)}\n", flush=True)
+        try:
+            write_table(rows, axes, config.metric, out / "table.csv")
+            for axis in axes:
+                figure(rows, axis, config.metric).savefig(out / f"{axis}.png", dpi=150)
+        except OSError as error:
+            raise UserError(
+                f"table and figures cannot be written to {out} ({reason(error)}); once they can be, the same command "
+                "does"
+            ) from error
+        print(f"table and figures are in {out}")
     for cell in unfinished:
-        print(f"not finished: {cell.run_dir} (its output: {cell.run_dir / 'log.txt'})", file=sys.stderr)
+        say(f"not finished: {cell.run_dir} (its output: {cell.run_dir / 'log.txt'})")
     if stopped:
-        print("stopped; the same command continues", file=sys.stderr)
+        say(_stopped())
     elif unfinished:
-        print(f"{len(unfinished)} of {len(cells)} cells did not finish; the same command tries again", file=sys.stderr)
+        say(f"{len(unfinished)} of {len(cells)} cells did not finish; the same command tries again")
         sys.exit(1)
 
 
@@ -76,36 +88,54 @@ def ablate(config: DictConfig, overrides: Sequence[str]) -> None:
 
 
 def _run_all(recipe: str, cells: Sequence[Cell], jobs: int) -> bool:
-    """Runs the cells, `jobs` at a time; True if the user stopped it."""
+    """Runs the cells, `jobs` at a time; True if the user stopped it. None outlives this process."""
     waiting, running = list(cells), dict[subprocess.Popen[bytes], Cell]()
+    interrupts = Interrupts()
+    interrupts.hold()
     try:
-        while waiting or running:
-            while waiting and len(running) < jobs:
+        while (waiting or running) and not interrupts.requested:
+            while waiting and len(running) < jobs and not interrupts.requested:
                 cell = waiting.pop(0)
-                running[_start(recipe, cell)] = cell
                 print(f"{len(cells) - len(waiting)}/{len(cells)} {cell.run_dir}", flush=True)
+                if (process := _start(recipe, cell)) is not None:
+                    running[process] = cell
             for process in [process for process in running if process.poll() is not None]:
                 cell = running.pop(process)
                 if cell.summary() is None:
-                    print(f"did not finish: {cell.run_dir}, exit code {process.returncode}", file=sys.stderr)
+                    say(f"did not finish: {cell.run_dir}, exit code {process.returncode}")
             time.sleep(0.2)
-    except KeyboardInterrupt:
+        return bool(waiting or running)
+    finally:
         for process in running:
-            process.send_signal(signal.SIGTERM)  # ends at its last checkpoint, as any run does
+            process.terminate()  # ends at the beginning of its iteration, as any run does
         for process in running:
             process.wait()
-        return True
-    return False
+        interrupts.release()
 
 
-def _start(recipe: str, cell: Cell) -> "subprocess.Popen[bytes]":
-    cell.run_dir.mkdir(parents=True, exist_ok=True)
+def _start(recipe: str, cell: Cell) -> "subprocess.Popen[bytes] | None":
+    """Starts a cell; None for one that runs already, or whose folder cannot be written."""
+    if (other := holder(cell.run_dir)) is not None:
+        say(f"runs already, as {other}, and is left alone: {cell.run_dir}")
+        return None
     command = [sys.executable, str(Path(__file__).with_name(f"{recipe}.py")), *cell.overrides]
-    with (cell.run_dir / "log.txt").open("a") as log:
-        log.write(f"{shlex.join(['python', *command[1:]])}\n")
-        log.flush()
-        # A session of its own: Ctrl-C reaches it through us, once.
-        return subprocess.Popen(command, stdout=log, stderr=log, stdin=subprocess.DEVNULL, start_new_session=True)
+    try:
+        cell.run_dir.mkdir(parents=True, exist_ok=True)
+        with (cell.run_dir / "log.txt").open("a") as log:
+            log.write(f"{shlex.join(['python', *command[1:]])}\n")
+            log.flush()
+            # A session of its own: Ctrl-C reaches it through us, once.
+            return subprocess.Popen(
+                command,
+                stdout=log,
+                stderr=log,
+                stdin=subprocess.DEVNULL,
+                start_new_session=True,
+                preexec_fn=end_with_parent(),
+            )
+    except OSError as error:
+        say(f"cannot be started: {cell.run_dir} ({reason(error)})")
+        return None
 
 
 # ------------------------------------------------------------------------------------------------- table and figures
@@ -177,13 +207,17 @@ def main() -> None:
     own = [a for a in sys.argv[1:] if a.startswith("-") or a.split("=", 1)[0].split(".", 1)[0] in known]
     overrides = [argument for argument in sys.argv[1:] if argument not in own]
     sys.argv = [sys.argv[0], *own]
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # a polite kill ends like Ctrl-C
 
     def run(config: DictConfig) -> None:
         """Sweep a recipe over seeds: all keys but those below are the recipe's, those with several values the axes."""
         ablate(config, overrides)
 
-    run_recipe(run, config_name="ablate", check=check)
+    with ending_at_once(sentence=_stopped, status=0):  # while there is no cell to stop
+        run_recipe(run, config_name="ablate", check=check)
+
+
+def _stopped() -> str:
+    return "stopped; the same command continues"
 
 
 if __name__ == "__main__":

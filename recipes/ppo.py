@@ -46,14 +46,14 @@ from recipes._parts import (
     reward_normalizer,
 )
 from recipes._run_folder import (
-    checkpoint_to_resume,
+    UnsavedEnd,
     commit_of_code,
     complete_summary,
+    finish,
     leave_boundary,
-    open_records,
     plain,
-    print_results,
-    write_summary,
+    take_over,
+    where_to_start,
 )
 from recipes._say import STDERR, spared
 from recipes._signals import Interrupts
@@ -71,7 +71,7 @@ def _train(config: DictConfig) -> None:
     make_repeatable(config.device)
     torch.manual_seed(config.seed)
     run_dir = Path(config.run_dir)
-    resume_from = checkpoint_to_resume(config, run_dir)
+    start = where_to_start(config, run_dir)
 
     # Environment, agent, and what trains it.
     env = training_environment(config)
@@ -107,9 +107,9 @@ def _train(config: DictConfig) -> None:
         memory=networks.memory,
         storage=buffer.storage if config.memory.scope == "lane" else None,
     )
-    if resume_from is not None:
+    if start.checkpoint is not None:
         try:
-            checkpoints.restore(resume_from)
+            checkpoints.restore(start.checkpoint)
         except (OSError, ValueError) as error:
             raise UserError(f"cannot continue: {error}") from error
         collector.reset()  # it has reset the environment already, before the task deck was restored
@@ -124,17 +124,14 @@ def _train(config: DictConfig) -> None:
         optimizer=optimizer,
         rewards=rewards,
     )
-    logger = open_records(run_dir, config, frames=progress["frames"])
+    # What ends an iteration in its middle, a signal or a fault, leaves its beginning on disk: the boundary marked last.
+    checkpoints.mark()
+    logger = take_over(run_dir, config, checkpoints, start, frames=progress["frames"])
     bar = tqdm(
         total=config.total_frames, initial=progress["frames"], unit=" frames", unit_scale=True, smoothing=0.1,
         file=STDERR,
     )  # fmt: skip
 
-    # What ends an iteration in its middle, a signal or a fault, leaves its beginning on disk: the boundary marked last.
-    checkpoints.mark()
-    if config.resume not in ("auto", "never"):
-        with spared("the checkpoint"):
-            checkpoints.rewind()
     interrupts = Interrupts()
     networks.encoder.register_forward_pre_hook(interrupts.leave_before())
     interrupts.hold()
@@ -239,20 +236,21 @@ def _train(config: DictConfig) -> None:
             is_due = finished or progress["frames"] - progress["saved"] >= config.checkpoint.every_frames
             progress["saved"] = progress["frames"] if is_due else progress["saved"]
             checkpoints.mark()
-            with spared("the checkpoint"):
+            with spared("the best checkpoint"):
                 if is_best:
                     checkpoints.save_best(score)
+            with spared("the checkpoint"):
                 if is_due:
                     checkpoints.save()
             shown = "success" if "train/success" in metrics else "return"
             bar.set_postfix_str(f"{shown} {metrics.get(f'train/{shown}', float('nan')):.2f}")
             bar.update(min(batch.numel(), bar.total - bar.n))  # the last batch may go beyond
             if finished:
-                with spared("the summary"):
-                    write_summary(run_dir, config, progress, metrics)
                 bar.close()
-                print_results(run_dir, metrics)
+                finish(run_dir, config, checkpoints, progress, metrics)
                 break
+    except UnsavedEnd:
+        raise
     except BaseException:
         bar.close()  # before there is more to read
         leave_boundary(checkpoints, asked=interrupts.requested)

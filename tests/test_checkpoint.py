@@ -247,18 +247,17 @@ def test_a_checkpoint_from_before_there_were_baselines_is_htrmrl(tmp_path):
 def test_the_latest_and_the_best_are_kept(tmp_path):
     run = Run(tmp_path)
     paths = []
-    for val_success in (0.1, 0.5, 0.3):
+    for best in (0.1, 0.5, None):  # whether it is the best one is the caller's to say
         run.iterate()
         paths.append(run.save())
-        run.checkpoints.save_best(val_success)
+        if best is not None:
+            run.checkpoints.save_best(best)
     assert latest_checkpoint(tmp_path) == (paths[-1], {})
     assert [path.exists() for path in paths] == [False, True, True]
     best = [path for path in tmp_path.iterdir() if path.name.startswith("best")]
     second = 2 * LANES * K * H
-    # The newest stays beside the best one, as the rotation keeps one of the last.
-    assert any(str(second) in path.name for path in best) and len(best) <= 2
-    loaded = load_networks(next(path for path in best if str(second) in path.name))
-    assert loaded.encoder.window == 2
+    assert [path.stem for path in best] == [f"best-{second:012d}"]
+    assert load_networks(best[0]).encoder.window == 2
 
 
 def test_no_folder_and_an_empty_one_have_no_latest(tmp_path):
@@ -444,10 +443,88 @@ def test_litter_is_swept(tmp_path):
     (tmp_path / ".git").mkdir()
     (tmp_path / ".stage" / "components").mkdir(parents=True)
     (tmp_path / ".stage" / "components" / "tensors.bin").touch()
-    (tmp_path / ".step-000000000000.torchrl.delete-0123").touch()
-    Run(tmp_path)
-    assert sorted(tmp_path.iterdir()) == [tmp_path / ".git", path]
+    again = Run(tmp_path)
+    assert (tmp_path / ".stage").exists()  # until something is saved: a start that is refused later has changed nothing
+    again.save()
+    assert sorted(tmp_path.iterdir()) == [tmp_path / ".git", tmp_path / ".step-1.torchrl", path]
     assert (elsewhere / "file").exists()
+
+
+# names in a folder of checkpoints that are not ours, or not files -> what is there
+ODD = {
+    "step-abc.torchrl": "file", "step-000000000018 (copy).torchrl": "file", "best-.torchrl": "file",
+    "step-\u00b2.torchrl": "file", "step-9.torchrl.tmp": "file", "step-000000000001.torchrl": "link to a folder",
+    "step-000000000002.torchrl": "folder", "best-000000000003.torchrl": "link to nothing", ".DS_Store": "file",
+    "step-000000000004.torchrl": "pipe",
+}  # fmt: skip
+
+
+def test_odd_entries_harm_nothing(tmp_path):
+    """Neither finding the newest one nor saving and removing old ones opens, follows or deletes what is not theirs."""
+    run = Run(tmp_path)
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "elsewhere" / "precious").touch()
+    for name, kind in ODD.items():
+        path = tmp_path / name
+        if kind == "file":
+            path.touch()
+        elif kind == "folder":
+            path.mkdir()
+        elif kind == "pipe":
+            os.mkfifo(path)
+        else:
+            path.symlink_to(tmp_path / ("elsewhere" if kind == "link to a folder" else "nothing"))
+    for _ in range(4):
+        run.iterate()
+        path = run.save()
+        run.checkpoints.save_best(0.5)
+    assert latest_checkpoint(tmp_path) == (path, {})
+    assert (tmp_path / "elsewhere" / "precious").exists()
+    names = {entry.name for entry in tmp_path.iterdir()}
+    assert {name for name, kind in ODD.items() if kind == "file"} <= names
+
+
+@pytest.mark.parametrize("kind", ["a link to nothing", "a folder", "a link to a folder"])
+def test_what_cannot_be_read_is_named_and_an_older_one_is_found(kind, tmp_path):
+    older = Run(tmp_path).save()
+    newest = tmp_path / "step-000000000099.torchrl"
+    if kind == "a folder":
+        newest.mkdir()
+    else:
+        newest.symlink_to(tmp_path / ("nothing" if kind == "a link to nothing" else "."))
+    path, damaged = latest_checkpoint(tmp_path)
+    assert path == older and list(damaged) == [newest]
+    set_aside(newest)
+    set_aside_too = tmp_path / "damaged-step-000000000099.torchrl"
+    assert latest_checkpoint(tmp_path) == (older, {}) and os.path.lexists(set_aside_too)
+    newest.touch()
+    assert set_aside(newest).name == "damaged-2-step-000000000099.torchrl"  # the first one is still there
+
+
+def test_a_folder_that_cannot_be_read_is_not_an_empty_one(tmp_path):
+    (tmp_path / "link").symlink_to(tmp_path / "not_mounted")
+    (tmp_path / "file").touch()
+    for name in ("link", "file"):
+        with pytest.raises(OSError):
+            latest_checkpoint(tmp_path / name)
+
+
+@pytest.mark.parametrize("replaced", [False, True])
+def test_a_folder_that_was_moved_away_is_not_made_anew(replaced, tmp_path):
+    folder = tmp_path / "run" / "checkpoints"
+    folder.mkdir(parents=True)
+    run = Run(folder)
+    run.save()
+    (tmp_path / "run").rename(tmp_path / "moved")
+    if replaced:  # by another run, which has begun meanwhile
+        folder.mkdir(parents=True)
+    run.iterate()
+    with pytest.raises(FileNotFoundError, match="its folder was moved"):
+        run.save()
+    assert list(tmp_path.glob("run/checkpoints/*")) == []
+    shutil.rmtree(tmp_path / "run", ignore_errors=True)
+    (tmp_path / "moved").rename(tmp_path / "run")
+    assert run.save().exists()
 
 
 def test_rewinding_removes_another_future(tmp_path):

@@ -155,3 +155,47 @@ def test_a_row_that_a_kill_cut_off_is_dropped(tmp_path: Path) -> None:
     with RunLogger(tmp_path, resume_from_frames=200) as logger:
         logger.log({"train/success": 0.9}, frames=300)
     assert [frames for frames, _, _ in rows(tmp_path)] == [0, 100, 200, 300]
+
+
+DAMAGE = {
+    "a short row": b"150,train/success\n",
+    "a longer row": b"150,train/success,0.1,0.2\n",
+    "no number": b"150,train/success,0.1x\n",
+    "no frames": b"x150,train/success,0.1\n",
+    "other digits": "\u00b2,train/success,0.1\n".encode(),
+    "too many digits": b"9" * 5000 + b",train/success,0.1\n",
+    "zeros of a power cut": bytes(40) + b"\n",
+    "another encoding": b"150,train/succ\xe9s,0.1\n",
+    "an open quote": b'150,"train/success,0.1\n',
+    "an empty row": b"\n",
+}
+
+
+@pytest.mark.parametrize("row", DAMAGE.values(), ids=DAMAGE)
+def test_a_damaged_row_is_left_out_and_the_file_kept(row: bytes, tmp_path: Path) -> None:
+    interrupted_run(tmp_path)
+    path = tmp_path / "metrics.csv"
+    lines = path.read_bytes().splitlines(keepends=True)
+    path.write_bytes(found := b"".join([*lines[:3], row, *lines[3:]]))
+    with RunLogger(tmp_path, resume_from_frames=200) as logger:
+        logger.log({"train/success": 0.9}, frames=300)
+    assert [frames for frames, _, _ in rows(tmp_path)] == [0, 100, 200, 300]
+    assert logger.damaged == tmp_path / "damaged-metrics.csv" and logger.damaged.read_bytes() == found
+    with RunLogger(tmp_path, resume_from_frames=200) as again:
+        assert again.damaged is None
+
+
+def test_an_empty_file_of_metrics_is_damaged_too(tmp_path: Path) -> None:
+    (tmp_path / "metrics.csv").touch()
+    with RunLogger(tmp_path, resume_from_frames=200) as logger:
+        assert logger.damaged is not None
+    assert rows(tmp_path) == []
+
+
+@pytest.mark.parametrize("name", ["x", "\u00b2", "9" * 200, "", "1.2.3"])
+def test_an_odd_name_among_the_event_files_harms_nothing(name: str, tmp_path: Path) -> None:
+    (tmp_path / "tensorboard").mkdir()
+    (tmp_path / "tensorboard" / f"events.out.tfevents.{name}").touch()
+    with RunLogger(tmp_path) as logger:
+        logger.log({"train/success": 0.5}, frames=1)
+    assert rows(tmp_path) == [(1, "train/success", 0.5)]

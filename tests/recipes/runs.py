@@ -1,6 +1,7 @@
 """Training runs as real processes: start them, stop them, and look at what is left of them."""
 
 import csv
+import ctypes
 import io
 import json
 import os
@@ -19,6 +20,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from htrmrl_torchrl.checkpoint import read_component
 from recipes import ppo
 from recipes._cli import run_recipe
+from recipes._signals import NUMBERS
 from tests.test_archive import forged
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -104,7 +106,7 @@ def start(run_dir, *overrides, preexec=None, **options):
     """Starts in a process group of its own, as a terminal would."""
 
     def prepare():
-        signal.signal(signal.SIGINT, signal.SIG_DFL)  # ignored, where the tests themselves run in a shell's background
+        hear_all_signals()
         if preexec is not None:
             preexec()
 
@@ -117,6 +119,18 @@ def start(run_dir, *overrides, preexec=None, **options):
         preexec_fn=prepare,
         env={**os.environ, "PYTHONUNBUFFERED": "1"},
     )
+
+
+def hear_all_signals():
+    """In a child: some are ignored where the tests themselves run in a shell's background, or under `nohup`."""
+    for number in NUMBERS:
+        signal.signal(number, signal.SIG_DFL)
+
+
+def obey_permissions():
+    """In a child before it becomes another program: root without the right to read and write everything."""
+    for override in (1, 2):  # CAP_DAC_OVERRIDE, CAP_DAC_READ_SEARCH; 24 is PR_CAPBSET_DROP
+        ctypes.CDLL(None).prctl(24, override)
 
 
 def wait_for(condition, process=None, what="the condition"):

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import math
 import os
 import signal
 import statistics
@@ -16,7 +17,7 @@ from recipes import _ablation
 from recipes._ablation import Cell, expand, plan, tabulate
 from recipes._cli import UserError, load_config
 from recipes.ablate import AXES, check, figure, write_table
-from tests.recipes.runs import wait_for
+from tests.recipes.runs import hear_all_signals, wait_for
 
 ROOT = Path(__file__).resolve().parents[2]
 TINY = ["env.num_envs=8", "loss.minibatch_frames=96", "total_frames=384"]
@@ -148,6 +149,28 @@ def test_a_metric_that_the_runs_do_not_have_is_named(cells):
         tabulate(cells, "eval/success")
 
 
+@pytest.mark.parametrize("damage", [b"", b'{"progress": {"frames": 1000}', b"\xff\xfe", b"[]"])
+def test_a_cell_with_a_damaged_summary_goes_on(damage, cells):
+    """The run itself names it and writes it anew."""
+    assert cells[0].summary() is not None
+    (cells[0].run_dir / "summary.json").write_bytes(damage)
+    assert cells[0].summary() is None
+    assert len(tabulate(cells, "eval/val_success")[0].scores) == 1  # of two
+
+
+def test_a_damaged_row_or_curve_costs_the_speed_and_not_the_table(cells, capsys):
+    first, _, third, *_ = cells
+    with (first.run_dir / "metrics.csv").open("a") as file:
+        file.write("750,time/collect\n750,time/update,1,2\n")
+    rows = tabulate(cells, "eval/val_success")
+    assert rows[0].frames_per_second == pytest.approx(62.5)  # what is whole is counted
+    assert f"{first.run_dir / 'metrics.csv'} has 2 damaged rows" in capsys.readouterr().err
+    (third.run_dir / "metrics.csv").unlink()
+    rows = tabulate(cells, "eval/val_success")
+    assert math.isnan(rows[1].frames_per_second) and rows[1].mean == 0.5
+    assert f"{third.run_dir / 'metrics.csv'} cannot be read (No such file or directory)" in capsys.readouterr().err
+
+
 def test_the_figure_shows_every_row(cells):
     scores, speed = figure(tabulate(cells, "eval/val_success"), "encoder.window", "eval/val_success").axes
     assert [text.get_text() for text in scores.get_xticklabels()] == ["1", "3"]
@@ -224,6 +247,46 @@ def test_only_what_is_missing_runs_again(swept):
     assert done.returncode == 0 and "1 cells, 0 finished" in done.stdout
 
 
+# Holds the lock of a run folder, as a run of another sweep does.
+HOLDER = """
+import sys
+from pathlib import Path
+from recipes._lock import locked
+with locked(Path(sys.argv[1])):
+    print("mine", flush=True)
+    sys.stdin.read()
+"""
+
+
+def test_a_cell_that_runs_already_is_left_alone(tmp_path, monkeypatch, capsys):
+    from recipes import ablate
+
+    cell = tmp_path / "out" / "all" / "seed=1"
+    other = subprocess.Popen(
+        [sys.executable, "-c", HOLDER, str(cell)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+    )  # fmt: skip
+    assert other.stdout.readline() == "mine\n"
+    monkeypatch.setattr(sys, "argv", ["ablate.py", f"out={tmp_path / 'out'}", "seed=1", *TINY])
+    with pytest.raises(SystemExit) as ended:
+        ablate.main()
+    said = capsys.readouterr().err
+    assert ended.value.code == 1 and f"runs already, as process {other.pid}, and is left alone: {cell}" in said
+    assert [path.name for path in cell.iterdir()] == [".lock"]  # nothing was started
+    other.communicate("")
+
+
+def test_a_folder_that_cannot_be_written_is_refused_before_anything_runs(tmp_path, monkeypatch, capsys):
+    from recipes import ablate
+
+    (tmp_path / "file").touch()
+    monkeypatch.setattr(sys, "argv", ["ablate.py", f"out={tmp_path / 'file' / 'out'}", "seed=1", *TINY])
+    with pytest.raises(SystemExit) as ended:
+        ablate.main()
+    said = capsys.readouterr().err
+    assert ended.value.code == 2 and said.startswith("error: out is ") and said.count("\n") == 1, said
+
+
 def children(pid):
     return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
 
@@ -246,14 +309,36 @@ def test_a_killed_cell_does_not_stop_the_others_and_goes_on_later(tmp_path):
     assert "continuing" in (first / "log.txt").read_text()
 
 
+def test_no_cell_outlives_its_sweep(tmp_path):
+    """Not even where the sweep is killed: the cell saves where its iteration began, and ends."""
+    cell = tmp_path / "out" / "all" / "seed=1"
+    arguments = [f"out={tmp_path / 'out'}", "seed=1", "env.num_envs=8", "loss.minibatch_frames=96"]
+    arguments += ["total_frames=1_000_000", "checkpoint.every_frames=1_000_000", "eval.every_frames=1_000_000"]
+    process = subprocess.Popen(command(*arguments), stderr=subprocess.PIPE, text=True)
+    wait_for(lambda: "train/return" in _read(cell / "metrics.csv"), process, "the first iteration")
+    (child,) = children(process.pid)
+    process.kill()
+    process.communicate()
+    wait_for(lambda: not Path(f"/proc/{child}").exists(), what="the end of the cell")
+    assert "where the iteration began is kept in" in (cell / "log.txt").read_text()
+    assert max(path.name for path in (cell / "checkpoints").glob("step-*")) > f"step-{0:012d}.torchrl"
+
+
+def _read(path):
+    return path.read_text() if path.exists() else ""
+
+
 @pytest.mark.slow
-def test_stopping_it_stops_the_running_cell_and_the_same_command_goes_on(tmp_path):
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1])
+def test_stopping_it_stops_the_running_cell_and_the_same_command_goes_on(number, tmp_path):
     out = tmp_path / "out"
     arguments = [f"out={out}", "seed=1,2", "env.num_envs=8", "loss.minibatch_frames=96", "checkpoint.every_frames=192"]
-    process = subprocess.Popen(command(*arguments, "total_frames=1_000_000"), stderr=subprocess.PIPE, text=True)
+    process = subprocess.Popen(
+        command(*arguments, "total_frames=1_000_000"), stderr=subprocess.PIPE, text=True, preexec_fn=hear_all_signals
+    )
     wait_for(lambda: list((out / "all" / "seed=1").glob("checkpoints/step-*")), process, "a checkpoint")
     (child,) = children(process.pid)
-    process.send_signal(signal.SIGTERM)
+    process.send_signal(number)
     _, errors = process.communicate(timeout=300)
     assert process.returncode == 0 and "the same command continues" in errors
     assert not Path(f"/proc/{child}").exists()

@@ -12,7 +12,7 @@ import pytest
 from htrmrl_torchrl.checkpoint import check_archive
 from htrmrl_torchrl.files import RecordFile, write_whole
 from htrmrl_torchrl.loggers import RunLogger
-from tests.recipes.runs import FRAMES, assert_one_curve, frames_on_disk, metrics, start, wait_for
+from tests.recipes.runs import FRAMES, TINY, assert_one_curve, frames_on_disk, metrics, start, train_here, wait_for
 
 
 @pytest.fixture
@@ -110,21 +110,26 @@ def test_a_full_disk_ends_saves_and_not_the_run(small_disk):
     assert_one_curve(run_dir, max(at for at, _, _ in metrics(run_dir)))
 
 
-def test_a_limit_on_the_size_of_files_ends_saves_and_not_the_run(tmp_path):
-    """The same for whoever may not mount: nothing longer than 100 kB can be written (EFBIG), as with a quota."""
-
-    def limit():
-        resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))
-
+def test_an_end_that_cannot_be_saved_is_no_success(tmp_path):
+    """Nothing longer than 100 kB can be written (EFBIG), as with a quota: saves end and the run goes on, to say so."""
     run_dir = tmp_path / "run"
-    process = start(run_dir, f"total_frames={3 * FRAMES}", preexec=limit)
-    _, errors = process.communicate(timeout=300)
-    assert process.returncode == 0 and "Traceback" not in errors, errors
-    assert errors.count("warning: the checkpoint could not be written (File too large); the run goes on\n") == 3
-    assert list((run_dir / "checkpoints").iterdir()) == []
-    assert_one_curve(run_dir, 3 * FRAMES)
-    assert json.loads((run_dir / "summary.json").read_text())["progress"]["frames"] == 3 * FRAMES
+    process = start(run_dir, f"total_frames={40 * FRAMES}")
+    wait_for(lambda: frames_on_disk(run_dir) >= FRAMES, process, "an iteration")
+    resource.prlimit(process.pid, resource.RLIMIT_FSIZE, (100_000, 100_000))
+    said, errors = process.communicate(timeout=300)
+    assert process.returncode == 1 and "Traceback" not in errors, errors
+    assert errors.count("warning: the checkpoint could not be written (File too large); the run goes on\n") >= 30
+    assert "finished" not in said and not (run_dir / "summary.json").exists()
+    last = errors.rstrip().splitlines()[-1]
+    assert last.startswith("error: the run has played its 7,680 frames but its last checkpoint could not be written (")
+    assert "the same command continues" in last
+    kept = frames_on_disk(run_dir)
+    assert 0 < kept < 40 * FRAMES
     assert len(os.listdir(run_dir / "evaluations")) == 2
+    done = train_here(run_dir, *TINY, f"total_frames={kept + FRAMES}")
+    assert "finished" in done and frames_on_disk(run_dir) == kept + FRAMES
+    assert_one_curve(run_dir, kept + FRAMES)
+    assert json.loads((run_dir / "summary.json").read_text())["progress"]["frames"] == kept + FRAMES
 
 
 @pytest.mark.slow

@@ -8,6 +8,7 @@ import sys
 
 import pytest
 
+from recipes._lock import holder as holder_of
 from recipes._lock import locked
 from recipes._validate import UserError
 from tests.recipes.runs import FRAMES, ROOT, frames_on_disk, python_path, run, start, wait_for
@@ -53,6 +54,25 @@ def test_the_second_is_refused_by_the_number_of_the_first(tmp_path):
     with locked(tmp_path):
         assert json.loads((tmp_path / ".lock").read_text())["pid"] == os.getpid()
     assert list(tmp_path.iterdir()) == []
+
+
+def test_who_runs_in_a_folder_can_be_asked(tmp_path):
+    assert holder_of(tmp_path / "none") is None
+    process = holder(tmp_path)
+    go(process)
+    assert process.stdout.readline() == "mine\n"
+    assert holder_of(tmp_path) == f"process {process.pid}"
+    process.kill()
+    process.communicate()
+    assert (tmp_path / ".lock").exists() and holder_of(tmp_path) is None
+
+
+def test_the_lock_of_a_run_in_another_folder_of_this_name_stays(tmp_path):
+    with locked(tmp_path / "run"):
+        (tmp_path / "run").rename(tmp_path / "moved")
+        (tmp_path / "run").mkdir()
+        (tmp_path / "run" / ".lock").write_text("theirs")
+    assert (tmp_path / "run" / ".lock").read_text() == "theirs"
 
 
 @pytest.mark.parametrize("left", ["", "{", '{"pid": 1, "host": "elsewhere", "started": "7"}'])

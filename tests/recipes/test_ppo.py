@@ -12,7 +12,7 @@ import pytest
 
 from htrmrl_torchrl.checkpoint import read_component
 from recipes._cli import UserError, load_config, run_recipe
-from recipes._run_folder import checkpoint_to_resume
+from recipes._run_folder import Start, where_to_start
 from tests.recipes import runs
 from tests.recipes.runs import assert_no_warning_of_ours, curve, python_path, train_here
 from tests.test_archive import forged
@@ -252,9 +252,9 @@ def test_another_seed_is_another_run(toy_run, tmp_path):
 def test_a_key_that_is_younger_than_the_run_counts_as_what_was_before_it(tmp_path):
     path = Run(tmp_path).save()  # its configuration is {"seed": 0}
     arguments = ["seed=0", f"resume={path}"]
-    assert checkpoint_to_resume(load_config("base", arguments), tmp_path) == path
+    assert where_to_start(load_config("base", arguments), tmp_path) == Start(path)
     with pytest.raises(UserError, match=r"of a run with policy.min_std=0.0001 and this one has policy.min_std=0.3"):
-        checkpoint_to_resume(load_config("base", [*arguments, "policy.min_std=0.3"]), tmp_path)
+        where_to_start(load_config("base", [*arguments, "policy.min_std=0.3"]), tmp_path)
 
 
 # what is asked of a run folder or a checkpoint that does not fit -> parts of the sentence

@@ -3,13 +3,16 @@
 import os
 import random
 import re
+import resource
 import shlex
+import shutil
 import signal
 import subprocess
 import time
 
 import pytest
 
+from recipes._signals import NUMBERS, Interrupts
 from tests.recipes.runs import (
     FRAMES,
     assert_nobody_left,
@@ -18,6 +21,7 @@ from tests.recipes.runs import (
     family,
     frames_on_disk,
     metrics,
+    obey_permissions,
     read_process,
     run,
     shared_memory,
@@ -66,6 +70,9 @@ def iterated(run_dir, times=1):
         pytest.param(signal.SIGINT, False, marks=pytest.mark.slow),
         pytest.param(signal.SIGTERM, True, marks=pytest.mark.slow),
         pytest.param(signal.SIGTERM, False, marks=pytest.mark.slow),
+        (signal.SIGHUP, True),
+        pytest.param(signal.SIGUSR1, True, marks=pytest.mark.slow),
+        pytest.param(signal.SIGUSR1, False, marks=pytest.mark.slow),
     ],
 )
 def test_a_signal_leaves_the_boundary_and_the_command_to_continue(number, everyone, uninterrupted, tmp_path):
@@ -113,18 +120,28 @@ def test_before_the_first_iteration_has_ended(uninterrupted, tmp_path):
     assert metrics(tmp_path / "tiny") == uninterrupted
 
 
-@pytest.mark.parametrize("moment", ["python", "imports", pytest.param("workers", marks=pytest.mark.slow)])
-def test_while_it_is_still_starting(moment, tmp_path):
-    process = start(tmp_path / "run", LONG, "env.num_workers=2")
+@pytest.mark.parametrize(
+    ("moment", "number"),
+    [
+        ("python", signal.SIGHUP),
+        ("imports", signal.SIGINT),
+        pytest.param("imports", signal.SIGUSR1, marks=pytest.mark.slow),
+        pytest.param("workers", signal.SIGINT, marks=pytest.mark.slow),
+        pytest.param("workers", signal.SIGUSR1, marks=pytest.mark.slow),
+    ],
+)
+def test_while_it_is_still_starting(moment, number, tmp_path):
+    process = start(tmp_path / "run", LONG, "env.num_workers=2", "resume=auto")
     if moment == "imports":  # torch is among the last
         wait_for(lambda: "libtorch" in _maps(process.pid), process, "torch")
     elif moment == "workers":
         wait_for(lambda: len(family(process)) >= 3, process, "workers")
     else:
         wait_for(lambda: _handles_signals(process.pid), process, "the handler")
-    errors, seconds = stop(process, signal.SIGINT, everyone=True)
+    errors, seconds = stop(process, number, everyone=True)
     assert process.returncode == 0, errors
     assert seconds < SECONDS
+    assert written_command(errors)[-1] == "resume=auto"  # what it asks for has not happened yet
     assert re.fullmatch(r"stopped; nothing is lost, continue with\n    .+ \S*toy_ppo\.py .+\n", errors), errors
     assert written_command(errors)[2] == f"run_dir={tmp_path / 'run'}"
     wait_for(lambda: not family(process), what="the end of all its processes")
@@ -135,9 +152,9 @@ def _maps(pid):
 
 
 def _handles_signals(pid):
-    """Whether a process has handlers for both signals."""
+    """Whether a process has handlers for all signals that ask it to stop."""
     caught = re.search(r"SigCgt:\s*(\w+)", read_process(pid, "status"))
-    wanted = (1 << signal.SIGINT - 1) | (1 << signal.SIGTERM - 1)
+    wanted = sum(1 << number - 1 for number in NUMBERS)
     return caught is not None and int(caught[1], 16) & wanted == wanted
 
 
@@ -160,6 +177,59 @@ def test_a_second_ctrl_c_ends_it_at_once(first, tmp_path):
     done = run(tmp_path / "run", f"total_frames={kept + 4 * FRAMES}")  # and its lock locks nothing
     assert "continuing" in done.stdout
     assert_one_curve(tmp_path / "run", kept + 4 * FRAMES)
+
+
+def test_what_was_started_to_ignore_a_signal_ignores_it():
+    """`nohup` ignores SIGHUP, a shell's background SIGINT."""
+    before = {number: signal.signal(number, signal.SIG_IGN) for number in NUMBERS}
+    try:
+        signal.signal(signal.SIGUSR1, signal.SIG_DFL)
+        interrupts = Interrupts()
+        interrupts.hold()
+        for number in set(NUMBERS) - {signal.SIGUSR1}:
+            os.kill(os.getpid(), number)
+        assert not interrupts.requested
+        os.kill(os.getpid(), signal.SIGUSR1)
+        assert interrupts.requested  # on the main thread a handler has run when `kill` returns
+        interrupts.release()
+        assert signal.getsignal(signal.SIGUSR1) is signal.SIG_DFL
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGUSR2, signal.SIGQUIT])
+def test_other_signals_end_it_as_a_kill_does(number, tmp_path):
+    run_dir = tmp_path / "run"
+    process = start(run_dir, LONG, preexec=no_core)
+    wait_for(iterated(run_dir), process, "an iteration")
+    stop(process, number)
+    assert process.returncode == -number
+    wait_for(lambda: not family(process), what="the end of all its processes")
+    kept = frames_on_disk(run_dir)
+    run(run_dir, f"total_frames={kept + FRAMES}")
+    assert_one_curve(run_dir, kept + FRAMES)
+
+
+def no_core():
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+
+
+@pytest.mark.slow
+def test_a_paused_run_goes_on(uninterrupted, tmp_path):
+    """Ctrl-Z and `fg`, here longer than a worker may take to answer."""
+    run_dir = tmp_path / "run"
+    process = start(run_dir, f"total_frames={TOTAL}", "env.num_workers=2", "env.worker_timeout=2")
+    wait_for(iterated(run_dir), process, "an iteration")
+    os.killpg(process.pid, signal.SIGTSTP)
+    os.killpg(process.pid, signal.SIGSTOP)  # orphaned groups ignore the first, which a terminal sends
+    stopped = time.monotonic()
+    wait_for(lambda: time.monotonic() - stopped > 3, what="the timeout to pass")
+    os.killpg(process.pid, signal.SIGCONT)
+    _, errors = process.communicate(timeout=120)
+    assert process.returncode == 0, errors
+    assert metrics(run_dir) == uninterrupted
 
 
 def _pending(pid, number):
@@ -352,3 +422,56 @@ def test_going_back_to_an_older_checkpoint(uninterrupted, tmp_path):
     run(run_dir, f"total_frames={total}")
     assert_one_curve(run_dir, total)
     assert [row for row in metrics(run_dir) if row[0] < TOTAL] == [row for row in uninterrupted if row[0] < TOTAL]
+
+
+# ------------------------------------------------------------------------------------------------- moved and read-only
+
+
+@pytest.mark.parametrize("replaced", [False, pytest.param(True, marks=pytest.mark.slow)])
+def test_a_folder_that_is_moved_away_is_said_and_not_made_anew(replaced, tmp_path):
+    run_dir, moved = tmp_path / "run", tmp_path / "moved"
+    process = start(run_dir, LONG, f"eval.every_frames={2 * FRAMES}")
+    wait_for(iterated(run_dir), process, "an iteration")
+    run_dir.rename(moved)
+    if replaced:
+        shutil.copytree(moved, run_dir)
+        (run_dir / ".lock").write_text("of another run")
+        before = sorted(run_dir.rglob("*"))
+    said = ""
+    for line in process.stderr:
+        said += line
+        if "warning: the checkpoint could not be written" in line and (replaced or "evaluations" in said):
+            break
+    errors, _ = stop(process, signal.SIGTERM)
+    assert process.returncode == 1, errors
+    assert "(its folder was moved" in said and "Traceback" not in said + errors
+    assert "error: the checkpoint could not be written (its folder was moved" in errors
+    if replaced:
+        assert [path for path in sorted(run_dir.rglob("*")) if "evaluations/" not in str(path)] == [
+            path for path in before if "evaluations/" not in str(path)
+        ]
+    else:
+        assert not run_dir.exists()
+    assert frames_on_disk(moved) >= FRAMES
+
+
+@pytest.mark.slow
+def test_a_folder_that_becomes_read_only_is_said(tmp_path):
+    run_dir = tmp_path / "run"
+    process = start(run_dir, LONG, preexec=obey_permissions)
+    wait_for(iterated(run_dir), process, "an iteration")
+    for folder in (run_dir, run_dir / "checkpoints"):
+        folder.chmod(0o555)
+    said = ""
+    for line in process.stderr:
+        said += line
+        if "warning: the checkpoint could not be written (Permission denied)" in line:
+            break
+    errors, _ = stop(process, signal.SIGTERM)
+    assert process.returncode == 1 and "Traceback" not in said + errors, errors
+    assert "error: the checkpoint could not be written (Permission denied); older ones are as they were" in errors
+    for folder in (run_dir, run_dir / "checkpoints"):
+        folder.chmod(0o755)
+    kept = frames_on_disk(run_dir)
+    run(run_dir, f"total_frames={kept + FRAMES}")
+    assert_one_curve(run_dir, kept + FRAMES)
