@@ -3,7 +3,9 @@
 import multiprocessing
 import os
 
-EPISODES_A_WORKER = 1 << 22  # where the next worker's running numbers of episodes begin
+# Each worker counts a lane's episodes from a number of its own, so that a buffer notices when it is given the batches of
+# several workers (as MultiAsyncCollector's come) for those of one lane.
+EPISODES_A_WORKER = 1 << 22
 
 
 def worker_number() -> int | None:
