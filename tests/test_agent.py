@@ -90,7 +90,9 @@ def go_on(agent, frames=14):
 
 
 @pytest.mark.parametrize("way", WAYS)
-@pytest.mark.parametrize("choices", [{}, {"max_episodes": 5}, {"encoder_kind": "rl2"}, {"encoder_kind": "mlp"}], ids=str)
+@pytest.mark.parametrize(
+    "choices", [{}, {"max_episodes": 5}, {"encoder_kind": "rl2"}, {"encoder_kind": "mlp"}], ids=str
+)
 def test_a_copy_goes_on_as_the_original_would(choices, way):
     """Taken in the middle of an episode, and between a decision and what it led to."""
     scope = "lane" if choices.get("max_episodes") else "trial"

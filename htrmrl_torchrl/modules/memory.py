@@ -25,7 +25,7 @@ from htrmrl_torchrl.data.past import Array, PastEpisodes, Scope, Window, check_s
 from htrmrl_torchrl.data.strategies import WindowStrategy, make_strategy
 from htrmrl_torchrl.data.windows import final_token, make_token
 from htrmrl_torchrl.modules.encoder import HierarchicalEncoder
-from htrmrl_torchrl.modules.processes import EPISODES_A_WORKER, sent_to_worker, worker_number
+from htrmrl_torchrl.modules.processes import EPISODES_A_WORKER, handed_over, sent_to_worker, worker_number
 
 
 @dataclass
@@ -204,8 +204,8 @@ class EpisodicMemory(TensorDictModuleBase):
         self._restored, self._state = state, None
 
     def __getstate__(self) -> dict[str, Any]:
-        # A copy of what is written into: torch shares the tensors of what it sends to another process.
-        return {**super().__getstate__(), "_state": copy.deepcopy(self._state)}
+        handed = {"_state": handed_over(self._state), "_restored": handed_over(self._restored)}
+        return {**super().__getstate__(), **handed}
 
     def _fresh_state(self, token: Tensor, observation_dim: int) -> _LaneState:
         n, slots = len(token), self.episodes - 1

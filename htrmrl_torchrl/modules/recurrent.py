@@ -27,7 +27,7 @@ from htrmrl_torchrl import keys
 from htrmrl_torchrl.data.windows import carry_over, final_token, make_token
 from htrmrl_torchrl.modules.contract import ContextEncoder, check_sizes
 from htrmrl_torchrl.modules.memoryless import feature_mlp
-from htrmrl_torchrl.modules.processes import EPISODES_A_WORKER, sent_to_worker, worker_number
+from htrmrl_torchrl.modules.processes import EPISODES_A_WORKER, handed_over, sent_to_worker, worker_number
 
 
 class RecurrentEncoder(ContextEncoder):
@@ -271,6 +271,10 @@ class RecurrentMemory(TensorDictModuleBase):
     def load_checkpoint_state(self, state: dict[str, Any]) -> None:
         """Continues the counters of `checkpoint_state`; the next step must begin a trial in every lane."""
         self._restored, self._state = state, None
+
+    def __getstate__(self) -> dict[str, Any]:
+        handed = {"_state": handed_over(self._state), "_restored": handed_over(self._restored)}
+        return {**super().__getstate__(), **handed}
 
     def _encoder(self, name: str) -> RecurrentEncoder:
         return next(encoder for encoder in self._encoders if encoder.state_key == name)

@@ -15,6 +15,7 @@ from htrmrl_torchrl import HTrMRLAgent, evaluate, keys, make_env
 from htrmrl_torchrl.evaluation import ExactPolicy, play_trials
 from htrmrl_torchrl.evaluation.exact import GRID
 from htrmrl_torchrl.networks import acting_policy, build_networks, load_networks
+from tests.copies import WAYS
 from tests.evaluation.test_trials import networks_for_toy
 
 REACH = Path(__file__).resolve().parents[2] / "results" / "baselines_ml1" / "htrmrl_seed1.torchrl"
