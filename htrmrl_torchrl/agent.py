@@ -32,6 +32,8 @@ Number = npt.ArrayLike | Tensor
 class HTrMRLAgent:
     """Acts in N lanes at once, each in a trial of its own, with numpy arrays or torch tensors; with any encoder.
 
+    A copy (``copy.deepcopy``, ``pickle``, ``torch.save``) goes on as the original would, with networks of its own.
+
     Args:
         networks: what `htrmrl_torchrl.networks.build_networks` or `load_networks` returned; used, not copied.
         num_envs: lanes N. One lane takes observations ``[o]`` as well as ``[1, o]``, and answers alike.

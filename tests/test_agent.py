@@ -12,6 +12,7 @@ from torchrl.envs.utils import ExplorationType, set_exploration_type
 
 from htrmrl_torchrl import HTrMRLAgent, keys, make_env
 from htrmrl_torchrl.networks import build_networks
+from tests.copies import WAYS
 from tests.helpers import ACTION, OBSERVATION, assert_same, walking_trials
 
 SIZES = {"window": 3, "episodes": 4, "d_model": 8, "num_heads": 2, "intra_layers": 1, "inter_layers": 2}
@@ -73,6 +74,50 @@ def test_mean_actions_equal_the_collector_policy_with_staggered_resets(choices):
     assert len({tuple(step[keys.IS_INIT].flatten().tolist()) for step in steps}) > 4  # they are staggered
     agent = HTrMRLAgent(networks, num_envs=3, seed=7)
     assert torch.equal(replay(agent, steps), expected_means(steps))
+
+
+def go_on(agent, frames=14):
+    """Sampled actions from here on, over the ends of episodes and then in a new trial."""
+    torch.manual_seed(3)
+    rows, actions = np.random.default_rng(3).normal(size=(frames, agent.num_envs, OBSERVATION + 1)), []
+    for t, row in enumerate(rows):
+        if t == 10:
+            agent.reset()
+        actions.append(agent.act(row[:, :-1]))
+        ends = np.array([t % 4 == 3] * agent.num_envs)
+        agent.observe(row[:, -1], ends, np.zeros_like(ends), final_observation=row[:, :-1] + 1)
+    return np.stack(actions)
+
+
+@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize(
+    "choices", [{}, {"max_episodes": 5}, {"encoder_kind": "rl2"}, {"encoder_kind": "mlp"}], ids=str
+)
+def test_a_copy_goes_on_as_the_original_would(choices, way):
+    """Taken in the middle of an episode, and between a decision and what it led to."""
+    scope = "lane" if choices.get("max_episodes") else "trial"
+
+    def make():
+        agent = HTrMRLAgent(networks_for(OBSERVATION, ACTION, **choices), num_envs=2, scope=scope)
+        agent.reset()
+        return agent
+
+    agent, fresh = make(), make()
+    go_on(agent)
+    copied = WAYS[way](agent)
+    again = WAYS[way](copied)
+    expected = go_on(agent)
+    assert np.array_equal(go_on(copied), expected) and np.array_equal(go_on(again), expected)
+    remembers = choices.get("encoder_kind") != "mlp"
+    assert remembers != np.array_equal(go_on(fresh), expected)  # without memory all agents are alike
+    observation = np.ones((2, OBSERVATION))
+    agent.act(observation)
+    waits = WAYS[way](agent)
+    with pytest.raises(RuntimeError, match="act was called twice"):
+        waits.act(observation)
+    for one in (agent, waits):
+        one.observe([1.0, -1.0], [False, True], [False, False], final_observation=observation)
+    assert np.array_equal(go_on(waits), go_on(agent))
 
 
 def test_mean_actions_equal_the_collector_policy_on_the_simulator():

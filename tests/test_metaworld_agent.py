@@ -8,6 +8,7 @@ from metaworld.evaluation import metalearning_evaluation
 
 from htrmrl_torchrl import HTrMRLAgent, MetaWorldAgent, evaluate
 from htrmrl_torchrl.networks import build_networks
+from tests.copies import WAYS
 
 HORIZON, LANES = 15, 2
 
@@ -95,6 +96,23 @@ def test_an_evaluation_episode_that_succeeds_ends_and_moves_into_memory(monkeypa
     assert ended.tolist() == [True, False]
     np.testing.assert_allclose(reward, [happened[HORIZON + 2][0], happened[HORIZON + 3][1]], rtol=1e-6)
     assert agent._counter.episode.flatten().tolist() == [2, 1]
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_a_copy_goes_on_as_the_original_would(way):
+    agent, rows = MetaWorldAgent(HTrMRLAgent(networks_for_metaworld(), num_envs=LANES)), np.random.default_rng(0)
+    agent.init()
+    for t in range(4):  # two episodes of adaptation, then one step that counts, not closed yet
+        agent.adapt_action(rows.normal(size=(LANES, 45)))
+        ended = np.array([t % 2 == 1] * LANES)
+        agent.agent.observe(rows.normal(size=LANES), ended, np.zeros(LANES, dtype=bool))
+    agent.reset(np.ones(LANES, dtype=bool))
+    observations = rows.normal(size=(4, LANES, 45))
+    agent.eval_action(observations[0])
+    copied, fresh = WAYS[way](agent), MetaWorldAgent(HTrMRLAgent(agent.agent.networks, num_envs=LANES))
+    fresh.init()
+    played = [np.stack([one.eval_action(row) for row in observations[1:]]) for one in (agent, copied, fresh)]
+    assert np.array_equal(played[0], played[1]) and not np.array_equal(played[0], played[2])
 
 
 def test_environments_without_recurrent_info_are_refused():

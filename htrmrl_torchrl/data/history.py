@@ -49,6 +49,17 @@ class LaneHistories:
     def __len__(self) -> int:
         return len(self._lanes)
 
+    def is_like(self, token: Tensor) -> bool:
+        """Whether ``token`` ``[N, x]`` has the type and device of those that are here."""
+        return token.dtype == self._table.dtype and token.device == self._table.device
+
+    def move(self, token: Tensor) -> None:
+        """Moves all to the type and device of ``token``."""
+        self._table = self._table.to(token)
+        self._lanes, self._count, self._first = (
+            index.to(token.device) for index in (self._lanes, self._count, self._first)
+        )
+
     def append(self, token: Tensor, lanes: Tensor | None = None) -> None:
         """Adds one token ``[lanes, x]`` to each of the lanes (all by default)."""
         lanes = self._lanes if lanes is None else lanes

@@ -172,7 +172,8 @@ class EpisodicStorage(LazyTensorStorage):
         if not (bool(begins[0]) and bool(follows.all())):
             raise ValueError(
                 "Frames are missing: a lane begins inside an episode, or goes on with another one. Extend with every "
-                "batch, in the order of collection, from a reset on."
+                "batch, in the order of collection, from a reset on; batches of several workers, one after the other "
+                "(MultiAsyncCollector), must hold whole trials."
             )
         self.episode_of_frame = begins.cumsum(0) - 1
         first = frame[begins]  # [episodes]

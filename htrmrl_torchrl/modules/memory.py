@@ -7,6 +7,7 @@ buffer rebuilds the same contexts by index.
 
 import copy
 import json
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -24,6 +25,7 @@ from htrmrl_torchrl.data.past import Array, PastEpisodes, Scope, Window, check_s
 from htrmrl_torchrl.data.strategies import WindowStrategy, make_strategy
 from htrmrl_torchrl.data.windows import final_token, make_token
 from htrmrl_torchrl.modules.encoder import HierarchicalEncoder
+from htrmrl_torchrl.modules.processes import EPISODES_A_WORKER, handed_over, sent_to_worker, worker_number
 
 
 @dataclass
@@ -37,7 +39,7 @@ class _LaneState:
     window_episode: Tensor  # [N, E-1]
     window_start: Tensor  # [N, E-1]
     past: TensorDict  # [N] the past's part of the context, and each encoder's cache
-    version: int = -1  # of the weights that encoded it
+    encoded_with: Tensor | None = None  # the weights that encoded it, one after the other
 
 
 class EpisodicMemory(TensorDictModuleBase):
@@ -51,11 +53,15 @@ class EpisodicMemory(TensorDictModuleBase):
     of whatever goal or task they were. (Where an environment says at a trial's start that no episode has ended, by a
     ``"final"`` of zeros, what ran till then is dropped: that is how a collector tries out its policy.)
 
+    A copy (``copy.deepcopy``, ``pickle``, ``torch.save``) remembers what the original remembers and draws what it would
+    draw. In the worker processes of TorchRL's collectors a memory begins empty instead, for their lanes are others, and
+    each worker draws windows of its own: lane n of worker w from the stream of (`seed`, n, w).
+
     Args:
         encoder: the encoder, or all encoders (a separate critic), that read the context. The past is encoded with each
-            of them once per episode, and again when their weights have changed in place. ``None`` keeps no cache; the
-            encoders then encode raw windows at every step, to the same result. They are used, not owned: the memory has
-            no parameters and adds nothing to a state dict.
+            of them once per episode, and again when their weights have changed, in whatever way and by whatever
+            process. ``None`` keeps no cache; the encoders then encode raw windows at every step, to the same result.
+            They are used, not owned: the memory has no parameters and adds nothing to a state dict.
         window: tokens T of a window; default: the encoder's.
         episodes: windows E of a context; default: the encoder's.
         strategy: ``"recent"``, ``"uniform"``, ``"best_return"``, ``"diverse"``, ``"similar"`` or a callable, see
@@ -121,9 +127,12 @@ class EpisodicMemory(TensorDictModuleBase):
         self.out_keys: list[NestedKey] = [keys.CONTEXT, keys.WINDOW_EPISODE, keys.WINDOW_START, keys.WINDOW_CURRENT]
         self._state: _LaneState | None = None
         self._restored: dict[str, Any] | None = None
+        self._process = os.getpid()
 
     @torch.no_grad()
     def forward(self, tensordict: TensorDictBase) -> TensorDictBase:
+        if sent_to_worker(self._process):
+            self.restart()
         batch = tensordict.batch_size
         flat = tensordict if len(batch) == 1 else tensordict.select(*self.in_keys, strict=False).reshape(-1)
         token = make_token(flat)  # [N, x]
@@ -132,12 +141,14 @@ class EpisodicMemory(TensorDictModuleBase):
         if state is None or len(state.history) != len(token):
             self._state = state = self._fresh_state(token, flat.get(keys.OBSERVATION).shape[-1])
             trial = torch.ones_like(trial)  # nothing is known of lanes that appear: they begin here
+        elif not state.history.is_like(token):
+            self._move(state, token)
         begins = (trial | flat.get(keys.IS_INIT).squeeze(-1)).nonzero().squeeze(-1)
         if len(begins):
             self._begin_episodes(state, flat, token, begins, trial)
         state.history.append(token)
-        if self._encoders and self._weights_version() != state.version:
-            self.refresh()
+        if self._encoders:
+            self._follow_weights(state)
         current, mask = state.history.current(self.window)
         context = state.past.copy().set(keys.CURRENT[1], current).set(keys.CURRENT_MASK[1], mask)
         tensordict.set(keys.CONTEXT, context.reshape(batch))
@@ -145,13 +156,6 @@ class EpisodicMemory(TensorDictModuleBase):
         tensordict.set(keys.WINDOW_EPISODE, state.window_episode.clone().reshape(*batch, -1))
         tensordict.set(keys.WINDOW_START, state.window_start.clone().reshape(*batch, -1))
         return tensordict.set(keys.WINDOW_CURRENT, state.episode.clone().reshape(*batch, 1))
-
-    def refresh(self) -> None:
-        """Encodes the remembered windows anew. In-place weight updates of this process are noticed without it; call it
-        (for example in a collector's pre-collect hook) where weights arrive in another way."""
-        if self._state is not None:
-            self._encode(self._state, torch.arange(len(self._state.history), device=self._state.episode.device))
-            self._state.version = self._weights_version()
 
     def forget(self) -> None:
         """Drops all lanes: the next call begins new trials everywhere, whatever its flags. Random streams go on."""
@@ -181,6 +185,7 @@ class EpisodicMemory(TensorDictModuleBase):
     def restart(self) -> None:
         """Back to how it was built: drops all lanes, and their random streams begin again from the seed."""
         self._restored = self._state = None
+        self._process = os.getpid()
 
     def checkpoint_state(self) -> dict[str, Any]:
         """Random streams and episode counters, exact at trial boundaries; the episodes themselves where a new trial
@@ -199,15 +204,16 @@ class EpisodicMemory(TensorDictModuleBase):
         self._restored, self._state = state, None
 
     def __getstate__(self) -> dict[str, Any]:
-        # Copies (workers, deep copies) start with an empty memory: state is tied to the lanes it was made for.
-        return {**super().__getstate__(), "_state": None, "_restored": None}
+        handed = {"_state": handed_over(self._state), "_restored": handed_over(self._restored)}
+        return {**super().__getstate__(), **handed}
 
     def _fresh_state(self, token: Tensor, observation_dim: int) -> _LaneState:
         n, slots = len(token), self.episodes - 1
         none = torch.full((n, slots), -1, dtype=torch.long, device=token.device)
         saved = self._restored if self._restored is not None and self._restored["lanes"] == n else None
         self._restored = None
-        streams = [np.random.default_rng([self.seed, lane]) for lane in range(n)]
+        worker = worker_number() or 0
+        streams = [np.random.default_rng([self.seed, lane, worker]) for lane in range(n)]
         for rng, stream in zip(streams, saved["streams"] if saved else (), strict=False):
             rng.bit_generator.state = json.loads(stream)
         history = LaneHistories(token, scope=self.scope, max_episodes=self.max_episodes)
@@ -217,7 +223,9 @@ class EpisodicMemory(TensorDictModuleBase):
             history=history,
             observation_dim=observation_dim,
             streams=streams,
-            episode=torch.tensor(saved["episode"] if saved else [-1] * n, device=token.device).unsqueeze(-1),
+            episode=torch.tensor(
+                saved["episode"] if saved else [worker * EPISODES_A_WORKER - 1] * n, device=token.device
+            ).unsqueeze(-1),
             window_episode=none,
             window_start=none,
             past=TensorDict(
@@ -305,8 +313,28 @@ class EpisodicMemory(TensorDictModuleBase):
             old = cache.new_zeros(len(state.history), *cache.shape[1:]) if old is None else old
             state.past = state.past.copy().set(key, old.index_copy(0, lanes, cache))
 
-    def _weights_version(self) -> int:
-        return sum(tensor._version for table in self._watched for tensor in table.values() if tensor is not None)
+    def _follow_weights(self, state: _LaneState) -> None:
+        """Encodes the past of all lanes anew if the weights are others than those that encoded it.
+
+        Their values are compared (under 1% of a step of 20 lanes with the default model), for torch's ``_version``
+        counts neither changes through ``.data``, as TorchRL's weight updates are, nor another process's to shared memory.
+        """
+        # Read before encoding: a collector's worker receives weights in a thread of its own, at any time.
+        weights = torch.cat([t.reshape(-1) for table in self._watched for t in table.values() if t is not None])
+        known = state.encoded_with
+        if known is None or known.dtype != weights.dtype or not torch.equal(known, weights):
+            self._encode(state, torch.arange(len(state.history), device=weights.device))
+            state.encoded_with = weights
+
+    def _move(self, state: _LaneState, token: Tensor) -> None:
+        """To the type and device that tokens have now, after a policy's ``.to()`` or ``.double()``."""
+        state.history.move(token)
+        state.episode, state.window_episode, state.window_start = (
+            tensor.to(token.device) for tensor in (state.episode, state.window_episode, state.window_start)
+        )
+        raw = state.past.select("past", "past_mask", "past_id", "slot_mask")  # the cache is encoded anew
+        state.past = raw.apply(lambda t: t.to(token) if t.is_floating_point() else t.to(token.device))
+        state.encoded_with = None
 
 
 def _as_array(tensor: Tensor) -> Array:

@@ -11,6 +11,7 @@ state", Kapturowski et al. 2019, R2D2): exact before the first optimizer step of
 """
 
 import copy
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -26,6 +27,7 @@ from htrmrl_torchrl import keys
 from htrmrl_torchrl.data.windows import carry_over, final_token, make_token
 from htrmrl_torchrl.modules.contract import ContextEncoder, check_sizes
 from htrmrl_torchrl.modules.memoryless import feature_mlp
+from htrmrl_torchrl.modules.processes import EPISODES_A_WORKER, handed_over, sent_to_worker, worker_number
 
 
 class RecurrentEncoder(ContextEncoder):
@@ -159,6 +161,9 @@ class RecurrentMemory(TensorDictModuleBase):
     ``trial_init``. An episode's last action and reward, which no step of its own shows, come with the first step of the
     next one, as in RL2.
 
+    A copy (``copy.deepcopy``, ``pickle``, ``torch.save``) goes on from the states of the original. In the worker
+    processes of TorchRL's collectors a memory begins empty instead, for their lanes are others.
+
     Args:
         encoder: the encoder, or all encoders (a separate critic), each with a ``state_key`` of its own. They are used,
             not owned.
@@ -198,9 +203,12 @@ class RecurrentMemory(TensorDictModuleBase):
         ]  # fmt: skip
         self._state: _LaneState | None = None
         self._restored: dict[str, Any] | None = None
+        self._process = os.getpid()
 
     @torch.no_grad()
     def forward(self, tensordict: TensorDictBase) -> TensorDictBase:
+        if sent_to_worker(self._process):
+            self.restart()
         batch = tensordict.batch_size
         flat = tensordict if len(batch) == 1 else tensordict.select(*self.in_keys, strict=False).reshape(-1)
         token, first = make_token(flat), flat.get(keys.IS_INIT)  # [N, x], [N, 1]
@@ -209,6 +217,9 @@ class RecurrentMemory(TensorDictModuleBase):
         if lanes is None or len(lanes.episode) != len(token):
             self._state = lanes = self._fresh_state(token)
             begins = torch.ones_like(begins)  # nothing is known of lanes that appear: they begin here
+        elif any(x.dtype != token.dtype or x.device != token.device for x in lanes.states.values()):
+            # After a policy's `.to()` or `.double()`.
+            lanes.episode, lanes.states = lanes.episode.to(token.device), lanes.states.apply(lambda x: x.to(token))
         goes_on = first & ~begins
         if goes_on.any():
             entering = carry_over(token, final_token(flat), action_dim=self._encoders[0].action_dim)
@@ -249,6 +260,7 @@ class RecurrentMemory(TensorDictModuleBase):
     def restart(self) -> None:
         """Back to how it was built."""
         self._restored = self._state = None
+        self._process = os.getpid()
 
     def checkpoint_state(self) -> dict[str, Any]:
         """Episode counters, exact at trial boundaries (states are not kept: they are zero where a trial begins)."""
@@ -261,8 +273,8 @@ class RecurrentMemory(TensorDictModuleBase):
         self._restored, self._state = state, None
 
     def __getstate__(self) -> dict[str, Any]:
-        # Copies (workers, deep copies) start with an empty memory: state is tied to the lanes it was made for.
-        return {**super().__getstate__(), "_state": None, "_restored": None}
+        handed = {"_state": handed_over(self._state), "_restored": handed_over(self._restored)}
+        return {**super().__getstate__(), **handed}
 
     def _encoder(self, name: str) -> RecurrentEncoder:
         return next(encoder for encoder in self._encoders if encoder.state_key == name)
@@ -271,7 +283,8 @@ class RecurrentMemory(TensorDictModuleBase):
         n = len(token)
         saved = self._restored if self._restored is not None and self._restored["lanes"] == n else None
         self._restored = None
+        before = (worker_number() or 0) * EPISODES_A_WORKER - 1
         return _LaneState(
-            episode=torch.tensor(saved["episode"] if saved else [-1] * n, device=token.device).unsqueeze(-1),
+            episode=torch.tensor(saved["episode"] if saved else [before] * n, device=token.device).unsqueeze(-1),
             states=TensorDict({e.state_key: token.new_zeros(n, e.d_model) for e in self._encoders}, batch_size=[n]),
         )

@@ -15,6 +15,7 @@ from htrmrl_torchrl import HTrMRLAgent, evaluate, keys, make_env
 from htrmrl_torchrl.evaluation import ExactPolicy, goal_grid, play_trials
 from htrmrl_torchrl.evaluation.exact import GRID
 from htrmrl_torchrl.networks import acting_policy, build_networks, load_networks
+from tests.copies import WAYS
 from tests.evaluation.test_trials import networks_for_toy
 
 REACH = Path(__file__).resolve().parents[2] / "results" / "baselines_ml1" / "htrmrl_seed1.torchrl"
@@ -147,3 +148,17 @@ def test_its_memory_is_restarted_as_that_of_the_policy():
         env = make_env("toy", num_envs=4, episodes_per_trial=4)
         returns.append(play_trials(policy, env, adaptation_episodes=3)["return"])
     assert torch.equal(*returns)
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_a_copy_goes_on_as_the_original_would(way):
+    exact, env = ExactPolicy(acting_policy(networks_for_toy(scope="trial"))), make_env("toy", num_envs=2)
+    now = env.reset()
+    for _ in range(8):
+        _, now = env.step_and_maybe_reset(exact(now))
+    copied, fresh = WAYS[way](exact), ExactPolicy(acting_policy(networks_for_toy(scope="trial")))
+    actions = []
+    for policy in (exact, copied, fresh):
+        torch.manual_seed(0)
+        actions.append(torch.stack([policy(now.clone())[keys.ACTION] for _ in range(3)]))
+    assert torch.equal(actions[0], actions[1]) and not torch.equal(actions[0], actions[2])

@@ -2,7 +2,6 @@
 
 import copy
 import math
-import pickle
 
 import pytest
 import torch
@@ -12,6 +11,7 @@ from torchrl.envs.utils import ExplorationType, set_exploration_type
 
 from htrmrl_torchrl import EpisodicMemory, keys, make_actor_critic
 from htrmrl_torchrl.modules.heads import ValueHead, value_head
+from tests.copies import WAYS
 from tests.helpers import ACTION, TOKEN, as_batch, assert_same, differ, record, stack_contexts, steps
 from tests.modules.test_encoder import contexts_of, make_encoder
 
@@ -162,21 +162,20 @@ def test_a_policys_state_dict_holds_each_weight_once():
     assert all(storages.count(pointer) == 1 for pointer in encoder)
 
 
-@pytest.mark.parametrize("duplicate", [copy.deepcopy, lambda policy: pickle.loads(pickle.dumps(policy))])
-def test_a_copied_policy_begins_anew_and_acts_alike(duplicate):
+@pytest.mark.parametrize("way", WAYS)
+def test_a_copied_policy_remembers_and_acts_alike(way):
     policy, _, _ = build()
-    recording = record([[[3, 3, 3], [3, 3]]], window=3, episodes=3)
-    fresh = duplicate(policy)
-    for step in steps(as_batch(recording)):
-        policy(step)
-    used = duplicate(policy)
-    memory, encoder = used.module[0], used.module[1].module[0].module[0]
+    rows = steps(as_batch(record([[[3, 3, 3], [3, 3]]], window=3, episodes=3)))
+    for row in rows[:5]:
+        policy(row.clone())
+    copied = WAYS[way](policy)
+    memory, encoder = copied.module[0], copied.module[1].module[0].module[0]
     assert memory._encoders[0] is encoder  # the copy's own, not the original's
     torch.manual_seed(0)
-    expected = [fresh(step) for step in steps(as_batch(recording))]
+    expected = [policy(row.clone()) for row in rows[5:]]
     torch.manual_seed(0)
-    for step, out in zip(steps(as_batch(recording)), expected, strict=True):
-        assert (used(step) == out).all()
+    for row, out in zip(rows[5:], expected, strict=True):
+        assert (copied(row.clone()) == out).all()
 
 
 # ------------------------------------------------------------------------------------------------------ value head

@@ -1,9 +1,8 @@
 """Encoding the past once an episode changes no number."""
 
-import copy
-
 import pytest
 import torch
+from tensordict import TensorDict
 
 from htrmrl_torchrl import EpisodicMemory, keys
 from tests.data.test_storage import ragged
@@ -74,28 +73,66 @@ def test_two_encoders_are_cached_beside_each_other():
             )
 
 
-def test_refresh_is_for_weights_that_change_unseen():
+def through_data(encoder):
+    """As TorchRL's weight updates write."""
+    TensorDict.from_module(encoder).data.update_(TensorDict.from_module(encoder).data.apply(lambda x: 1.5 * x))
+
+
+def with_new_data(encoder):
+    for parameter in encoder.parameters():
+        parameter.data = 1.5 * parameter.data
+
+
+def one_statistic(encoder):
+    encoder.tokens.mean.data += 0.1
+
+
+def one_weight(encoder):
+    encoder.intra.embed.weight.data[-1, -1] += 0.5
+
+
+@pytest.mark.parametrize("change", [through_data, with_new_data, one_statistic, one_weight])
+def test_the_cache_follows_changes_that_torch_does_not_count(change):
     encoder = make_encoder()
     memory, plain = EpisodicMemory(encoder, strategy="recent"), EpisodicMemory(window=3, episodes=3, strategy="recent")
-    # A first episode, then two steps of the second: what was cached must be encoded anew between them.
-    before, unseen, seen = steps(as_batch(record([[[2, 4]]], window=3, episodes=3), dtype=torch.float64))[2:5]
-    for step in steps(as_batch(record([[[2, 4]]], window=3, episodes=3), dtype=torch.float64))[:2]:
-        memory(step.clone()), plain(step.clone())
-    memory(before.clone()), plain(before.clone())
-    for parameter in encoder.parameters():
-        parameter.data = parameter.data * 1.5  # keeps the version that torch counts
-    outputs = [run(encoder, m(unseen.clone())["context"]) for m in (memory, plain)]
-    assert differ(*outputs)
-    memory.refresh()
-    assert_same(*(run(encoder, m(seen.clone())["context"]) for m in (memory, plain)), 1e-10)
+    rows = steps(as_batch(record([[[2, 4, 4]]], window=3, episodes=3), dtype=torch.float64))
+    for row in rows[:8]:
+        held = memory(row.clone())[keys.PAST_CACHE].clone()
+        plain(row.clone())
+    versions = [tensor._version for tensor in (*encoder.parameters(), *encoder.buffers())]
+    change(encoder)
+    assert versions == [tensor._version for tensor in (*encoder.parameters(), *encoder.buffers())]
+    cached, without = memory(rows[8].clone()), plain(rows[8].clone())
+    assert_same(run(encoder, cached["context"]), run(encoder, without["context"]), 1e-10)
+    stale = cached["context"].set(keys.PAST_CACHE[1], held)
+    assert (run(encoder, stale) - run(encoder, without["context"])).abs().max() > 1e-10
 
 
-def test_refresh_before_the_first_step_is_harmless():
-    memory = EpisodicMemory(make_encoder())
-    memory.refresh()
-    recording = record(ragged(6), window=3, episodes=3)
-    step = steps(as_batch(recording, dtype=torch.float64))[0]
-    memory(step)
-    memory.forget()
-    memory.refresh()
-    copy.deepcopy(memory).refresh()
+def test_the_cache_follows_functional_weights_and_comes_back():
+    encoder = make_encoder()
+    memory, plain = EpisodicMemory(encoder), EpisodicMemory(window=3, episodes=3)
+    other = TensorDict.from_module(make_encoder(seed=1)).data.clone()
+    for frame, row in enumerate(steps(as_batch(record(ragged(6), window=3, episodes=3), dtype=torch.float64))):
+        if frame % 3:
+            outputs = [run(encoder, m(row.clone())["context"]) for m in (memory, plain)]
+        else:
+            with other.to_module(encoder):
+                outputs = [run(encoder, m(row.clone())["context"]) for m in (memory, plain)]
+        assert_same(*outputs, 1e-10)
+
+
+def test_equal_weights_are_not_encoded_again(monkeypatch):
+    encoder, encoded = make_encoder(), []
+    memory = EpisodicMemory(encoder)
+    monkeypatch.setattr(type(memory), "_encode", lambda self, state, lanes: encoded.append(len(lanes)))
+    for row in steps(as_batch(record([[[3, 3]]], window=3, episodes=3), dtype=torch.float64)):
+        memory(row)
+        encoder.load_state_dict(encoder.state_dict())
+    assert encoded == [1, 1, 1]  # at each episode's start, and when nothing was known of the weights
+
+
+def test_a_change_before_the_first_step_is_harmless():
+    encoder = make_encoder()
+    memory = EpisodicMemory(encoder)
+    through_data(encoder)
+    memory(steps(as_batch(record(ragged(6), window=3, episodes=3), dtype=torch.float64))[0])

@@ -1,13 +1,11 @@
 """RL2's encoder and memory show what a loop over GRU cells shows, in rollouts and rebuilt from storage, and forget."""
 
-import copy
-import pickle
-
 import pytest
 import torch
 from tensordict import TensorDict
 
 from htrmrl_torchrl import EpisodicReplayBuffer, EpisodicStorage, RecurrentEncoder, RecurrentMemory, keys
+from tests.copies import WAYS
 from tests.data.test_storage import ragged
 from tests.helpers import ACTION, OBSERVATION, as_batch, assert_same, differ, record, steps
 from tests.reference import recurrent_states
@@ -257,12 +255,33 @@ def test_a_restart_and_a_restored_memory(drop):
     assert restored[keys.WINDOW_CURRENT][0, 0] == 1
 
 
-@pytest.mark.parametrize("duplicate", [copy.deepcopy, lambda x: pickle.loads(pickle.dumps(x))])
-def test_copies_are_empty_and_the_memory_has_no_parameters(duplicate):
-    encoder = make_encoder()
+@pytest.mark.parametrize("way", WAYS)
+def test_a_copy_goes_on_as_the_original_would(way):
+    encoder, recording = make_encoder(), record(ragged(5), window=1, episodes=1)
+    expected, contexts = lived(encoder, recording)
     memory = RecurrentMemory(encoder)
-    lived(encoder, record([[[3]]], window=1, episodes=1), memory=memory)
-    assert duplicate(memory).checkpoint_state() == {"lanes": 0}
+    lived(encoder, recording, 0, 17, memory)
+    copied = WAYS[way](memory)
+    for one in (copied, memory, WAYS[way](memory)):
+        batch, context = lived(encoder, recording, 17, None, WAYS[way](one))
+        assert (batch == expected[:, 17:]).all() and (context == contexts[:, 17:]).all()
+    fresh, _ = lived(encoder, recording, 17, None)
+    assert differ(fresh[STATE], expected[:, 17:][STATE])
+
+
+def test_a_policy_that_moves_to_another_precision_takes_its_states_along():
+    encoder, recording = make_encoder(), record(ragged(5), window=1, episodes=1)
+    expected, _ = lived(encoder, recording)
+    memory, batch = RecurrentMemory(encoder.float()), as_batch(recording)
+    for row in steps(batch[:, :17]):
+        memory(row)
+    encoder.double()
+    received, _ = lived(encoder, recording, 17, None, memory)
+    assert_same(received[STATE], expected[:, 17:][STATE], 1e-5)
+
+
+def test_the_memory_has_no_parameters():
+    memory = RecurrentMemory(make_encoder())
     assert not list(memory.parameters()) and not memory.state_dict()
 
 
