@@ -24,6 +24,7 @@ from htrmrl_torchrl.data.past import Array, PastEpisodes, Scope, Window, check_s
 from htrmrl_torchrl.data.strategies import WindowStrategy, make_strategy
 from htrmrl_torchrl.data.windows import final_token, make_token
 from htrmrl_torchrl.modules.encoder import HierarchicalEncoder
+from htrmrl_torchrl.specs import check_step
 
 
 @dataclass
@@ -73,6 +74,7 @@ class EpisodicMemory(TensorDictModuleBase):
     Raises:
         ValueError: if neither an encoder nor sizes are given, the strategy or scope is unknown, or the strategy draws
             windows that do not exist or asks for embeddings without an encoder.
+        MismatchError: (a ValueError) from the first call, if an entry is missing or has another shape or size.
         KeyError: if the environment does not give an ended episode's final step.
 
     Example:
@@ -126,6 +128,8 @@ class EpisodicMemory(TensorDictModuleBase):
     def forward(self, tensordict: TensorDictBase) -> TensorDictBase:
         batch = tensordict.batch_size
         flat = tensordict if len(batch) == 1 else tensordict.select(*self.in_keys, strict=False).reshape(-1)
+        if self._state is None:
+            check_step(flat, encoders=self._embedder)
         token = make_token(flat)  # [N, x]
         trial = flat.get(keys.TRIAL_INIT).squeeze(-1)
         state = self._state

@@ -26,6 +26,7 @@ from htrmrl_torchrl import keys
 from htrmrl_torchrl.data.windows import carry_over, final_token, make_token
 from htrmrl_torchrl.modules.contract import ContextEncoder, check_sizes
 from htrmrl_torchrl.modules.memoryless import feature_mlp
+from htrmrl_torchrl.specs import check_step
 
 
 class RecurrentEncoder(ContextEncoder):
@@ -170,6 +171,7 @@ class RecurrentMemory(TensorDictModuleBase):
 
     Raises:
         ValueError: if two encoders have the same ``state_key``.
+        MismatchError: (a ValueError) from the first call, if an entry is missing or has another shape or size.
         KeyError: if the environment does not give an ended episode's final step.
 
     Example:
@@ -203,6 +205,8 @@ class RecurrentMemory(TensorDictModuleBase):
     def forward(self, tensordict: TensorDictBase) -> TensorDictBase:
         batch = tensordict.batch_size
         flat = tensordict if len(batch) == 1 else tensordict.select(*self.in_keys, strict=False).reshape(-1)
+        if self._state is None:
+            check_step(flat, encoders=self._encoders)
         token, first = make_token(flat), flat.get(keys.IS_INIT)  # [N, x], [N, 1]
         begins = flat.get(keys.TRIAL_INIT)
         lanes = self._state

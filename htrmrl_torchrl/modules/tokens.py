@@ -3,6 +3,8 @@
 import torch
 from torch import Tensor, nn
 
+from htrmrl_torchrl.specs import MismatchError
+
 SMALLEST_STD = 0.05  # what varies less is scaled as if it varied by so much, or noise would be blown up
 
 AT_REST = 1e-6  # what varies less has not varied: float32's mean of equal numbers is not quite that number
@@ -55,6 +57,12 @@ class TokenNormalizer(nn.Module):
         return torch.where(std > AT_REST, std.clamp_min(SMALLEST_STD), 1)
 
     def forward(self, token: Tensor) -> Tensor:
+        if token.shape[-1] != len(self.mean) + len(self.rest):
+            raise MismatchError(
+                f"Tokens have size {token.shape[-1]} and the encoder was built for observation_dim={len(self.mean)} and "
+                f"action_dim={len(self.rest) - 2}, which makes {len(self.mean) + len(self.rest)}; build it with the "
+                "sizes of the environment's observation_spec and action_spec."
+            )
         shift = torch.cat([self.mean, torch.zeros_like(self.rest)])
         return (token - shift) * torch.cat([1 / self.std, self.rest])
 
