@@ -93,7 +93,7 @@ def check_trials(env: EnvBase) -> None:
             raise MismatchError(f"The environment's {key!r} is {spec[key].dtype} but must be torch.bool; cast it.")
 
 
-def check_observation(spec: TensorSpec, *, lanes: torch.Size) -> None:
+def check_observation(spec: TensorSpec, *, lanes: Sequence[int]) -> None:
     """Refuses observations that are no vector of real numbers per lane."""
     if isinstance(spec, Composite):
         parts = [(keys.OBSERVATION, *_as_tuple(key)) for key in spec.keys(True, True)]
@@ -119,7 +119,7 @@ def check_observation(spec: TensorSpec, *, lanes: torch.Size) -> None:
         )
 
 
-def check_action(spec: TensorSpec, *, lanes: torch.Size = torch.Size(), one_hot: bool = False) -> None:
+def check_action(spec: TensorSpec, *, lanes: Sequence[int] = (), one_hot: bool = False) -> None:
     """Refuses actions that are no vector of floats per lane within bounds (or none).
 
     Args:
@@ -130,10 +130,14 @@ def check_action(spec: TensorSpec, *, lanes: torch.Size = torch.Size(), one_hot:
     is_one_hot = isinstance(spec, OneHot) and not isinstance(spec, MultiOneHot)
     is_float = isinstance(spec, Bounded | Unbounded) and spec.dtype.is_floating_point
     if not is_float and not (one_hot and is_one_hot):
-        kind = f"{type(spec).__name__}, {spec.dtype}"
-        one_hot_too = " or one-hot vectors (GymEnv's default for a discrete space)" if one_hot else ""
-        own = "; choose a continuous environment, or put an actor of your own behind memory and encoder"
-        raise MismatchError(f"Actions are discrete ({kind}) but must be vectors of floats{one_hot_too}{own}.")
+        needs = (
+            "TrialTransform needs a vector of floats, or one-hot vectors (GymEnv's default for a discrete space) with an "
+            "actor of your own: choose a continuous environment, or encode them so"
+            if one_hot
+            else "the actor is a Gaussian over vectors of floats: choose a continuous environment, or put an actor of "
+            "your own behind memory and encoder"
+        )
+        raise MismatchError(f"Actions are discrete ({type(spec).__name__}, {spec.dtype}), and {needs}.")
     shape = _of_a_lane(spec, lanes)
     if len(shape) != 1:
         fix = (
@@ -191,14 +195,14 @@ def check_order(transforms: Iterable[Any]) -> None:
         changed = sorted({key if isinstance(key, str) else key[0] for key in written} & told)
         name = type(transform).__name__
         if changed or name in ("FrameSkipTransform", "NoopResetEnv"):
-            what = " and ".join(map(repr, changed)) or "steps of its own"
+            what = f"changes {' and '.join(map(repr, changed))}" if changed else "plays steps of its own"
             raise MismatchError(
-                f"{name} comes after TrialTransform and changes {what}, which the memory would be told unchanged: put "
-                f"it before, Compose({name}(...), TrialTransform(...))."
+                f"{name} comes after TrialTransform and {what}, which the memory would not be told: put it before, "
+                f"Compose({name}(...), TrialTransform(...))."
             )
 
 
-def _of_a_lane(spec: TensorSpec, lanes: torch.Size) -> list[int]:
+def _of_a_lane(spec: TensorSpec, lanes: Sequence[int]) -> list[int]:
     return list(spec.shape[len(lanes) :])
 
 

@@ -142,7 +142,7 @@ class EpisodicStorage(LazyTensorStorage):
 
     def _check_ends(self, batch: TensorDictBase) -> None:
         """Refuses a batch in which the memory was told other final tokens than those that are stored here."""
-        follows = batch[keys.IS_INIT][:, 1:].squeeze(-1)
+        follows = (batch[keys.IS_INIT] & ~batch[keys.TRIAL_INIT])[:, 1:].squeeze(-1)
         if keys.FINAL_OBSERVATION not in batch.keys(True, True) or not bool(follows.any()):
             return
         told, stored = final_token(batch[:, 1:][follows]), make_token(batch["next"][:, :-1][follows])

@@ -119,7 +119,7 @@ class TrialTransform(Transform):
             taken.remove(keys.IS_INIT)  # an InitTracker's, which says the same
         if taken:
             raise MismatchError(
-                f"The environment writes {sorted(taken)} itself; leave this TrialTransform out, one is enough."
+                f"The environment writes {sorted(taken)} already, as TrialTransform would; leave one of the two out."
             )
         observation_spec.update(added)
         return observation_spec

@@ -57,11 +57,12 @@ class TokenNormalizer(nn.Module):
         return torch.where(std > AT_REST, std.clamp_min(SMALLEST_STD), 1)
 
     def forward(self, token: Tensor) -> Tensor:
-        if token.shape[-1] != len(self.mean) + len(self.rest):
+        observation_dim, action_dim = len(self.mean), len(self.rest) - 2
+        if token.shape[-1] != observation_dim + action_dim + 2:
             raise MismatchError(
-                f"Tokens have size {token.shape[-1]} and the encoder was built for observation_dim={len(self.mean)} and "
-                f"action_dim={len(self.rest) - 2}, which makes {len(self.mean) + len(self.rest)}; build it with the "
-                "sizes of the environment's observation_spec and action_spec."
+                f"Tokens have size {token.shape[-1]} and the encoder was built for observation_dim={observation_dim} "
+                f"and action_dim={action_dim}, for {observation_dim + action_dim + 2}; build it with the sizes of the "
+                "environment's observation and action."
             )
         shift = torch.cat([self.mean, torch.zeros_like(self.rest)])
         return (token - shift) * torch.cat([1 / self.std, self.rest])
