@@ -102,10 +102,9 @@ def check_observation(spec: TensorSpec, *, lanes: Sequence[int]) -> None:
             f"'observation' has {len(parts)} entries but must be one vector: put RenameTransform(in_keys={parts}, "
             f"out_keys={names}) and CatTensors(in_keys={names}, out_key='observation') before TrialTransform."
         )
-    if spec.dtype is None or spec.dtype.is_complex:
+    if spec.dtype is None:
         raise MismatchError(
-            f"'observation' is {spec.dtype} but must be real numbers; write them as one vector (of a complex number "
-            "both parts)."
+            f"'observation' is {type(spec).__name__} but must be a vector of numbers; encode it as one in the environment."
         )
     shape = _of_a_lane(spec, lanes)
     if len(shape) != 1 or not shape[0]:
@@ -131,8 +130,8 @@ def check_action(spec: TensorSpec, *, lanes: Sequence[int] = (), one_hot: bool =
     is_float = isinstance(spec, Bounded | Unbounded) and spec.dtype.is_floating_point
     if not is_float and not (one_hot and is_one_hot):
         needs = (
-            "TrialTransform needs a vector of floats, or one-hot vectors (GymEnv's default for a discrete space) with an "
-            "actor of your own: choose a continuous environment, or encode them so"
+            "TrialTransform needs a vector of floats, or one-hot vectors (GymEnv's default for a discrete space) with "
+            "an actor of your own: choose a continuous environment, or encode them so"
             if one_hot
             else "the actor is a Gaussian over vectors of floats: choose a continuous environment, or put an actor of "
             "your own behind memory and encoder"

@@ -7,8 +7,8 @@ from typing import Any
 import gymnasium as gym
 import numpy as np
 import torch
-from gymnasium.spaces import Box, Dict, Discrete, MultiBinary, MultiDiscrete
-from torchrl.data import Bounded, Categorical, Composite, Unbounded, UnboundedContinuous
+from gymnasium.spaces import Box, Dict, Discrete, MultiBinary, MultiDiscrete, Text
+from torchrl.data import Bounded, Categorical, Unbounded
 from torchrl.envs import (
     ActionScaling,
     CatTensors,
@@ -89,12 +89,15 @@ def in_trials(*after: Callable[[], Transform], before: Callable[[], Transform] |
 
 @dataclass
 class Row:
-    """An input: an environment and how it comes into trials; ``refused``: the sentence, or none where it works."""
+    """An input: an environment, and how it comes into trials where not by a TrialTransform alone."""
 
     make: Callable[[], EnvBase]
-    refused: str | None = None
     trials: Callable[[Callable[[], EnvBase]], EnvBase] | None = None
-    in_recipe: str | None = None  # where the recipe's sentence is another one
+
+    def in_trials(self) -> EnvBase:
+        if self.trials is not None:
+            return self.trials(self.make)
+        return TransformedEnv(self.make(), TrialTransform(episodes_per_trial=2))
 
 
 def scaled() -> Transform:
@@ -103,10 +106,6 @@ def scaled() -> Transform:
 
 def two_at_once() -> EnvBase:
     return SerialEnv(2, noted())
-
-
-def grid_of_lanes() -> EnvBase:
-    return SerialEnv(2, lambda: SerialEnv(3, noted()))
 
 
 WORKS: dict[str, Row] = {
@@ -157,9 +156,7 @@ REFUSED: dict[str, Row] = {
     "entries": Row(noted(Dict(a=TWO, b=ONE))),
     "an entry of another name": Row(then(noted(), lambda: RenameTransform(["observation"], ["state"]))),
     "nested entries": Row(noted(Dict(observation=Dict(a=TWO, b=ONE)))),
-    "complex observations": Row(
-        with_spec(observation_spec=lambda: Composite(observation=UnboundedContinuous(2, dtype=torch.complex64)))
-    ),
+    "text": Row(noted(Text(5))),
     "a category, as a number": Row(lambda: GymWrapper(Noted(Discrete(4)), categorical_action_encoding=True)),
     "one-hot actions": Row(noted(TWO, Discrete(3))),
     "categorical actions": Row(with_spec(action_spec=lambda: Categorical(3))),
@@ -186,4 +183,114 @@ REFUSED: dict[str, Row] = {
     "frames skipped after": Row(noted(), trials=in_trials(lambda: FrameSkipTransform(2))),
     "trials in trials": Row(noted(), trials=in_trials(lambda: TrialTransform(episodes_per_trial=2))),
     "a trial's first step alone": Row(then(noted(), lambda: InitTracker(init_key="trial_init"))),
+}
+
+# What is said, with every encoder.
+SAID: dict[str, str] = {
+    "an image": (
+        "'observation' has shape [3, 2, 2] but must be a vector [o]: put FlattenObservation(first_dim=-3, "
+        "last_dim=-1, in_keys=['observation']) before TrialTransform."
+    ),
+    "a matrix": (
+        "'observation' has shape [2, 2] but must be a vector [o]: put FlattenObservation(first_dim=-2, "
+        "last_dim=-1, in_keys=['observation']) before TrialTransform."
+    ),
+    "entries": (
+        "TrialTransform needs the key 'observation', and this environment has ['a', 'b']; put "
+        "CatTensors(in_keys=['a', 'b'], out_key='observation') before it."
+    ),
+    "an entry of another name": (
+        "TrialTransform needs the key 'observation', and this environment has ['state']; put "
+        "RenameTransform(in_keys=['state'], out_keys=['observation']) before it."
+    ),
+    "nested entries": (
+        "'observation' has 2 entries but must be one vector: put RenameTransform(in_keys=[('observation', "
+        "'a'), ('observation', 'b')], out_keys=['observation_a', 'observation_b']) and "
+        "CatTensors(in_keys=['observation_a', 'observation_b'], out_key='observation') before TrialTransform."
+    ),
+    "text": ("'observation' is NonTensor but must be a vector of numbers; encode it as one in the environment."),
+    "a category, as a number": (
+        "'observation' has shape [] but must be a vector [o]: put UnsqueezeTransform(dim=-1, "
+        "in_keys=['observation']), or for a category a one-hot encoding, before TrialTransform."
+    ),
+    "one-hot actions": (
+        "Actions are discrete (OneHot, torch.int64), and the actor is a Gaussian over vectors of floats: "
+        "choose a continuous environment, or put an actor of your own behind memory and encoder."
+    ),
+    "categorical actions": (
+        "Actions are discrete (Categorical, torch.int64), and TrialTransform needs a vector of floats, or "
+        "one-hot vectors (GymEnv's default for a discrete space) with an actor of your own: choose a "
+        "continuous environment, or encode them so."
+    ),
+    "whole-number actions": (
+        "Actions are discrete (BoundedDiscrete, torch.int64), and TrialTransform needs a vector of floats, "
+        "or one-hot vectors (GymEnv's default for a discrete space) with an actor of your own: choose a "
+        "continuous environment, or encode them so."
+    ),
+    "several categories": (
+        "Actions are discrete (MultiOneHot, torch.int64), and TrialTransform needs a vector of floats, or "
+        "one-hot vectors (GymEnv's default for a discrete space) with an actor of your own: choose a "
+        "continuous environment, or encode them so."
+    ),
+    "flags as actions": (
+        "Actions are discrete (Binary, torch.int8), and TrialTransform needs a vector of floats, or one-hot "
+        "vectors (GymEnv's default for a discrete space) with an actor of your own: choose a continuous "
+        "environment, or encode them so."
+    ),
+    "unbounded whole-number actions": (
+        "Actions are discrete (UnboundedDiscrete, torch.int64), and TrialTransform needs a vector of floats, "
+        "or one-hot vectors (GymEnv's default for a discrete space) with an actor of your own: choose a "
+        "continuous environment, or encode them so."
+    ),
+    "matrix actions": (
+        "Actions have shape [2, 2] but must be vectors [a]: put FlattenAction(first_dim=-2, last_dim=-1) "
+        "before TrialTransform."
+    ),
+    "scalar actions": (
+        "Actions have shape [] but must be vectors [a]: put UnsqueezeTransform(dim=-1, in_keys=[], "
+        "out_keys=[], in_keys_inv=['action'], out_keys_inv=['action']) before TrialTransform."
+    ),
+    "bounds that are no numbers": (
+        "Actions have bounds from [nan] to [1.0], but each lower bound must be a number of at most the upper "
+        "one; give the action spec such bounds."
+    ),
+    "crossed bounds": (
+        "Actions have bounds from [1.0] to [-1.0], but each lower bound must be a number of at most the "
+        "upper one; give the action spec such bounds."
+    ),
+    "actions of another name": (
+        "TrialTransform needs one action under 'action', received ['force']; put RenameTransform(in_keys=[], "
+        "out_keys=[], in_keys_inv=['force'], out_keys_inv=['action']) before it."
+    ),
+    "two rewards": (
+        "The reward has shape [2] but must be [1]: put LineariseRewards(in_keys=['reward'], "
+        "out_keys=['reward'], weights=[...]) before TrialTransform."
+    ),
+    "an environment that resets itself": (
+        "The environment resets itself after an episode's end and TrialTransform has to see every reset: "
+        "build it with auto_reset=False and native_autoreset=False."
+    ),
+    "ObservationNorm after": (
+        "ObservationNorm comes after TrialTransform and changes 'observation', which the memory would not be "
+        "told: put it before, Compose(ObservationNorm(...), TrialTransform(...))."
+    ),
+    "VecNorm after": (
+        "VecNormV2 comes after TrialTransform and changes 'observation', which the memory would not be told: "
+        "put it before, Compose(VecNormV2(...), TrialTransform(...))."
+    ),
+    "ActionScaling after": (
+        "ActionScaling comes after TrialTransform and changes 'action', which the memory would not be told: "
+        "put it before, Compose(ActionScaling(...), TrialTransform(...))."
+    ),
+    "frames skipped after": (
+        "FrameSkipTransform comes after TrialTransform and plays steps of its own, which the memory would "
+        "not be told: put it before, Compose(FrameSkipTransform(...), TrialTransform(...))."
+    ),
+    "trials in trials": (
+        "The environment writes ['episode', 'final', 'prev_action', 'prev_reward', 'trial_init'] already, as "
+        "TrialTransform would; leave one of the two out."
+    ),
+    "a trial's first step alone": (
+        "The environment writes ['trial_init'] already, as TrialTransform would; leave one of the two out."
+    ),
 }

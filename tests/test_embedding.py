@@ -22,16 +22,10 @@ from htrmrl_torchrl import (
     make_actor_critic,
 )
 from htrmrl_torchrl.specs import MismatchError
-from tests.inputs import REFUSED, WORKS
+from tests.inputs import REFUSED, SAID, WORKS
 
 ENCODERS = ("htrmrl", "rl2", "mlp")
 FRAMES = 12
-
-
-def in_trials(row):
-    if row.trials is not None:
-        return row.trials(row.make)
-    return TransformedEnv(row.make(), TrialTransform(episodes_per_trial=2))
 
 
 def parts(env, kind):
@@ -51,7 +45,7 @@ def parts(env, kind):
 
 
 def learn(env, kind, *, frames=FRAMES, batches=2):
-    """A whole loop with an optimizer step a batch; returns batches, and the ratio and losses of each first minibatch."""
+    """A whole loop with one optimizer step a batch; returns the batches, and the losses before each step."""
     encoder, memory = parts(env, kind)
     policy, actor, critic = make_actor_critic(encoder=encoder, memory=memory, action_spec=env.action_spec)
     collector = Collector(
@@ -80,7 +74,7 @@ def learn(env, kind, *, frames=FRAMES, batches=2):
 @pytest.mark.parametrize("kind", ENCODERS)
 @pytest.mark.parametrize("name", WORKS)
 def test_it_works(name, kind):
-    env = in_trials(WORKS[name])
+    env = WORKS[name].in_trials()
     played, seen = learn(env, kind)
     for batch, losses in zip(played, seen, strict=True):
         assert abs(losses["mean_ratio"].item() - 1) <= 1e-5
@@ -101,5 +95,5 @@ def test_all_inputs_are_a_table():
 @pytest.mark.parametrize("name", REFUSED)
 def test_it_is_refused(name, kind):
     with pytest.raises(MismatchError) as refused:
-        learn(in_trials(REFUSED[name]), kind)
-    assert str(refused.value) == REFUSED[name].refused
+        learn(REFUSED[name].in_trials(), kind)
+    assert str(refused.value) == SAID[name]
