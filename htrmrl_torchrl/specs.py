@@ -104,7 +104,8 @@ def check_observation(spec: TensorSpec, *, lanes: Sequence[int]) -> None:
         )
     if spec.dtype is None:
         raise MismatchError(
-            f"'observation' is {type(spec).__name__} but must be a vector of numbers; encode it as one in the environment."
+            f"'observation' is {type(spec).__name__} but must be a vector of numbers; encode it as one in the "
+            "environment."
         )
     shape = _of_a_lane(spec, lanes)
     if len(shape) != 1 or not shape[0]:
@@ -145,11 +146,14 @@ def check_action(spec: TensorSpec, *, lanes: Sequence[int] = (), one_hot: bool =
             else "UnsqueezeTransform(dim=-1, in_keys=[], out_keys=[], in_keys_inv=['action'], out_keys_inv=['action'])"
         )
         raise MismatchError(f"Actions have shape {shape} but must be vectors [a]: put {fix} before TrialTransform.")
-    if isinstance(spec, Bounded) and not bool((spec.space.low <= spec.space.high).all()):
-        raise MismatchError(
-            f"Actions have bounds from {spec.space.low.tolist()} to {spec.space.high.tolist()}, but each lower bound "
-            "must be a number of at most the upper one; give the action spec such bounds."
-        )
+    if isinstance(spec, Bounded):
+        low, high = (bound.expand(spec.shape).reshape(-1, *shape) for bound in (spec.space.low, spec.space.high))
+        wrong = (~(low <= high)).any(-1).nonzero().flatten().tolist()
+        if wrong:
+            raise MismatchError(
+                f"Actions have bounds from {low[wrong[0]].tolist()} to {high[wrong[0]].tolist()}, but each lower bound "
+                "must be a number of at most the upper one; give the action spec such bounds."
+            )
 
 
 def check_step(step: TensorDictBase, *, encoders: Sequence[Any] = ()) -> None:

@@ -4,7 +4,6 @@ import pytest
 import torch
 from tensordict.nn import TensorDictSequential
 from torchrl.collectors import Collector
-from torchrl.envs import TransformedEnv
 
 from htrmrl_torchrl import (
     EpisodicMemory,
@@ -16,7 +15,6 @@ from htrmrl_torchrl import (
     RecurrentEncoder,
     RecurrentMemory,
     TrialGAE,
-    TrialTransform,
     final_values,
     keys,
     make_actor_critic,

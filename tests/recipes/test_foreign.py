@@ -84,6 +84,6 @@ def test_longer_episodes_are_refused(steps, episodes, seen, encoder, choose, ref
     frames = LANES * episodes * STEPS
     said = refusal(f"encoder={encoder}", f"env.episodes_per_trial={episodes}", f"total_frames={frames}")
     assert said == (
-        f"error: env.name is tests.inputs:chosen: env.horizon is {STEPS} but an episode has at least {seen} steps; make "
-        f"it the most steps of an episode, or end episodes there in the factory, StepCounter(max_steps={STEPS})."
+        f"error: env.name is tests.inputs:chosen: env.horizon is {STEPS} but an episode has at least {seen} steps; "
+        f"make it the most steps of an episode, or end episodes there in the factory, StepCounter(max_steps={STEPS})."
     )
