@@ -125,7 +125,7 @@ class TrialGAE:
                 f"A batch must be [N, T], one row a lane, or [T]; received {list(batch.batch_size)}, which "
                 f"batch.flatten(0, {batch.ndim - 2}) makes one of lanes."
             )
-        read: list[NestedKey] = [keys.STATE_VALUE, keys.TRIAL_INIT]
+        read: list[NestedKey] = [keys.STATE_VALUE, *([keys.TRIAL_INIT] if self.credit == "trial" else [])]
         read += [("next", key) for key in (keys.REWARD, keys.DONE, keys.TERMINATED)]
         missing = [key for key in read if key not in batch.keys(True, True)]
         if missing:
