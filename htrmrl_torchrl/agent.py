@@ -11,6 +11,7 @@
 from pathlib import Path
 from typing import Any, Self, TypeVar
 
+import gymnasium as gym
 import numpy as np
 import numpy.typing as npt
 import torch
@@ -118,10 +119,11 @@ class HTrMRLAgent:
                 f"The environment has {lanes} lanes, the agent {self.num_envs}; build the agent with {lanes}."
             )
         mode = str(getattr(env.metadata.get("autoreset_mode"), "name", ""))
-        if mode == "NEXT_STEP":
+        if mode == "NEXT_STEP" or _is_wrapped_in(env, gym.wrappers.Autoreset):
             raise ValueError(
                 "The environment resets in the step after an episode's end (AutoresetMode.NEXT_STEP), a step without "
-                "action and reward; build it with autoreset_mode=AutoresetMode.SAME_STEP or DISABLED."
+                "action and reward; build it with autoreset_mode=AutoresetMode.SAME_STEP or DISABLED, and a single "
+                "environment without the wrapper Autoreset."
             )
         single = "single_" if hasattr(env, "single_observation_space") else ""
         for name, size in (("observation", self.observation_dim), ("action", self.action_dim)):
@@ -235,6 +237,14 @@ class HTrMRLAgent:
 
     def _flags(self, value: Any, name: str) -> Tensor:
         return self._checked(value, name, None).bool()
+
+
+def _is_wrapped_in(env: Any, wrapper: type) -> bool:
+    while isinstance(env, gym.Wrapper):
+        if isinstance(env, wrapper):
+            return True
+        env = env.env
+    return False
 
 
 def _of_ended(final: Any, ended: Tensor) -> Any:

@@ -40,6 +40,7 @@ __all__ = [
     "check_archive",
     "checkpoints_of",
     "export_agent",
+    "frames_of",
     "latest_checkpoint",
     "read_component",
     "read_environment",
@@ -247,7 +248,7 @@ class RunCheckpoints:
         self._saved = self._write("step", {})
         for prefix in ("best", "step"):
             for path in checkpoints_of(self._folder, prefix):
-                if _frames_of(path) > self._marked_progress["frames"]:
+                if frames_of(path) > self._marked_progress["frames"]:
                     path.unlink()
         self._prune("step", self._keep)  # last: until the newer ones are gone, the marked one is the oldest
 
@@ -273,7 +274,7 @@ class RunCheckpoints:
         What lies beyond the marked boundary does not count: nobody has checked it, and a whole one would go for it.
         """
         with suppress(OSError):
-            found = [p for p in checkpoints_of(self._folder, kind) if _frames_of(p) <= self._marked_progress["frames"]]
+            found = [p for p in checkpoints_of(self._folder, kind) if frames_of(p) <= self._marked_progress["frames"]]
             for path in found[:-keep]:
                 path.unlink()
 
@@ -330,10 +331,11 @@ def _named(folder: Path, kind: str) -> list[Path]:
             raise
         return []
     found = (_NAME.fullmatch(name) for name in names)
-    return sorted((folder / match[0] for match in found if match and match[1] == kind), key=_frames_of)
+    return sorted((folder / match[0] for match in found if match and match[1] == kind), key=frames_of)
 
 
-def _frames_of(path: Path) -> int:
+def frames_of(path: Path) -> int:
+    """Frames at which a checkpoint was saved, from its name."""
     return int(path.stem.rpartition("-")[2])
 
 

@@ -26,6 +26,7 @@ from htrmrl_torchrl.modules.memory import EpisodicMemory
 from htrmrl_torchrl.modules.memoryless import MemorylessEncoder
 from htrmrl_torchrl.modules.recurrent import RecurrentEncoder, RecurrentMemory
 from htrmrl_torchrl.modules.transformer import Norm
+from htrmrl_torchrl.specs import MismatchError
 
 EncoderKind = Literal["htrmrl", "trmrl", "rl2", "mlp"]
 # What each kind reads of the arguments of `build_networks`, beside those that all encoders have.
@@ -120,7 +121,13 @@ def build_networks(
         critic_encoder.tokens = encoder.tokens  # one adapts for both
         encoders.append(critic_encoder)
     memory = _make_memory(encoders, strategy=strategy, scope=scope, max_episodes=max_episodes, seed=seed)
-    low, high = (torch.tensor(bound, device="cpu") for bound in (action_low, action_high))
+    if len(action_low) != len(action_high):
+        raise MismatchError(
+            f"action_low has {len(action_low)} bounds and action_high {len(action_high)}; give one of each for every "
+            "action dimension."
+        )
+    floats = torch.get_default_dtype()
+    low, high = (torch.tensor(bound, dtype=floats, device="cpu") for bound in (action_low, action_high))
     action_spec = Bounded(low, high)
     policy, actor, critic = make_actor_critic(
         encoder=encoder,

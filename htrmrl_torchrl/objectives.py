@@ -5,6 +5,7 @@ from typing import Any, Literal
 import torch
 from tensordict import TensorDict, TensorDictBase
 from tensordict.nn import TensorDictModuleBase
+from tensordict.utils import NestedKey
 from torch import Tensor
 from torchrl.objectives import ClipPPOLoss
 from torchrl.objectives.value import GAE
@@ -12,6 +13,7 @@ from torchrl.objectives.value import GAE
 from htrmrl_torchrl import keys
 from htrmrl_torchrl.data.replay import EpisodicReplayBuffer
 from htrmrl_torchrl.modules.heads import value_head
+from htrmrl_torchrl.specs import MismatchError
 
 Credit = Literal["episode", "trial"]
 AdvantageNorm = Literal["batch", "task", "none"]
@@ -37,10 +39,11 @@ class TrialGAE:
         credit: ``"episode"``, or ``"trial"``, which rewards exploring now for returns in later episodes.
         bootstrap: value of the final context instead of 0 at the end of a path.
         advantage_norm: ``"task"``: standardised within each task, so that tasks with large rewards do not rule;
-            ``"batch"``: over the batch; ``"none"``.
+            ``"batch"``: over the batch; ``"none"``. A single frame has nothing to be compared with: its advantage is 0.
 
     Raises:
         ValueError: for unknown modes, or if final values are needed and not given.
+        MismatchError: (a ValueError) for a batch that is not ``[N, T]`` or lacks what is read.
     """
 
     def __init__(
@@ -82,6 +85,7 @@ class TrialGAE:
         if batch.ndim == 1:  # an environment without lanes
             lane_values = None if final_values is None else final_values.unsqueeze(0)
             return self(batch.unsqueeze(0), final_values=lane_values).squeeze(0)
+        self._check(batch)
         value, after = batch[keys.STATE_VALUE], batch["next"]
         done = after[keys.DONE]
         never = torch.zeros_like(done[:, :1])
@@ -102,7 +106,7 @@ class TrialGAE:
                 keys.TASK: batch.get(keys.TASK, torch.zeros_like(done, dtype=torch.long)),
                 "next": {
                     keys.STATE_VALUE: successor,
-                    keys.REWARD: after[keys.REWARD],
+                    keys.REWARD: after[keys.REWARD].to(value.dtype),
                     keys.DONE: path_end,
                     keys.TERMINATED: worth_zero,
                 },
@@ -110,7 +114,31 @@ class TrialGAE:
             batch_size=batch.batch_size,
         )
         with torch.no_grad():
-            return self._gae(paths).select(keys.ADVANTAGE, keys.VALUE_TARGET)
+            targets = self._gae(paths).select(keys.ADVANTAGE, keys.VALUE_TARGET)
+        if self._gae.average_gae and batch.numel() == 1:  # torch's standard deviation of one number is NaN
+            targets[keys.ADVANTAGE].zero_()
+        return targets
+
+    def _check(self, batch: TensorDictBase) -> None:
+        if batch.ndim != 2:
+            raise MismatchError(
+                f"A batch must be [N, T], one row a lane, or [T]; received {list(batch.batch_size)}, which "
+                f"batch.flatten(0, {batch.ndim - 2}) makes one of lanes."
+            )
+        read: list[NestedKey] = [keys.STATE_VALUE, *([keys.TRIAL_INIT] if self.credit == "trial" else [])]
+        read += [("next", key) for key in (keys.REWARD, keys.DONE, keys.TERMINATED)]
+        missing = [key for key in read if key not in batch.keys(True, True)]
+        if missing:
+            raise MismatchError(
+                f"The batch lacks {missing}; collect it with the policy of make_actor_critic in an environment with a "
+                "TrialTransform."
+            )
+        value, reward = batch[keys.STATE_VALUE], batch["next", keys.REWARD]
+        if value.shape != reward.shape:
+            raise MismatchError(
+                f"Rewards have shape {list(reward.shape)} and values {list(value.shape)}, but must be alike, one "
+                "number a frame; give the environment one reward."
+            )
 
 
 @torch.no_grad()

@@ -5,13 +5,15 @@ from pathlib import Path
 from typing import Any
 
 from omegaconf import DictConfig
+from tensordict import TensorDictBase
 from torchrl.envs import EnvBase
 
-from htrmrl_torchrl import evaluate, make_env
+from htrmrl_torchrl import EpisodicStorage, evaluate, keys, make_env
 from htrmrl_torchrl.envs import task_names
 from htrmrl_torchrl.envs.factory import is_dotted_path
 from htrmrl_torchrl.metrics import evaluation_metrics
 from htrmrl_torchrl.networks import Networks
+from htrmrl_torchrl.specs import MismatchError
 from recipes._say import spared
 
 
@@ -29,6 +31,22 @@ def training_environment(config: DictConfig) -> EnvBase:
     if is_dotted_path(config.env.name):
         settings = {name: settings[name] for name in ("episodes_per_trial", "seed")}
     return make_env(config.env.name, split="train", num_envs=config.env.num_envs, **settings)
+
+
+def check_horizon(config: DictConfig, batch: TensorDictBase, storage: EpisodicStorage) -> None:
+    """Whether the episodes of a factory's environment fit ``env.horizon``, which sizes batches and storage.
+
+    Raises:
+        MismatchError: if one, of those that ``storage`` holds with ``batch`` ``[N, T]`` in it, has more steps.
+    """
+    frames, lane = storage.table["frames"], storage.table["lane"]
+    runs = ~batch["next", keys.DONE][:, -1, 0]  # an episode that goes on has one step more at least
+    longest = max(int(frames.max()), int((frames[lane.bincount().cumsum(0) - 1] + runs).max()))
+    if longest > config.env.horizon:
+        raise MismatchError(
+            f"env.horizon is {config.env.horizon} but an episode has at least {longest} steps; make it the most steps "
+            f"of an episode, or end episodes there in the factory, StepCounter(max_steps={config.env.horizon})."
+        )
 
 
 def names_of_tasks(config: DictConfig, split: str) -> list[str]:

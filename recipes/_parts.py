@@ -19,6 +19,7 @@ from htrmrl_torchrl import (
     keys,
 )
 from htrmrl_torchrl.networks import Networks
+from htrmrl_torchrl.specs import check_action
 from recipes._environment import names_of_tasks
 from recipes._relations import batches_per_update, frames_of_context, frames_per_batch
 from recipes._run_folder import plain
@@ -35,7 +36,12 @@ def make_repeatable(device: str) -> None:
 
 
 def agent_arguments(config: DictConfig, env: EnvBase) -> dict[str, Any]:
-    """Everything that `build_networks` takes, in plain numbers and strings."""
+    """Everything that `build_networks` takes, in plain numbers and strings.
+
+    Raises:
+        MismatchError: if the environment's actions are discrete.
+    """
+    check_action(env.action_spec_unbatched)
     action = env.action_spec_unbatched.space
     encoder = plain(config.encoder)
     return {

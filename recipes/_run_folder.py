@@ -209,6 +209,14 @@ def _sweep(run_dir: Path) -> None:
             (folder / name).unlink()
 
 
+def remove_records(run_dir: Path) -> None:
+    """Takes back what `take_over` left of a run that never began."""
+    for name in ("checkpoints", "tensorboard"):
+        shutil.rmtree(run_dir / name, ignore_errors=True)
+    for name in ("config.yaml", "metrics.csv"):
+        (run_dir / name).unlink(missing_ok=True)
+
+
 def _drop_beyond(run_dir: Path, frames: int) -> None:
     """Removes the summary of another end than this one, and the training's evaluations that will be played again."""
     reports = run_dir / "evaluations"

@@ -17,14 +17,16 @@ from torchrl import torchrl_logger
 from tqdm import tqdm
 
 from htrmrl_torchrl import HierarchicalEncoder, final_values, keys
-from htrmrl_torchrl.checkpoint import RunCheckpoints
+from htrmrl_torchrl.checkpoint import RunCheckpoints, checkpoints_of, frames_of
 from htrmrl_torchrl.envs import TrialEnv
 from htrmrl_torchrl.faults import check_finite
 from htrmrl_torchrl.metrics import attention_entropy, critic_metrics, process_metrics, training_metrics
 from htrmrl_torchrl.modules.heads import value_head
 from htrmrl_torchrl.networks import Networks, build_networks
+from htrmrl_torchrl.specs import MismatchError
 from recipes._environment import (
     LOWEST,
+    check_horizon,
     evaluate_on_held_out,
     names_of_tasks,
     score_on_val,
@@ -52,18 +54,27 @@ from recipes._run_folder import (
     finish,
     leave_boundary,
     plain,
+    remove_records,
     take_over,
     where_to_start,
 )
 from recipes._say import STDERR, spared
 from recipes._signals import Interrupts
-from recipes._validate import UserError
+from recipes._validate import LOCK, UserError
 
 
 def train(config: DictConfig) -> None:
     """One training run in ``config.run_dir``; continues where a run there has stopped."""
-    with locked(Path(config.run_dir)):
-        _train(config)
+    run_dir = Path(config.run_dir)
+    with locked(run_dir):
+        begins = not any(path.name != LOCK for path in run_dir.iterdir())
+        try:
+            _train(config)
+        except MismatchError as error:  # of a factory's environment
+            saved = checkpoints_of(run_dir / "checkpoints", "step")
+            if begins and all(frames_of(path) == 0 for path in saved):
+                remove_records(run_dir)
+            raise UserError(f"env.name is {config.env.name}: {error}") from error
 
 
 def _train(config: DictConfig) -> None:
@@ -152,6 +163,7 @@ def _train(config: DictConfig) -> None:
             # 1. Store the batch once; windows and contexts are gathered from it by index.
             buffer.empty()
             frames = buffer.extend(batch)
+            check_horizon(config, batch, buffer.storage)
 
             # 2 and 3 happen as a whole or not at all.
             sums: dict[str, float] = defaultdict(float)
@@ -251,9 +263,10 @@ def _train(config: DictConfig) -> None:
                 break
     except UnsavedEnd:
         raise
-    except BaseException:
+    except BaseException as error:
         bar.close()  # before there is more to read
-        leave_boundary(checkpoints, asked=interrupts.requested)
+        if not (isinstance(error, MismatchError) and not progress["frames"]):  # else there is nothing to go on from
+            leave_boundary(checkpoints, asked=interrupts.requested)
         if not interrupts.requested:
             raise
     finally:

@@ -19,7 +19,8 @@ from torchrl.data import LazyTensorStorage
 
 from htrmrl_torchrl import keys
 from htrmrl_torchrl.data.past import Scope, check_scope
-from htrmrl_torchrl.data.windows import carry_over, make_token, window_at
+from htrmrl_torchrl.data.windows import carry_over, final_token, make_token, window_at
+from htrmrl_torchrl.specs import MismatchError
 
 # What the token table holds already, and what only says how the rollout went on.
 _NOT_STORED = (keys.OBSERVATION, keys.PREV_ACTION, keys.PREV_REWARD, keys.FINAL_OBSERVATION[0], keys.CONTEXT, "next")
@@ -41,8 +42,10 @@ class EpisodicStorage(LazyTensorStorage):
         scope, max_episodes: those of the `EpisodicMemory` that draws the windows.
 
     Raises:
-        ValueError: for sizes below 1, an unknown scope, a batch that would overflow it or lacks the trial flags, and a
-            context whose episodes are not here.
+        ValueError: for sizes below 1, an unknown scope, a batch that would overflow it, and a context whose episodes
+            are not here.
+        MismatchError: (a ValueError) for a batch that lacks entries, is not ``[lanes, time]``, or ends episodes
+            otherwise than the memory was told.
 
     Example:
         >>> storage = EpisodicStorage(10_000, window=5, episodes=10)
@@ -117,13 +120,36 @@ class EpisodicStorage(LazyTensorStorage):
 
     def _check(self, batch: TensorDictBase) -> None:
         if batch.ndim != 2:
-            raise ValueError(f"A batch must be [lanes, time] or [time]; received {list(batch.batch_size)}.")
+            raise MismatchError(
+                f"A batch must be [lanes, time] or [time]; received {list(batch.batch_size)}, which "
+                f"batch.flatten(0, {batch.ndim - 2}) makes one of lanes."
+            )
         present = batch.keys(True, True)
         missing = [key for key in (keys.IS_INIT, keys.TRIAL_INIT, keys.WINDOW_CURRENT) if key not in present]
         if missing:
-            raise ValueError(
-                f"The batch lacks {missing}. Collect it with a policy that begins with an EpisodicMemory, in an "
-                "environment with trial flags (make_env, or any environment with a TrialTransform)."
+            raise MismatchError(
+                f"The batch lacks {missing}; collect it with a policy that begins with an EpisodicMemory or a "
+                "RecurrentMemory, in an environment with trial flags (make_env, or any one with a TrialTransform)."
+            )
+        read = [("next", key) for key in (keys.OBSERVATION, keys.PREV_ACTION, keys.PREV_REWARD, keys.IS_INIT)]
+        missing = [key for key in read if key not in present]
+        if missing:
+            raise MismatchError(
+                f"The batch lacks {missing}, what an episode's last step led to; build the collector with "
+                "compact_obs=False and keep them."
+            )
+        self._check_ends(batch)
+
+    def _check_ends(self, batch: TensorDictBase) -> None:
+        """Refuses a batch in which the memory was told other final tokens than those that are stored here."""
+        follows = (batch[keys.IS_INIT] & ~batch[keys.TRIAL_INIT])[:, 1:].squeeze(-1)
+        if keys.FINAL_OBSERVATION not in batch.keys(True, True) or not bool(follows.any()):
+            return
+        told, stored = final_token(batch[:, 1:][follows]), make_token(batch["next"][:, :-1][follows])
+        if not torch.equal(told[:, :-1], stored[:, :-1]):
+            raise MismatchError(
+                "The memory was told another end of an episode than the batch holds: a transform after TrialTransform "
+                "changes observations or actions; put TrialTransform last, behind all that change them."
             )
 
     def _rows(self) -> TensorDictBase | None:

@@ -17,14 +17,17 @@ from htrmrl_torchrl import keys
 
 
 def make_token(tensordict: TensorDictBase) -> Tensor:
-    """x_t = [o_t, a_{t-1}, r_{t-1}, first_t] of each batch element, ``[*batch, o + a + 2]``; the reward is raw."""
-    observation = tensordict.get(keys.OBSERVATION)
+    """x_t = [o_t, a_{t-1}, r_{t-1}, first_t] of each batch element, ``[*batch, o + a + 2]``; the reward is raw.
+
+    Its type is the previous action's (float32 from a `TrialTransform`): observations may be of float64 or of integers.
+    """
+    action = tensordict.get(keys.PREV_ACTION)
     return torch.cat(
         [
-            observation,
-            tensordict.get(keys.PREV_ACTION).to(observation.dtype),
-            tensordict.get(keys.PREV_REWARD).to(observation.dtype),
-            tensordict.get(keys.IS_INIT).to(observation.dtype),
+            tensordict.get(keys.OBSERVATION).to(action.dtype),
+            action,
+            tensordict.get(keys.PREV_REWARD).to(action.dtype),
+            tensordict.get(keys.IS_INIT).to(action.dtype),
         ],
         -1,
     )
@@ -40,7 +43,8 @@ def final_token(tensordict: TensorDictBase) -> Tensor:
             f"The environment gives no {keys.FINAL_OBSERVATION}, {keys.FINAL_ACTION} and {keys.FINAL_REWARD}, so an "
             "episode's last reward would be lost to the memory; append a TrialTransform to it."
         )
-    return torch.cat([observation, action.to(observation.dtype), reward.to(observation.dtype), 0 * reward], -1)
+    reward = reward.to(action.dtype)
+    return torch.cat([observation.to(action.dtype), action, reward, 0 * reward], -1)
 
 
 def carry_over(token: Tensor, final: Tensor, *, action_dim: int) -> Tensor:

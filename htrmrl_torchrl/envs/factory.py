@@ -14,6 +14,7 @@ from htrmrl_torchrl.envs.lanes import Deck, LaneKind, Lanes, check_positive
 from htrmrl_torchrl.envs.transform import TrialTransform
 from htrmrl_torchrl.envs.trial import TrialEnv
 from htrmrl_torchrl.envs.workers import WORKER_TIMEOUT, WorkerLanes
+from htrmrl_torchrl.specs import MismatchError, check_base, check_trials
 
 
 def make_env(
@@ -120,17 +121,20 @@ def wrap_foreign(env: EnvBase, *, name: str, num_envs: int, episodes_per_trial: 
     """Check what a factory returned and make trials of it, unless it writes ``trial_init`` itself.
 
     Raises:
-        ValueError: if it is no TorchRL environment or its batch size is not ``[num_envs]``.
+        MismatchError: (a ValueError) if it is no TorchRL environment, its batch size is not ``[num_envs]``, or it
+            cannot be played in trials.
     """
     if not isinstance(env, EnvBase):
-        raise ValueError(f"{name} returned {type(env).__name__}; a factory must return a torchrl.envs.EnvBase.")
+        raise MismatchError(f"{name} returned {type(env).__name__}; a factory must return a torchrl.envs.EnvBase.")
     if tuple(env.batch_size) != (num_envs,):
-        raise ValueError(
+        raise MismatchError(
             f"{name} returned batch_size {list(env.batch_size)}, expected [{num_envs}]; build num_envs lanes, for "
             "instance with SerialEnv(num_envs, make_one)."
         )
     if keys.TRIAL_INIT in env.observation_spec.keys():
+        check_trials(env)
         return env
+    check_base(env)
     return TransformedEnv(env, TrialTransform(episodes_per_trial=episodes_per_trial))
 
 

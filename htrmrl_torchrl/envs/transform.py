@@ -6,14 +6,16 @@ from typing import Any
 import torch
 from tensordict import TensorDictBase
 from torch import Tensor
-from torchrl.data import Bounded, Composite, OneHot, TensorSpec, Unbounded
-from torchrl.envs import EnvBase
+from torch.nn.functional import one_hot
+from torchrl.data import Bounded, Composite, OneHot, TensorSpec
+from torchrl.envs import Compose, EnvBase
 from torchrl.envs.transforms import Transform
 
 from htrmrl_torchrl import keys
 from htrmrl_torchrl.envs.lanes import check_positive
 from htrmrl_torchrl.envs.trial import TrialCounter
 from htrmrl_torchrl.faults import check_finite
+from htrmrl_torchrl.specs import MismatchError, check_base, check_order
 
 
 class TrialTransform(Transform):
@@ -24,15 +26,21 @@ class TrialTransform(Transform):
     ``SerialEnv``/``ParallelEnv`` and appended to them. A masked reset starts the lane's next episode, or its next
     trial after ``episodes_per_trial``; a full reset starts a new trial everywhere.
 
-    Bounded actions are clipped for the environment; the root keeps what the policy wrote and ``prev_action`` holds
-    what was executed (as float32, one-hot actions too). A NaN or infinite observation or reward raises.
+    Bounded actions are clipped for the environment, and of a one-hot action the largest entry counts; the root keeps
+    what the policy wrote and ``prev_action`` holds what was executed, within the action spec (as float32). A NaN or
+    infinite observation or reward raises.
+
+    It comes last: a transform after it may not change observations or actions, for the memory is told them here.
+    ``InitTracker``, ``RewardSum`` and the like may stand on either side.
 
     Args:
         episodes_per_trial: K.
 
     Raises:
-        ValueError: if K is below 1; at the first use, if the environment has no flat ``observation`` and ``action``,
-            or several ``done`` flags.
+        ValueError: if K is below 1.
+        MismatchError: (a ValueError) at the first use, if the environment has no flat ``observation`` and ``action``,
+            several ``done`` flags or rewards, or resets itself; from a reset, if a transform that comes after it
+            changes what it has told.
         RuntimeError: from a step of some lanes only (``rollout`` with ``break_when_all_done``).
         NonFiniteError: (a ValueError) from the reset or step in which an observation or reward is not finite, naming it
             and its lanes; after a full reset the environment goes on with new trials.
@@ -49,6 +57,7 @@ class TrialTransform(Transform):
         super().__init__()
         self.episodes_per_trial = episodes_per_trial
         self._counter: TrialCounter | None = None
+        self._executed: Tensor | None = None
 
     @property
     def counter(self) -> TrialCounter:
@@ -63,10 +72,14 @@ class TrialTransform(Transform):
         return super()._apply(fn, recurse)  # type: ignore[no-any-return]
 
     def _inv_call(self, tensordict: TensorDictBase) -> TensorDictBase:
-        spec = self.parent.action_spec
+        spec, action = self.parent.action_spec, tensordict.get(keys.ACTION)
         if isinstance(spec, Bounded) and spec.dtype.is_floating_point:
-            action = tensordict.get(keys.ACTION)
-            tensordict.set(keys.ACTION, torch.clamp(action, spec.space.low, spec.space.high))
+            action = torch.clamp(action, spec.space.low, spec.space.high)
+            tensordict.set(keys.ACTION, action)
+        elif isinstance(spec, OneHot):
+            action = one_hot(action.argmax(-1), spec.shape[-1]).to(spec.dtype)
+            tensordict.set(keys.ACTION, action)
+        self._executed = action  # in this spec's units; transforms before this one may still rescale or reshape it
         return tensordict
 
     def _step(self, tensordict: TensorDictBase, next_tensordict: TensorDictBase) -> TensorDictBase:
@@ -75,14 +88,21 @@ class TrialTransform(Transform):
         reward = next_tensordict.get(keys.REWARD).reshape(self.counter.reward.shape)
         observation = next_tensordict.get(keys.OBSERVATION)
         self._check(observation=observation, reward=reward)
-        self.counter.step(observation, tensordict.get(keys.ACTION), reward)
+        assert self._executed is not None
+        self.counter.step(observation, self._executed, reward)
         return self.counter.write(next_tensordict)
 
     def _reset(self, tensordict: TensorDictBase, tensordict_reset: TensorDictBase) -> TensorDictBase:
+        check_order(self._followers())
         mask: Tensor | None = tensordict.get("_reset", None)
         self._check(observation=tensordict_reset.get(keys.OBSERVATION))
         self.counter.reset(None if mask is None else mask.reshape(self.counter.is_init.shape))
         return self.counter.write(tensordict_reset)
+
+    def _followers(self) -> list[Transform]:
+        """The transforms that come after this one."""
+        transforms = _flat(self.container.transform)
+        return transforms[next(i for i, transform in enumerate(transforms) if transform is self) + 1 :]
 
     def _check(self, **tensors: Tensor) -> None:
         """Lanes are counted over all batch axes; an environment without any is lane 0."""
@@ -92,34 +112,27 @@ class TrialTransform(Transform):
     def transform_observation_spec(self, observation_spec: TensorSpec) -> TensorSpec:
         """Add the specs of the keys written here."""
         if not isinstance(observation_spec, Composite):
-            raise ValueError(f"TrialTransform needs a composite observation spec, received {observation_spec}.")
+            raise MismatchError(f"TrialTransform needs a composite observation spec, received {observation_spec}.")
         added = self.counter.spec()
-        taken = sorted(set(observation_spec.keys()) & set(added.keys()))
+        taken = set(observation_spec.keys()) & set(added.keys())
+        if keys.IS_INIT in taken and observation_spec[keys.IS_INIT] == added[keys.IS_INIT]:
+            taken.remove(keys.IS_INIT)  # an InitTracker's, which says the same
         if taken:
-            raise ValueError(f"The environment writes {taken} itself; it needs no TrialTransform.")
+            raise MismatchError(
+                f"The environment writes {sorted(taken)} already, as TrialTransform would; leave one of the two out."
+            )
         observation_spec.update(added)
         return observation_spec
+
+
+def _flat(transform: Transform) -> list[Transform]:
+    return [inner for part in transform for inner in _flat(part)] if isinstance(transform, Compose) else [transform]
 
 
 def _counter_for(env: EnvBase | None, episodes_per_trial: int) -> TrialCounter:
     if env is None:
         raise RuntimeError("TrialTransform belongs to an environment: TransformedEnv(env, TrialTransform(...)).")
-    names = [str(key) for key in env.observation_spec.keys(True, True)]
-    if keys.OBSERVATION not in env.observation_spec.keys():
-        raise ValueError(
-            f"TrialTransform needs the key 'observation'; this environment has {names}. Rename one first: "
-            f"RenameTransform(in_keys=[{names[0] if names else ''!r}], out_keys=['observation'])."
-        )
-    if list(env.action_keys) != [keys.ACTION] or not isinstance(env.action_spec, Bounded | Unbounded | OneHot):
-        raise ValueError(
-            f"TrialTransform needs one vector action under 'action', received {env.action_keys} with "
-            f"{type(env.action_spec).__name__}; discrete actions must be one-hot (GymEnv's default)."
-        )
-    if list(env.reset_keys) != ["_reset"] or list(env.reward_keys) != [keys.REWARD]:
-        raise ValueError(
-            f"TrialTransform needs one 'done' and one 'reward' per lane, received {env.done_keys} and "
-            f"{env.reward_keys}; multi-agent environments are not supported."
-        )
+    check_base(env)
     lead = len(env.batch_size)
     observation: Any = env.observation_spec[keys.OBSERVATION]
     return TrialCounter(

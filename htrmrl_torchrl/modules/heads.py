@@ -21,8 +21,9 @@ from torchrl.modules import (
 from htrmrl_torchrl import keys
 from htrmrl_torchrl.modules.contract import ContextEncoder
 from htrmrl_torchrl.modules.memory import EpisodicMemory
-from htrmrl_torchrl.modules.recurrent import RecurrentMemory
+from htrmrl_torchrl.modules.recurrent import RecurrentEncoder, RecurrentMemory
 from htrmrl_torchrl.modules.tokens import TokenNormalizer
+from htrmrl_torchrl.specs import MismatchError, check_action
 
 Std = Literal["independent", "dependent"]
 CriticKind = Literal["shared", "separate", "single_step"]
@@ -104,8 +105,8 @@ def make_actor_critic(
         encoder: the actor's encoder.
         memory: writes the context during rollouts: an `EpisodicMemory`, which caches the past if it has the same
             encoder (and the critic's), or for a `RecurrentEncoder` a `RecurrentMemory` of it (and the critic's).
-        action_spec: of the environment; an unbounded or bounded continuous action ``[a]``. Actions are not squashed:
-            the environment clips them, and the unclipped action stays beside its log-prob.
+        action_spec: of the environment; an unbounded or bounded continuous action ``[a]``, of one lane or of all.
+            Actions are not squashed: the environment clips them, and the unclipped action stays beside its log-prob.
         hidden: channels of the tanh layers of both heads.
         std: ``"independent"``: one learned std an action dimension; ``"dependent"``: a function of the context.
         init_std: std at the start. Smaller explores less; it is not scaled by the action range.
@@ -125,6 +126,8 @@ def make_actor_critic(
 
     Raises:
         ValueError: for unknown kinds, or a critic encoder that is missing, superfluous or shares the actor's cache.
+        MismatchError: (a ValueError) for discrete actions, actions of another size than the encoder's or that are no
+            vectors, and for the memory of another encoder.
 
     Example:
         >>> from torchrl.data import Bounded
@@ -141,9 +144,14 @@ def make_actor_critic(
         encoder=encoder,
         critic_encoder=critic_encoder,
     )
+    _check_memory(memory, encoder, critic_encoder)
+    check_action(action_spec, lanes=action_spec.shape[:-1])
     action_dim = action_spec.shape[-1]
     if encoder.action_dim != action_dim:
-        raise ValueError(f"The encoder expects actions of size {encoder.action_dim}; the action spec has {action_dim}.")
+        raise MismatchError(
+            f"The encoder expects actions of size {encoder.action_dim} and the action spec has {action_dim}; build it "
+            f"with action_dim={action_dim}."
+        )
     modules: list[TensorDictModuleBase] = [encoder]
     head_keys: list[NestedKey] = [keys.HIDDEN]
     if observe_token:
@@ -254,4 +262,28 @@ def _check_kinds(
     ):
         raise ValueError(
             "Actor and critic encoders share hidden_key, cache_key or state_key; give the critic's keys of its own."
+        )
+
+
+def _check_memory(
+    memory: EpisodicMemory | RecurrentMemory, encoder: ContextEncoder, critic_encoder: ContextEncoder | None
+) -> None:
+    """Refuses a memory whose contexts the encoders cannot read, or which encodes the past with other ones."""
+    encoders = [encoder] if critic_encoder is None else [encoder, critic_encoder]
+    recurrent = [isinstance(e, RecurrentEncoder) for e in encoders]
+    if recurrent != [isinstance(memory, RecurrentMemory)] * len(encoders):
+        raise MismatchError(
+            f"{' and '.join(type(e).__name__ for e in encoders)} cannot read what a {type(memory).__name__} writes; a "
+            "RecurrentEncoder wants a RecurrentMemory of it (and of the critic's), and any other an EpisodicMemory."
+        )
+    if isinstance(memory, EpisodicMemory) and (memory.window, memory.episodes) != (encoder.window, encoder.episodes):
+        raise MismatchError(
+            f"The memory has window={memory.window} and episodes={memory.episodes}, and the encoder was built for "
+            f"window={encoder.window} and episodes={encoder.episodes}; give both the same."
+        )
+    own = {id(e) for e in encoders}
+    if any(id(e) not in own for e in memory._encoders) or (all(recurrent) and len(memory._encoders) < len(encoders)):
+        raise MismatchError(
+            "The memory was built with another encoder than the actor or critic; build it with the one (or both) "
+            "given here."
         )

@@ -26,6 +26,7 @@ from htrmrl_torchrl.data.strategies import WindowStrategy, make_strategy
 from htrmrl_torchrl.data.windows import final_token, make_token
 from htrmrl_torchrl.modules.encoder import HierarchicalEncoder
 from htrmrl_torchrl.modules.processes import EPISODES_A_WORKER, handed_over, sent_to_worker, worker_number
+from htrmrl_torchrl.specs import check_step
 
 
 @dataclass
@@ -79,6 +80,7 @@ class EpisodicMemory(TensorDictModuleBase):
     Raises:
         ValueError: if neither an encoder nor sizes are given, the strategy or scope is unknown, or the strategy draws
             windows that do not exist or asks for embeddings without an encoder.
+        MismatchError: (a ValueError) from the first call, if an entry is missing or has another shape or size.
         KeyError: if the environment does not give an ended episode's final step.
 
     Example:
@@ -135,6 +137,8 @@ class EpisodicMemory(TensorDictModuleBase):
             self.restart()
         batch = tensordict.batch_size
         flat = tensordict if len(batch) == 1 else tensordict.select(*self.in_keys, strict=False).reshape(-1)
+        if self._state is None:
+            check_step(flat, encoders=self._embedder)
         token = make_token(flat)  # [N, x]
         trial = flat.get(keys.TRIAL_INIT).squeeze(-1)
         state = self._state
@@ -317,7 +321,7 @@ class EpisodicMemory(TensorDictModuleBase):
         """Encodes the past of all lanes anew if the weights are others than those that encoded it.
 
         Their values are compared (under 1% of a step of 20 lanes with the default model), for torch's ``_version``
-        counts neither changes through ``.data``, as TorchRL's weight updates are, nor another process's to shared memory.
+        counts neither changes through ``.data``, as TorchRL's weight updates are, nor those of another process.
         """
         # Read before encoding: a collector's worker receives weights in a thread of its own, at any time.
         weights = torch.cat([t.reshape(-1) for table in self._watched for t in table.values() if t is not None])

@@ -28,6 +28,7 @@ from htrmrl_torchrl.data.windows import carry_over, final_token, make_token
 from htrmrl_torchrl.modules.contract import ContextEncoder, check_sizes
 from htrmrl_torchrl.modules.memoryless import feature_mlp
 from htrmrl_torchrl.modules.processes import EPISODES_A_WORKER, handed_over, sent_to_worker, worker_number
+from htrmrl_torchrl.specs import check_step
 
 
 class RecurrentEncoder(ContextEncoder):
@@ -175,6 +176,7 @@ class RecurrentMemory(TensorDictModuleBase):
 
     Raises:
         ValueError: if two encoders have the same ``state_key``.
+        MismatchError: (a ValueError) from the first call, if an entry is missing or has another shape or size.
         KeyError: if the environment does not give an ended episode's final step.
 
     Example:
@@ -211,6 +213,8 @@ class RecurrentMemory(TensorDictModuleBase):
             self.restart()
         batch = tensordict.batch_size
         flat = tensordict if len(batch) == 1 else tensordict.select(*self.in_keys, strict=False).reshape(-1)
+        if self._state is None:
+            check_step(flat, encoders=self._encoders)
         token, first = make_token(flat), flat.get(keys.IS_INIT)  # [N, x], [N, 1]
         begins = flat.get(keys.TRIAL_INIT)
         lanes = self._state

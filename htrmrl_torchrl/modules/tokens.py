@@ -3,6 +3,8 @@
 import torch
 from torch import Tensor, nn
 
+from htrmrl_torchrl.specs import MismatchError
+
 SMALLEST_STD = 0.05  # what varies less is scaled as if it varied by so much, or noise would be blown up
 
 AT_REST = 1e-6  # what varies less has not varied: float32's mean of equal numbers is not quite that number
@@ -55,6 +57,13 @@ class TokenNormalizer(nn.Module):
         return torch.where(std > AT_REST, std.clamp_min(SMALLEST_STD), 1)
 
     def forward(self, token: Tensor) -> Tensor:
+        observation_dim, action_dim = len(self.mean), len(self.rest) - 2
+        if token.shape[-1] != observation_dim + action_dim + 2:
+            raise MismatchError(
+                f"Tokens have size {token.shape[-1]} and the encoder was built for observation_dim={observation_dim} "
+                f"and action_dim={action_dim}, for {observation_dim + action_dim + 2}; build it with the sizes of the "
+                "environment's observation and action."
+            )
         shift = torch.cat([self.mean, torch.zeros_like(self.rest)])
         return (token - shift) * torch.cat([1 / self.std, self.rest])
 

@@ -245,8 +245,7 @@ def test_bad_choices(wrong, message):
 
 
 def test_an_action_of_another_size_is_refused():
-    with pytest.raises(ValueError, match=r"expects actions of size 1; the action spec has 3"):
-        make_actor_critic(
-            encoder=make_encoder(), memory=EpisodicMemory(make_encoder()), action_spec=Bounded(-1, 1, (3,))
-        )
+    encoder = make_encoder()
+    with pytest.raises(ValueError, match=r"expects actions of size 1 and the action spec has 3"):
+        make_actor_critic(encoder=encoder, memory=EpisodicMemory(encoder), action_spec=Bounded(-1, 1, (3,)))
     assert make_encoder().token_dim == TOKEN
