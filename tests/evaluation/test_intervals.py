@@ -103,7 +103,7 @@ def test_one_task_of_equal_goals_has_agresti_and_coulls_center():
 
 
 def test_two_equal_tasks_have_agresti_and_caffos_center():
-    """One at each end for each of two tasks: 3 of 4 and 1 of 4, so the center is 1/2; squares are 3/4 each, over 3 * 4."""
+    """One at each end for each of two tasks: 3 of 4 and 1 of 4; squares are 3/4 each, over 3 * 4."""
     low, high = interval_over_goals([np.ones(2), np.zeros(2)], scale=SHARES)
     reach = t.ppf(0.975, 6) * math.sqrt(2 * 0.75 / 12) / 2
     assert (low, high) == pytest.approx((0.5 - reach, 0.5 + reach), rel=0, abs=1e-10)
