@@ -29,7 +29,7 @@ def progress_bar(*, file: Any = None, bar_format: str | None = None, **options: 
 
     Args:
         file: where it is shown; default: the process's stderr.
-        bar_format: default: tqdm's own on a terminal; elsewhere share, count, rate, what `set_postfix_str` says and time left.
+        bar_format: default: tqdm's own on a terminal; elsewhere share, count, rate, postfix and time left.
         **options: tqdm's own.
 
     Example:
