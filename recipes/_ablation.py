@@ -112,10 +112,10 @@ class Row:
 
     @property
     def interval(self) -> tuple[float, float] | None:
-        """95%, seeds drawn anew; none of a single one."""
-        from htrmrl_torchrl.evaluation.intervals import bootstrap_runs  # late: scipy takes a while
+        """95% over seeds; none of a single one, or of equal ones."""
+        from htrmrl_torchrl.evaluation.intervals import interval_over_runs  # late: scipy takes a while
 
-        return bootstrap_runs(self.scores)
+        return interval_over_runs(self.scores)
 
 
 def tabulate(cells: Sequence[Cell], metric: str) -> list[Row]:

@@ -1,16 +1,17 @@
 """Environment steps per second: Meta-World's vector environments, our backends, and physics alone."""
 
 import statistics
+import sys
 import time
 from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 from omegaconf import DictConfig
-from tqdm import tqdm
 
 from htrmrl_torchrl.envs import TrialEnv
 from htrmrl_torchrl.envs.lanes import BoolArray, FloatArray, IntArray, Picture
+from htrmrl_torchrl.progress import progress_bar
 
 EPISODE = 500  # steps; a measurement is one whole episode on every lane, its reset included
 
@@ -18,10 +19,10 @@ EPISODE = 500  # steps; a measurement is one whole episode on every lane, its re
 def interleaved(contenders: dict[str, Callable[[], float]], *, rounds: int) -> dict[str, list[float]]:
     """``rounds`` measurements of each contender, which take turns."""
     measured: dict[str, list[float]] = {name: [] for name in contenders}
-    with tqdm(total=rounds * len(contenders)) as bar:
+    with progress_bar(total=rounds * len(contenders)) as bar:
         for _ in range(rounds):
             for name, measure in contenders.items():
-                bar.set_postfix_str(name)
+                bar.set_postfix_str(name, refresh=sys.stderr.isatty())
                 measured[name].append(measure())
                 bar.update()
     return measured

@@ -16,12 +16,12 @@ from omegaconf import DictConfig, OmegaConf
 from tensordict import TensorDictBase
 from torchrl import torchrl_logger
 from torchrl.collectors import Collector
-from tqdm import tqdm
 
 from htrmrl_torchrl import EpisodicReplayBuffer, EpisodicStorage, NormalizedClipPPOLoss, TrialGAE, keys, make_env
 from htrmrl_torchrl.modules.encoder import HierarchicalEncoder
 from htrmrl_torchrl.modules.transformer import causal_mask
 from htrmrl_torchrl.networks import Networks, build_networks
+from htrmrl_torchrl.progress import progress_bar
 from recipes._benchmark_environment import interleaved, ratio
 from recipes._cli import CONFIG_DIR, load_config
 from recipes._relations import frames_per_batch
@@ -206,10 +206,10 @@ def _run_recipe(name: str, overrides: list[str]) -> dict[str, Any]:
         command = [sys.executable, script, f"run_dir={run_dir}", f"total_frames={2 * batch}", *overrides]
         start, peak = time.perf_counter(), 0.0
         process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-        with tqdm(desc=name, bar_format="{desc} {elapsed}") as bar:
+        with progress_bar(desc=name, bar_format="{desc} {elapsed}") as bar:
             while process.poll() is None:
                 peak = max(peak, _memory_gib(process.pid))
-                bar.refresh()
+                bar.update(0)
                 time.sleep(0.5)
         if process.returncode:
             raise RuntimeError(f"{' '.join(command)} ended with exit code {process.returncode}.")

@@ -71,7 +71,7 @@ def _adaptation(folder: Path, recordings: Recordings) -> Section:
         text="Success by episode of the trial. What a memory is worth shows in later episodes above earlier ones.",
         pictures=[
             _save(points.plot_success(curves), folder / "adaptation.png", "Success at any step of an episode; band: "
-                  "95% bootstrap over goals, within tasks. Sampled actions in all episodes.")
+                  "95% over goals, within tasks. Sampled actions in all episodes.")
         ],
     )  # fmt: skip
 

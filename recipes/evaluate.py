@@ -163,15 +163,15 @@ def _write_stages(config: DictConfig, checkpoint: Path, benchmark: str, report: 
 def _record(config: DictConfig, checkpoint: Path, benchmark: str, report: "EvaluationReport", stem: Path) -> None:
     """A trial of each task's first goal, as mp4 and in TensorBoard."""
     from torch.utils.tensorboard import SummaryWriter
-    from tqdm import tqdm
 
     from htrmrl_torchrl.evaluation import ExactPolicy, record_trial, write_video
     from htrmrl_torchrl.loggers import add_video
     from htrmrl_torchrl.networks import acting_policy, load_networks
+    from htrmrl_torchrl.progress import progress_bar
 
     policy = ExactPolicy(acting_policy(load_networks(checkpoint), seed=config.seed))
     with SummaryWriter(log_dir=str(stem.parent / "tensorboard")) as writer:
-        for task, name in enumerate(tqdm(report.tasks, desc="videos")):
+        for task, name in enumerate(progress_bar(iterable=report.tasks, desc="videos")):
             video = record_trial(
                 policy,
                 benchmark,

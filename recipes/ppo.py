@@ -14,15 +14,15 @@ from omegaconf import DictConfig
 from tensordict import TensorDictBase
 from tensordict.nn import TensorDictSequential
 from torchrl import torchrl_logger
-from tqdm import tqdm
 
 from htrmrl_torchrl import HierarchicalEncoder, final_values, keys
 from htrmrl_torchrl.checkpoint import RunCheckpoints, checkpoints_of, frames_of
 from htrmrl_torchrl.envs import TrialEnv
 from htrmrl_torchrl.faults import check_finite
 from htrmrl_torchrl.metrics import attention_entropy, critic_metrics, process_metrics, training_metrics
-from htrmrl_torchrl.modules.heads import value_head
+from htrmrl_torchrl.modules.heads import keep_std_at_floor, value_head
 from htrmrl_torchrl.networks import Networks, build_networks
+from htrmrl_torchrl.progress import progress_bar
 from htrmrl_torchrl.specs import MismatchError
 from recipes._environment import (
     LOWEST,
@@ -138,7 +138,7 @@ def _train(config: DictConfig) -> None:
     # What ends an iteration in its middle, a signal or a fault, leaves its beginning on disk: the boundary marked last.
     checkpoints.mark()
     logger = take_over(run_dir, config, checkpoints, start, frames=progress["frames"])
-    bar = tqdm(
+    bar = progress_bar(
         total=config.total_frames, initial=progress["frames"], unit=" frames", unit_scale=True, smoothing=0.1,
         file=STDERR,
     )  # fmt: skip
@@ -197,6 +197,7 @@ def _train(config: DictConfig) -> None:
                         total.backward()
                         norm = clip_gradients(loss, config.loss.max_grad_norm)
                         optimizer.step()
+                        keep_std_at_floor(networks.actor)
                         updates += 1
                         for name, value in _loss_metrics(losses, norm).items():
                             sums[name] += value
@@ -255,7 +256,7 @@ def _train(config: DictConfig) -> None:
                 if is_due:
                     checkpoints.save()
             shown = "success" if "train/success" in metrics else "return"
-            bar.set_postfix_str(f"{shown} {metrics.get(f'train/{shown}', float('nan')):.2f}")
+            bar.set_postfix_str(f"{shown} {metrics.get(f'train/{shown}', float('nan')):.2f}", refresh=False)
             bar.update(min(batch.numel(), bar.total - bar.n))  # the last batch may go beyond
             if finished:
                 bar.close()

@@ -75,7 +75,7 @@ def evaluate(
             (not those of a policy without noise) depend on it.
         num_workers: processes for the simulators; 0 steps them in this one.
         worker_timeout: seconds within which a worker must answer, see `make_env`.
-        progress: whether a bar is shown.
+        progress: whether it is shown: a bar on a terminal, elsewhere a line every half minute.
         command: noted in the report.
 
     Raises:

@@ -42,7 +42,7 @@ def plot_adaptation(reports: Mapping[str, EvaluationReport]) -> "Figure":
 
 
 def plot_tasks(reports: Mapping[str, EvaluationReport]) -> "Figure":
-    """Success (or return) by task, bars side by side, with 95% bootstrap intervals over goals.
+    """Success (or return) by task, bars side by side, with 95% intervals over goals.
 
     Args:
         reports: by label.

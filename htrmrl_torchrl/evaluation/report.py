@@ -11,7 +11,14 @@ import numpy.typing as npt
 
 from htrmrl_torchrl.envs.benchmarks import check_benchmark_seed, check_split, find_benchmark
 from htrmrl_torchrl.envs.lanes import check_positive
-from htrmrl_torchrl.evaluation.intervals import Interval, bootstrap_goals, bootstrap_runs
+from htrmrl_torchrl.evaluation.intervals import (
+    DIFFERENCES,
+    SHARES,
+    Interval,
+    Scale,
+    interval_over_goals,
+    interval_over_runs,
+)
 from htrmrl_torchrl.evaluation.protocols import Protocol
 from htrmrl_torchrl.files import read_json, read_regular, write_whole
 
@@ -135,7 +142,9 @@ class EvaluationReport:
         return self._by_episode(self.returns)
 
     def interval(self, *, over: str = "goals") -> Interval | None:
-        """95% bootstrap interval of the headline; ``None`` where there are fewer than two goals per task, or runs.
+        """95% interval of the headline, see `htrmrl_torchrl.evaluation.intervals`.
+
+        ``None`` where there are fewer than two goals per task, or runs, and where runs (or returns) are all equal.
 
         Args:
             over: ``"goals"``: other goals of the same tasks might have been drawn (stratified by task; a goal's
@@ -143,24 +152,25 @@ class EvaluationReport:
         """
         if over == "runs":
             scores = [np.mean([self._goal_scores(rows)[run].mean() for _, rows in self._rows()]) for run in self._runs]
-            return bootstrap_runs(scores)
+            return interval_over_runs(scores, scale=self._scale)
         if over != "goals":
             raise ValueError(f"over={over!r} is unknown; choose goals or runs.")
-        return bootstrap_goals([self._goal_scores(rows).mean(0) for _, rows in self._rows()])
+        return interval_over_goals([self._goal_scores(rows).mean(0) for _, rows in self._rows()], scale=self._scale)
 
     def task_interval(self, name: str) -> Interval | None:
-        """95% bootstrap interval over goals of one task's part of the headline."""
-        return bootstrap_goals([self._goal_scores(dict(self._rows())[name]).mean(0)])
+        """95% interval over goals of one task's part of the headline."""
+        return interval_over_goals([self._goal_scores(dict(self._rows())[name]).mean(0)], scale=self._scale)
 
     def difference(self, other: Self) -> tuple[float, Interval | None]:
-        """How much higher the headline of `other` is, with a bootstrap interval over (paired) goals.
+        """How much higher the headline of `other` is, with a 95% interval over (paired) goals.
 
         Raises:
             ProtocolMismatchError: unless both were made in the same way, on the same goals.
         """
         self.check_comparable(other)
         pairs = [(other._goal_scores(rows).mean(0) - self._goal_scores(rows).mean(0)) for _, rows in self._rows()]
-        return other.headline - self.headline, bootstrap_goals(pairs)
+        scale = DIFFERENCES if self.has_success else None
+        return other.headline - self.headline, interval_over_goals(pairs, scale=scale)
 
     @classmethod
     def merge(cls, reports: Sequence[Self]) -> Self:
@@ -185,6 +195,10 @@ class EvaluationReport:
                 )
         if not (np.array_equal(self.task, other.task) and np.array_equal(self.goal, other.goal)):
             raise ProtocolMismatchError("The reports played different (task, goal) pairs; evaluate both on the same.")
+
+    @property
+    def _scale(self) -> Scale | None:
+        return SHARES if self.has_success else None
 
     @property
     def _runs(self) -> range:

@@ -18,6 +18,7 @@ from htrmrl_torchrl import keys
 from htrmrl_torchrl.envs.trial import TrialEnv
 from htrmrl_torchrl.modules.memory import EpisodicMemory
 from htrmrl_torchrl.modules.recurrent import RecurrentMemory
+from htrmrl_torchrl.progress import progress_bar
 
 _Memory = EpisodicMemory | RecurrentMemory
 # What an episode's first step tells of the one before.
@@ -62,7 +63,7 @@ def play_trials(
         separate: whether each of the M episodes starts from what was remembered after the K, as in garage. That sets
             back our memories; a policy with one of another kind goes on remembering.
         seed: of the action noise; torch's own random state is left as it was.
-        progress: whether a bar is shown.
+        progress: whether it is shown, see `progress_bar`.
         look: called at each episode's start with 0 and what the environment shows ``[N]``, and after each of its steps
             with the step's number and what followed, before the lanes begin anew.
 
@@ -85,7 +86,11 @@ def play_trials(
         memory.restart()
     rounds = math.ceil(trials / env.batch_size[0])
     frames = rounds * total * env.horizon * env.batch_size[0]
-    with torch.random.fork_rng(), torch.no_grad(), tqdm(total=frames, unit=" frames", disable=not progress) as bar:
+    with (
+        torch.random.fork_rng(),
+        torch.no_grad(),
+        progress_bar(total=frames, unit=" frames", disable=not progress) as bar,
+    ):
         torch.manual_seed(seed)
         kept = memories if separate else []
         outcomes = [

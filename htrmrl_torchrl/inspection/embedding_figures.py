@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from htrmrl_torchrl.evaluation.intervals import bootstrap_goals
+from htrmrl_torchrl.evaluation.intervals import SHARES, interval_over_goals
 from htrmrl_torchrl.inspection.embeddings import Array, Labels, Separation, principal_components
 from htrmrl_torchrl.inspection.recording import Recording
 from htrmrl_torchrl.inspection.style import (
@@ -31,7 +31,7 @@ Recordings = Mapping[str, Recording]
 
 @styled
 def plot_success(recordings: Recordings) -> "Figure":
-    """Adaptation: success by episode of the trial, with 95% bootstrap intervals over goals, within tasks."""
+    """Adaptation: success by episode of the trial, with 95% intervals over goals, within tasks."""
     figure, ((axes,),) = grid(1, 1, width=6.0, height=3.8)
     for index, (label, recording) in enumerate(recordings.items()):
         by_episode = [_success_by_goal(recording, k) for k in range(recording.success.shape[1])]
@@ -39,7 +39,7 @@ def plot_success(recordings: Recordings) -> "Figure":
         episodes = np.arange(1, len(mean) + 1) + 0.04 * index  # beside each other where they are equal
         style: dict[str, Any] = {"color": color(index), "linestyle": "--" if "untrained" in label else "-"}
         axes.plot(episodes, mean, marker="o", label=label, **style)
-        intervals = [bootstrap_goals(tasks) for tasks in by_episode]
+        intervals = [interval_over_goals(tasks, scale=SHARES) for tasks in by_episode]
         if all(interval is not None for interval in intervals):
             low, high = np.array(intervals).T
             axes.fill_between(episodes, low, high, color=color(index), alpha=0.12, linewidth=0)

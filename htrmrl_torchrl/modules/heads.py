@@ -1,18 +1,18 @@
 """Actor and critic on top of an encoder, and the policy that a collector runs."""
 
+import math
 from collections.abc import Sequence
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from tensordict import TensorDictBase
-from tensordict.nn import AddStateIndependentNormalScale, TensorDictModule, TensorDictModuleBase, TensorDictSequential
+from tensordict.nn import TensorDictModule, TensorDictModuleBase, TensorDictSequential
 from tensordict.utils import NestedKey
 from torch import Tensor, nn
 from torchrl.data import TensorSpec
 from torchrl.modules import (
     MLP,
     IndependentNormal,
-    NormalParamExtractor,
     PopArtValueNorm,
     ProbabilisticActor,
     ValueOperator,
@@ -111,7 +111,8 @@ def make_actor_critic(
         std: ``"independent"``: one learned std an action dimension; ``"dependent"``: a function of the context.
         init_std: std at the start. Smaller explores less; it is not scaled by the action range.
         min_std: the std is never below. One learned std is that of all tasks and falls as most of them want it to; this
-            keeps exploration for the others. What has fallen below stays there: a clamped std has no gradient.
+            keeps exploration for the others. One at the floor rises again where the loss asks for it; a training loop
+            calls `keep_std_at_floor` after each optimizer step, so that what is learned never lies below.
         observe_token: the actor's head also reads the newest token directly, not only through the encoder.
         critic_kind: ``"shared"``: reads the actor's context vector. ``"separate"``: has `critic_encoder`, at twice the
             cost. ``"single_step"``: an MLP on the newest token (TrMRL).
@@ -204,8 +205,67 @@ def _make_critic(
     return TensorDictSequential(reads, ValueOperator(head, in_keys=reads.out_keys))
 
 
+def keep_std_at_floor(actor: TensorDictModuleBase) -> None:
+    """Puts learned std below `min_std` back to it: what follows an optimizer step, for an actor of `make_actor_critic`.
+
+    The std that the actor acts with does not change. Does nothing for ``std="dependent"``, which has no such parameter.
+    """
+    for module in actor.modules():
+        if isinstance(module, _IndependentStd):
+            module.keep_at_floor()
+
+
+class _Floor(torch.autograd.Function):
+    """``max(std, floor)`` whose gradient below the floor is kept where descending it raises the std."""
+
+    @staticmethod
+    def forward(ctx: Any, std: Tensor, floor: float) -> Tensor:
+        ctx.save_for_backward(std)
+        ctx.floor = floor
+        return std.clamp_min(floor)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
+        (std,), (gradient,) = ctx.saved_tensors, gradients
+        return gradient.masked_fill((std < ctx.floor) & (gradient > 0), 0.0), None
+
+
+class _IndependentStd(nn.Module):
+    """Mean ``[*batch, a]`` -> mean and one learned std an action dimension ``[*batch, a]``."""
+
+    def __init__(self, action_dim: int, *, log_std: float, scale_lb: float) -> None:
+        super().__init__()
+        self.scale_lb = scale_lb
+        self.state_independent_scale = nn.Parameter(torch.full((action_dim,), log_std))
+
+    def forward(self, loc: Tensor) -> tuple[Tensor, Tensor]:
+        return loc, _floored(self.state_independent_scale.expand_as(loc).exp(), self.scale_lb)
+
+    @torch.no_grad()
+    def keep_at_floor(self) -> None:
+        log_std = self.state_independent_scale
+        log_std.clamp_min_(math.log(self.scale_lb))
+
+
+class _DependentStd(nn.Module):
+    """Mean and log-std ``[*batch, 2a]`` -> mean and std ``[*batch, a]``."""
+
+    def __init__(self, *, scale_lb: float) -> None:
+        super().__init__()
+        self.scale_lb = scale_lb
+
+    def forward(self, outputs: Tensor) -> tuple[Tensor, Tensor]:
+        loc, log_std = outputs.chunk(2, -1)
+        return loc, _floored(log_std.exp(), self.scale_lb)
+
+
+def _floored(std: Tensor, floor: float) -> Tensor:
+    floored: Tensor = _Floor.apply(std, floor)
+    return floored
+
+
 class _GaussianHead(nn.Module):
-    def __init__(self, mlp: nn.Module, scale: nn.Module) -> None:
+    def __init__(self, mlp: nn.Module, scale: _IndependentStd | _DependentStd) -> None:
         super().__init__()
         self.mlp, self.scale = mlp, scale
 
@@ -219,11 +279,11 @@ def _gaussian_head(
 ) -> nn.Module:
     log_std = float(torch.tensor(init_std, device="cpu").log())
     if std == "independent":
-        scale: nn.Module = AddStateIndependentNormalScale(action_dim, init_value=log_std, scale_lb=min_std)
+        scale = _IndependentStd(action_dim, log_std=log_std, scale_lb=min_std)
         return _GaussianHead(_mlp(in_features, action_dim, hidden, gain=0.01), scale)
     mlp = _mlp(in_features, 2 * action_dim, hidden, gain=0.01)
     nn.init.constant_(mlp[-1].bias[action_dim:], log_std)
-    return _GaussianHead(mlp, NormalParamExtractor(scale_mapping="exp", scale_lb=min_std))
+    return _GaussianHead(mlp, _DependentStd(scale_lb=min_std))
 
 
 def _mlp(in_features: int, out_features: int, hidden: Sequence[int], *, gain: float) -> MLP:

@@ -12,7 +12,7 @@ from torchrl.checkpoint import Checkpoint
 
 from htrmrl_torchrl import HTrMRLAgent, evaluate, keys, make_env
 from htrmrl_torchrl.evaluation import PROTOCOLS, EvaluationReport, ExactPolicy
-from htrmrl_torchrl.evaluation.intervals import bootstrap_runs
+from htrmrl_torchrl.evaluation.intervals import SHARES, interval_over_runs
 from htrmrl_torchrl.networks import load_networks
 from htrmrl_torchrl.versions import versions
 from tests.evaluation.test_report import assert_equal
@@ -151,7 +151,7 @@ def test_several_checkpoints_are_one_report_with_an_interval_over_runs(checkpoin
     rates = [one.success_rate for one in single]
     assert rates[0] != rates[1]  # else the interval says nothing
     assert report.success_rate == pytest.approx(sum(rates) / 2, abs=1e-10)
-    assert report.interval(over="runs") == bootstrap_runs(rates) == (min(rates), max(rates))
+    assert report.interval(over="runs") == interval_over_runs(rates, scale=SHARES)
     assert [run["frames"] for run in report.runs] == [54, 108]
 
 

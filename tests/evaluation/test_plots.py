@@ -66,7 +66,8 @@ def test_each_vertical_line_is_the_interval_of_its_bar():
 
 def test_bars_without_an_interval_have_no_vertical_line():
     (axes,) = plot_tasks({"x": two_runs()}).axes
-    assert np.allclose(segments(axes), [(0, 0.25, 1.0)], rtol=0, atol=1e-10)  # of alpha; beta has one goal
+    expected = [(0, *two_runs().task_interval("alpha"))]  # beta has one goal
+    assert np.allclose(segments(axes), expected, rtol=0, atol=1e-10)
 
 
 @pytest.mark.parametrize("plot", [plot_adaptation, plot_tasks])

@@ -1,6 +1,7 @@
 """Numbers of reports by hand, worked out on paper; what may be compared; JSON in and out."""
 
 import json
+import math
 import os
 import re
 from dataclasses import fields, replace
@@ -9,6 +10,7 @@ import numpy as np
 import pytest
 
 from htrmrl_torchrl.evaluation import PROTOCOLS, EvaluationReport, ProtocolMismatchError
+from htrmrl_torchrl.evaluation.intervals import DIFFERENCES, SHARES, interval_over_goals, interval_over_runs
 from tests.evaluation.reports import NAN, hand_made, two_runs
 
 
@@ -58,22 +60,24 @@ def test_tasks_that_were_not_played_do_not_count():
 
 
 def test_intervals_over_goals_rest_on_the_goals_means_over_runs_and_episodes():
-    """alpha's goals are at 1, 1/4 and 1/4: three draws of the same value have odds 8 and 1 of 27, both above 2.5%."""
+    """alpha's goals are at 1, 1/4 and 1/4."""
     report = two_runs()
-    assert report.task_interval("alpha") == pytest.approx((0.25, 1.0), abs=1e-10)
+    assert report.task_interval("alpha") == interval_over_goals([np.array([1.0, 0.25, 0.25])], scale=SHARES)
     assert report.task_interval("beta") is None
     assert report.interval() is None  # since beta has one goal
 
 
 def test_intervals_over_goals_are_stratified_by_task():
-    """Per task 0, 1/2, 1 with odds 1:2:1; both at 0 in one resample of 16."""
-    assert hand_made([[[0], [1], [0], [1]]], task=[0, 0, 1, 1]).interval() == (0.0, 1.0)
-    assert hand_made([[[1], [1], [0], [0]]], task=[0, 0, 1, 1]).interval() == (0.5, 0.5)
+    """Half of the goals are solved, in each task or all of one task's: the latter varies less."""
+    mixed, apart = (hand_made([s], task=[0, 0, 1, 1]).interval() for s in ([[0], [1], [0], [1]], [[1], [1], [0], [0]]))
+    assert mixed == interval_over_goals([np.array([0.0, 1.0])] * 2, scale=SHARES)
+    assert apart == interval_over_goals([np.ones(2), np.zeros(2)], scale=SHARES)
+    assert mixed[0] < apart[0] < 0.5 < apart[1] < mixed[1]
 
 
 def test_intervals_over_runs_rest_on_the_runs_headlines():
-    """Runs at 1/2 (alpha 1/2, beta 1/2) and 3/4 (1/2, 1): each alone in one resample of four."""
-    assert two_runs().interval(over="runs") == pytest.approx((0.5, 0.75), abs=1e-10)
+    """Runs at 1/2 (alpha 1/2, beta 1/2) and 3/4 (1/2, 1): two of them tell nothing that success does not say itself."""
+    assert two_runs().interval(over="runs") == interval_over_runs([0.5, 0.75], scale=SHARES) == (0.0, 1.0)
     assert hand_made([[[1], [0]]]).interval(over="runs") is None
     with pytest.raises(ValueError, match=r"over='seeds' is unknown; choose goals or runs"):
         two_runs().interval(over="seeds")
@@ -146,15 +150,19 @@ def test_a_difference_is_paired_by_goal():
     """Both at 1/2: where the same goals are solved nothing varies, where the others are, all does."""
     first = hand_made([[[1], [0], [1], [0]]], task=[0, 0, 1, 1])
     opposite = hand_made([[[0], [1], [0], [1]]], task=[0, 0, 1, 1])
-    assert first.difference(first) == (0.0, (0.0, 0.0))
-    assert first.difference(opposite) == (0.0, (-1.0, 1.0))
+    (same, near), (equal, far) = first.difference(first), first.difference(opposite)
+    assert same == equal == 0.0
+    assert near == interval_over_goals([np.zeros(2)] * 2, scale=DIFFERENCES) and near[0] == -near[1]
+    assert far == interval_over_goals([np.array([-1.0, 1.0])] * 2, scale=DIFFERENCES) and far[0] < near[0]
 
 
 def test_a_difference_says_how_much_higher_the_other_is():
-    """Goals improve by 1 or 0 in each of two tasks: the mean is at 0 and at 1 in one resample of 16 each."""
+    """Goals improve by 1 or 0 in each of two tasks."""
     first, better = (hand_made([s], task=[0, 0, 1, 1]) for s in ([[0], [0], [0], [0]], [[1], [0], [1], [0]]))
-    assert first.difference(better) == (0.5, (0.0, 1.0))
-    assert better.difference(first) == (-0.5, (-1.0, 0.0))
+    interval = interval_over_goals([np.array([1.0, 0.0])] * 2, scale=DIFFERENCES)
+    assert first.difference(better) == (0.5, interval)
+    difference, (low, high) = better.difference(first)
+    assert difference == -0.5 and (-high, -low) == pytest.approx(interval, abs=1e-10)
 
 
 def test_a_difference_takes_any_number_of_runs():
@@ -338,11 +346,12 @@ def test_where_there_is_no_success_the_headline_is_the_return(tmp_path):
     report = hand_made(np.zeros((2, 2, 2)), returns=returns, **about)
     assert report.headline == 25.0 and not report.has_success
     assert report.return_by_episode() == [2.5, 25.0]
-    assert report.interval() == (15.0, 35.0)  # goals score 15 and 35; both ends are drawn often enough
+    reach = 10 * math.tan(0.475 * math.pi)  # goals score 15 and 35; Student's t with one degree of freedom
+    assert report.interval() == pytest.approx((25 - reach, 25 + reach), rel=1e-10)
     better = hand_made(np.zeros((2, 2, 2)), returns=np.array(returns) + 5.0, **about)
     assert report.difference(better)[0] == 5.0
     report.save(tmp_path / "report.json")
     assert json.loads((tmp_path / "report.json").read_text())["summary"]["return"] == 25.0
     text = str(EvaluationReport.load(tmp_path / "report.json"))
     assert "success" not in text and "return by episode: 2.5 25.0" in text
-    assert re.search(r"all tasks +25\.00 +15\.00 to 35\.00", text)
+    assert re.search(r"all tasks +25\.00 +-102\.06 to 152\.06", text)

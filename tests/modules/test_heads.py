@@ -10,7 +10,7 @@ from torchrl.data import Bounded
 from torchrl.envs.utils import ExplorationType, set_exploration_type
 
 from htrmrl_torchrl import EpisodicMemory, keys, make_actor_critic
-from htrmrl_torchrl.modules.heads import ValueHead, value_head
+from htrmrl_torchrl.modules.heads import ValueHead, keep_std_at_floor, value_head
 from tests.copies import WAYS
 from tests.helpers import ACTION, TOKEN, as_batch, assert_same, differ, record, stack_contexts, steps
 from tests.modules.test_encoder import contexts_of, make_encoder
@@ -51,6 +51,70 @@ def test_the_std_falls_to_the_least_one_and_not_below(std):
                 last.weight[ACTION:] = 0
                 last.bias[ACTION:] = -2
         assert_same(actor.get_dist(some_contexts()).stddev, torch.full((12, ACTION), expected))
+
+
+def log_std_of(actor, std):
+    """The parameter whose exponential the std is; a dependent one's for all contexts alike."""
+    if std == "independent":
+        return next(p for name, p in actor.named_parameters() if name.endswith("scale.state_independent_scale"))
+    last = [module for module in actor.modules() if isinstance(module, torch.nn.Linear)][-1]
+    with torch.no_grad():
+        last.weight[ACTION:] = 0
+    return last.bias
+
+
+@pytest.mark.parametrize("below", [0.0, 0.5])
+@pytest.mark.parametrize("std", ["independent", "dependent"])
+def test_a_std_at_the_floor_or_below_rises_where_the_loss_asks_for_it_and_falls_no_further(std, below):
+    _, actor, _ = build(std=std, min_std=0.5)
+    log_std = log_std_of(actor, std)
+    with torch.no_grad():
+        log_std[-ACTION:] = math.log(0.5) - below - 1e-3
+    for sign, moves in ((1, False), (-1, True)):  # descending the std, then ascending it
+        actor.zero_grad()
+        stddev = actor.get_dist(some_contexts()).stddev
+        assert torch.equal(stddev, torch.full_like(stddev, 0.5))
+        (sign * stddev.mean()).backward()
+        gradient = log_std.grad[-ACTION:]
+        assert (gradient < 0).all() if moves else (gradient == 0).all()
+    optimizer = torch.optim.Adam(actor.parameters(), lr=0.05)
+    for _ in range(30):
+        optimizer.zero_grad()
+        (-actor.get_dist(some_contexts()).stddev.mean()).backward()
+        optimizer.step()
+    assert (actor.get_dist(some_contexts()).stddev > 0.55).all()
+    # Negative control: clamped in the forward pass, it has no gradient in either direction.
+    clamped = torch.tensor(math.log(0.5) - 1e-3, requires_grad=True)
+    clamped.exp().clamp_min(0.5).backward()
+    assert clamped.grad == 0
+
+
+def test_a_learned_std_is_kept_at_the_floor_so_that_one_step_raises_it():
+    _, actor, _ = build(min_std=0.5)
+    log_std = log_std_of(actor, "independent")
+    before = some_contexts()
+    with torch.no_grad():
+        log_std.copy_(torch.tensor([math.log(0.2), math.log(0.7)])[:ACTION])
+    acted = actor.get_dist(before.clone()).stddev
+    kept = log_std[1:].clone()
+    keep_std_at_floor(actor)
+    assert torch.equal(log_std[0], torch.tensor(math.log(0.5))) and torch.equal(log_std[1:], kept)
+    assert_same(actor.get_dist(before.clone()).stddev, acted)
+    optimizer = torch.optim.SGD(actor.parameters(), lr=1.0)
+    (-actor.get_dist(before.clone()).stddev.mean()).backward()
+    optimizer.step()
+    keep_std_at_floor(actor)
+    assert (actor.get_dist(before.clone()).stddev > acted).all()
+
+
+@pytest.mark.parametrize("std", ["independent", "dependent"])
+def test_above_the_floor_value_and_gradient_are_those_of_an_exponential(std):
+    _, actor, _ = build(std=std, min_std=0.5, init_std=0.9)
+    log_std = log_std_of(actor, std)
+    stddev = actor.get_dist(some_contexts()).stddev
+    assert torch.equal(stddev, log_std[-ACTION:].exp().expand_as(stddev))
+    stddev.sum().backward()
+    assert_same(log_std.grad[-ACTION:], stddev.sum(0).detach())
 
 
 @pytest.mark.parametrize("std", ["independent", "dependent"])

@@ -1,0 +1,47 @@
+"""Progress of what takes a while: a bar on a terminal, elsewhere a line every half minute."""
+
+import sys
+from typing import Any, TextIO
+
+from tqdm import tqdm
+
+SECONDS = 30.0
+_LINE = "{desc}{percentage:.0f}%, {n_fmt} of {total_fmt}{unit}, {rate_fmt}{postfix}, {remaining} left"
+
+
+class _Lines:
+    """A stream to which tqdm draws its bar: each drawing becomes a line of its own."""
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream = stream
+        self.encoding = getattr(stream, "encoding", "utf-8")
+
+    def write(self, text: str) -> None:
+        if line := text.strip():  # without what moves the cursor
+            self._stream.write(f"{line}\n")
+
+    def flush(self) -> None:
+        self._stream.flush()
+
+
+def progress_bar(*, file: Any = None, bar_format: str | None = None, **options: Any) -> tqdm:
+    """A tqdm bar; where its stream is no terminal, as in a batch job's log, one line every half minute and at the end.
+
+    Args:
+        file: where it is shown; default: the process's stderr.
+        bar_format: default: tqdm's own on a terminal; elsewhere share, count, rate, postfix and time left.
+        **options: tqdm's own.
+
+    Example:
+        >>> import io
+        >>> log = io.StringIO()
+        >>> with progress_bar(total=500, unit=" frames", file=log) as bar:
+        ...     for _ in range(500):
+        ...         bar.update()
+        >>> [line.split(",")[:2] for line in log.getvalue().splitlines()]
+        [['0%', ' 0 of 500 frames'], ['100%', ' 500 of 500 frames']]
+    """
+    stream = sys.stderr if file is None else file
+    if stream.isatty():
+        return tqdm(file=stream, bar_format=bar_format, **options)
+    return tqdm(file=_Lines(stream), bar_format=bar_format or _LINE, mininterval=SECONDS, miniters=0, **options)
