@@ -26,6 +26,7 @@ matplotlib.use("Agg")
 from matplotlib import cbook
 from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
+from matplotlib.backend_bases import FigureCanvasBase
 from matplotlib.figure import Figure
 from matplotlib.mathtext import MathTextParser
 from matplotlib.ticker import EngFormatter, MaxNLocator
@@ -36,7 +37,7 @@ from recipes._paths import check_file, expanded, kind_of, writing
 from recipes._signals import ending_at_once
 from recipes._validate import UserError
 
-PICTURES = sorted({*plt.figure().canvas.get_supported_filetypes()} - {"pgf"})
+PICTURES = sorted({*FigureCanvasBase.get_supported_filetypes()} - {"pgf"})  # which would need LaTeX
 LINES = ("-", "--", ":", "-.")
 MOST_FRAMES = 2**62
 Curve = tuple[np.ndarray, np.ndarray]  # x and y, both [points]
@@ -151,7 +152,7 @@ class _Parser(argparse.ArgumentParser):
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     """Read the command line."""
     parser = _Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("run_dirs", nargs="+", type=_folder, metavar="RUN_DIR")
+    parser.add_argument("run_dirs", nargs="+", metavar="RUN_DIR")
     parser.add_argument("--metric", nargs="+", default=["train/success"], help="one or more metrics over frames")
     parser.add_argument("--smooth", type=int, default=1, metavar="FRAMES", help="of --metric: mean over the last")
     parser.add_argument(
@@ -165,17 +166,16 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--compare", nargs="+", action="append", default=[], metavar=("LABEL", "RUN_DIR"), help="another group of runs"
     )
-    parser.add_argument("--out", type=_file, required=True, help="PNG (or PDF, SVG) to write")
+    parser.add_argument("--out", required=True, help="PNG (or PDF, SVG) to write")
     parser.add_argument("--title", default="")
-    return parser.parse_args(argv)
+    args = parser.parse_args(argv)
+    args.run_dirs = [_folder(run) for run in args.run_dirs]
+    args.out = Path(expanded("--out", args.out))
+    return args
 
 
 def _folder(text: str) -> Path:
     return Path(expanded("RUN_DIR", text))
-
-
-def _file(text: str) -> Path:
-    return Path(expanded("--out", text))
 
 
 def check(args: argparse.Namespace) -> None:
