@@ -11,10 +11,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import yaml
 from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra.core.override_parser.types import ChoiceSweep, Glob, Override, RangeSweep
-from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import OmegaConfBaseException
+from omegaconf import DictConfig
+from omegaconf._utils import get_yaml_loader  # 1e-4 is a number to it, and a string to YAML
 from yaml import YAMLError
 
 from recipes._cli import UNREADABLE, load_config, parse_override
@@ -129,8 +130,8 @@ def _check_same_settings(config: DictConfig, run_dir: Path) -> None:
     if not path.is_file():
         return
     try:
-        before = flatten(OmegaConf.load(path))
-    except (OSError, ValueError, YAMLError, OmegaConfBaseException) as error:
+        before = _read_settings(path)
+    except (OSError, ValueError, YAMLError) as error:
         said = " ".join(str(error).split())[:200]
         raise UserError(f"{path} is damaged ({said}): choose another out, or remove that folder") from error
     for key, value in flatten(config).items():
@@ -139,6 +140,23 @@ def _check_same_settings(config: DictConfig, run_dir: Path) -> None:
                 f"{run_dir} holds a run with {key}={before.get(key)} and this one has {key}={value}: choose another "
                 "out, or remove that folder"
             )
+
+
+def _read_settings(path: Path) -> dict[str, Any]:
+    """A run's own settings, dotted keys to values as they are written: what looks like an interpolation is none."""
+    settings: dict[str, Any] = {}
+
+    def walk(node: Any, prefix: str) -> None:
+        if not isinstance(node, dict):
+            raise ValueError("it holds no keys")
+        for name, value in node.items():
+            if isinstance(value, dict):
+                walk(value, f"{prefix}{name}.")
+            else:
+                settings[f"{prefix}{name}"] = value
+
+    walk(yaml.load(path.read_text(encoding="utf-8"), get_yaml_loader()), "")
+    return settings
 
 
 @dataclass(frozen=True)
