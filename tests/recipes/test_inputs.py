@@ -1,11 +1,7 @@
 """Whatever a command line asks for that cannot be: one sentence, exit code 2, nothing written, and no work begun."""
 
 import os
-import shutil
 import sys
-import warnings
-from contextlib import suppress
-from pathlib import Path
 
 import pytest
 
