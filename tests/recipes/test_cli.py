@@ -105,7 +105,10 @@ WRONG: dict[str, tuple[list[str], list[str]]] = {
     "empty run_dir": (["run_dir=' '"], ["run_dir is ' '", "not empty"]),
     "benchmark": (["env.name=ML11"], ["ML11", "ML10"]),
     "factory": (["env.name=no_such_module:make"], ["no_such_module"]),
-    "function": (["env.name=math:floor"], ["'math:floor' is no environment factory", "factory(split=, num_envs=, seed=)"]),
+    "function": (
+        ["env.name=math:floor"],
+        ["'math:floor' is no environment factory", "factory(split=, num_envs=, seed=)"],
+    ),
     "workers of a factory": (["env.name=builtins:dict"], ["env.num_workers is 2", "must be 0"]),
     "rewards of a factory": (
         ["env.name=builtins:dict", "env.num_workers=0"],
