@@ -10,6 +10,7 @@ built, a fault is one sentence instead of a pruned traceback, and no working dir
 is set up behind the recipe's back. Sweeps are for ``recipes/ablate.py``.
 """
 
+import io
 import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -75,6 +76,9 @@ def run_recipe(main: Callable[[DictConfig], object], *, config_name: str, check:
 @contextmanager
 def refusing() -> Iterator[None]:
     """Meanwhile a :class:`UserError` ends the process with its sentence on stderr and its exit code."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # a path may hold bytes that are no characters
+            stream.reconfigure(errors="backslashreplace")
     try:
         yield
     except UserError as error:

@@ -76,7 +76,7 @@ READING = [
     ("no such home", "~nobody_has_this_name/run", "no such home folder"),
     ("an empty file", "empty", "is not a checkpoint"),
     ("a folder", "folder", "a folder without checkpoints/"),
-    ("a link to nowhere", "dangling", "nothing is there"),
+    ("a link to nowhere", "dangling", "'dangling', a link to nowhere"),
     ("checkpoints that are not mounted", "hidden", "a folder without checkpoints/"),
     ("an interpolation", "${nonexistent}", "nonexistent"),
     ("the environment", "${oc.env:NOT_SET_ANYWHERE}", "NOT_SET_ANYWHERE"),
