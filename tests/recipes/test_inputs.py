@@ -91,7 +91,7 @@ WRITING = [
     ("a long name", LONG, "File name too long"),
     ("below a file", "empty/x", "empty is a file"),
     ("a pipe", "fifo", "device"),
-    ("no such place", "/proc/x/y", "/proc/x/y"),
+    ("no such place", "/proc/x/y", "nothing can be written there"),
     ("no such home", "~nobody_has_this_name/x", "no such home folder"),
     ("below a link to nowhere", "dangling/x", "link to nowhere"),
     ("an interpolation", "${nonexistent}", "nonexistent"),
