@@ -9,16 +9,16 @@ from typing import Any
 _DEEPEST = 64  # lists and objects inside each other; an optimizer's state takes 12
 
 
-def write_whole(path: Path, text: str) -> None:
-    """Replace a file by ``text`` in one step: whoever reads it sees the old content or the new one.
+def write_whole(path: Path, content: str | bytes) -> None:
+    """Replace a file by ``content`` (text as UTF-8) in one step: whoever reads it sees the old or the new one.
 
     Raises:
         OSError: if it could not be written (a full disk, for example); the file is as it was.
     """
     stage = path.with_name(f".{path.name}.stage")
     try:
-        with stage.open("w", encoding="utf-8") as file:
-            file.write(text)
+        with stage.open("wb") as file:
+            file.write(content.encode() if isinstance(content, str) else content)
             file.flush()
             os.fsync(file.fileno())
         os.replace(stage, path)

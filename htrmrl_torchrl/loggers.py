@@ -21,7 +21,6 @@ from typing import TYPE_CHECKING, Self
 from tensorboard.compat.proto.event_pb2 import Event, SessionLog
 from tensorboard.compat.proto.summary_pb2 import Summary
 from tensorboard.summary.writer.record_writer import RecordWriter
-from torch.utils.tensorboard import SummaryWriter
 from torch.utils.tensorboard.summary import histogram, image, text
 
 from htrmrl_torchrl.files import RecordFile, name_aside, write_whole
@@ -82,7 +81,7 @@ class RunLogger:
         else:
             self.damaged = _drop_rows_after(self.csv_path, resume_from_frames)
         self._csv = RecordFile(self.csv_path)
-        self._events = _EventFile(self.run_dir / "tensorboard")
+        self._events = EventFile(self.run_dir / "tensorboard")
         if resume_from_frames is not None:  # hides events whose step is this one or a later one
             self._events.add(session_log=SessionLog(status=SessionLog.START), step=resume_from_frames + 1)
 
@@ -113,8 +112,8 @@ class RunLogger:
         self._events.add(summary=histogram(name, numbers, bins=30), step=frames)
 
     def log_video(self, name: str, pictures: Frames, *, frames: int, fps: float) -> None:
-        """Show a moving picture in TensorBoard at ``frames``, see `add_video`."""
-        self._events.add(summary=_video(name, pictures, fps=fps), step=frames)
+        """Show a moving picture in TensorBoard at ``frames``, see `EventFile.add_video`."""
+        self._events.add_video(name, pictures, frames=frames, fps=fps)
 
     def close(self) -> None:
         """Close both files; calling it twice is harmless."""
@@ -132,24 +131,6 @@ class RunLogger:
         self.close()
 
 
-def add_video(writer: SummaryWriter, name: str, pictures: Frames, *, frames: int, fps: float) -> None:
-    """Show a moving picture in TensorBoard's images, as a GIF.
-
-    ``SummaryWriter.add_video`` writes the same event, but wants moviepy to make the GIF.
-
-    Args:
-        writer: of the event file.
-        name: the tag.
-        pictures: uint8 ``[n, H, W, 3]``, RGB.
-        frames: environment frames at which it is shown.
-        fps: pictures a second.
-
-    Raises:
-        ValueError: for pictures of another shape or type.
-    """
-    writer._get_file_writer().add_summary(_video(name, pictures, fps=fps), global_step=frames)
-
-
 def _video(name: str, pictures: Frames, *, fps: float) -> Summary:
     gif = encode_gif(pictures, fps=fps)
     height, width, channels = pictures.shape[1:]
@@ -160,8 +141,16 @@ def _video(name: str, pictures: Frames, *, fps: float) -> Summary:
 _EVENT_FILE = re.compile(r"events\.out\.tfevents\.([0-9]{10})\.")  # the second in which it was begun
 
 
-class _EventFile:
-    """A new TensorBoard event file in ``folder``, read after those that are there."""
+class EventFile:
+    """A new TensorBoard event file in ``folder``, read after those that are there.
+
+    Example:
+        >>> import tempfile
+        >>> import numpy as np
+        >>> folder = tempfile.mkdtemp()
+        >>> with EventFile(Path(folder)) as events:
+        ...     events.add_video("trial", np.zeros((2, 8, 8, 3), np.uint8), frames=1000, fps=10)
+    """
 
     def __init__(self, folder: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)
@@ -174,10 +163,36 @@ class _EventFile:
         self.add(file_version="brain.Event:2")
 
     def add(self, **event: object) -> None:
+        """Write an event. Raises OSError as `RecordFile.write` does."""
         self._writer.write(Event(wall_time=time.time(), **event).SerializeToString())
 
+    def add_video(self, name: str, pictures: Frames, *, frames: int, fps: float) -> None:
+        """Show a moving picture in TensorBoard's images, as a GIF.
+
+        ``SummaryWriter.add_video`` writes the same event, but wants moviepy to make the GIF.
+
+        Args:
+            name: the tag.
+            pictures: uint8 ``[n, H, W, 3]``, RGB.
+            frames: environment frames at which it is shown.
+            fps: pictures a second.
+
+        Raises:
+            ValueError: for pictures of another shape or type.
+        """
+        self.add(summary=_video(name, pictures, fps=fps), step=frames)
+
     def close(self) -> None:
+        """Close it; calling it twice is harmless."""
         self._file.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.close()
 
 
 Row = tuple[int, str, float]

@@ -1,17 +1,49 @@
-"""Moving pictures as files: GIF by Pillow, MP4 (H.264) by the ffmpeg that imageio-ffmpeg brings along."""
+"""Figures and moving pictures as files: GIF by Pillow, MP4 (H.264) by the ffmpeg that imageio-ffmpeg brings along.
+
+Each appears under its name when it is whole; a disk that is full leaves what was there before.
+"""
 
 import io
 import os
 from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import imageio.v2 as imageio
 import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
+from htrmrl_torchrl.files import write_whole
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
 Frames = npt.NDArray[np.uint8]  # [n, H, W, 3], RGB
 _PALETTE_SAMPLE = 16  # pictures
+
+
+def write_figure(figure: "Figure", path: Path) -> None:
+    """Write a Matplotlib figure in the format that the file's suffix names; its folder is created where missing.
+
+    Raises:
+        OSError: if it could not be written; the file is as it was.
+    """
+    picture = io.BytesIO()
+    figure.savefig(picture, format=path.suffix.removeprefix(".").lower(), dpi=150)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_whole(path, picture.getvalue())
+
+
+def as_written(text: str) -> str:
+    """What Matplotlib draws as this text: dollar signs begin no formula, and a leading underscore hides no line.
+
+    Example:
+        >>> as_written("$x"), as_written("_y")
+        ('\\\\$x', ' _y')
+    """
+    text = text.replace("$", r"\$")
+    return f" {text}" if text.startswith("_") else text
 
 
 def check_frames(frames: Frames) -> None:
@@ -74,13 +106,18 @@ def _write_mp4(frames: Frames, path: Path, fps: float) -> None:
     if any(missing for _, missing in odd):
         frames = np.pad(frames, [(0, 0), *odd, (0, 0)], mode="edge")  # yuv420p halves both sides
     # macro_block_size: imageio would otherwise stretch pictures to multiples of 16
-    imageio.mimwrite(
-        path, list(frames), format="FFMPEG", fps=fps, codec="libx264", pixelformat="yuv420p", macro_block_size=2
-    )
+    stage = path.with_name(f".{path.stem}.stage.mp4")
+    try:
+        imageio.mimwrite(
+            stage, list(frames), format="FFMPEG", fps=fps, codec="libx264", pixelformat="yuv420p", macro_block_size=2
+        )
+        os.replace(stage, path)
+    finally:
+        stage.unlink(missing_ok=True)
 
 
 def _write_gif(frames: Frames, path: Path, fps: float) -> None:
-    path.write_bytes(encode_gif(frames, fps=fps))
+    write_whole(path, encode_gif(frames, fps=fps))
 
 
 _WRITERS: dict[str, Callable[[Frames, Path, float], None]] = {".mp4": _write_mp4, ".gif": _write_gif}

@@ -4,22 +4,22 @@ A cell is one run of a training recipe, with one value of every axis and one see
 so that the same command finds it again.
 """
 
-import hashlib
 import json
 import math
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
-from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.errors import HydraException
+from hydra.core.override_parser.types import ChoiceSweep, Glob, Override, RangeSweep
 
-from recipes._cli import load_config
+from recipes._cli import UNREADABLE, load_config, parse_override
+from recipes._paths import path_override, safe_name
 from recipes._say import reason, say
 from recipes._validate import UserError
+
+MOST_CELLS = 10_000
 
 
 @dataclass(frozen=True)
@@ -52,14 +52,46 @@ def expand(overrides: Sequence[str]) -> tuple[list[str], list[dict[str, str]]]:
         >>> expand(["a=1,2", "b=x", "seed=range(1,3)"])[0]
         ['a', 'seed']
     """
+    parsed = [parse_override(override) for override in overrides]
+    _check_sweeps(parsed)
     try:
-        parsed = OverridesParser.create().parse_overrides(list(overrides))
         (combinations,) = BasicSweeper.split_arguments(parsed, max_batch_size=None)
-    except HydraException as error:
-        raise UserError(str(error).splitlines()[0]) from error
+    except UNREADABLE as error:
+        raise UserError(next(iter(str(error).splitlines()), type(error).__name__)) from error
     cells = [dict(pair.split("=", 1) for pair in combination) for combination in combinations]
     axes = [key for key in cells[0] if len({cell[key] for cell in cells}) > 1]
     return axes, cells
+
+
+def _check_sweeps(overrides: Sequence[Override]) -> None:
+    """Raise UserError unless every key is there once, and the combinations are not more than anybody can want."""
+    cells = 1
+    for key, *others in _by_key(overrides).values():
+        if others:
+            raise UserError(f"{key.input_line!r} and {others[0].input_line!r} are of the same key: give it once")
+        cells *= _number_of_values(key)
+        if cells > MOST_CELLS:
+            raise UserError(f"these overrides span more than {MOST_CELLS:,} cells: sweep fewer values")
+
+
+def _by_key(overrides: Sequence[Override]) -> dict[str, list[Override]]:
+    grouped: dict[str, list[Override]] = {}
+    for override in overrides:
+        grouped.setdefault(override.key_or_group, []).append(override)
+    return grouped
+
+
+def _number_of_values(override: Override) -> int:
+    """Without making them: a range may be without end."""
+    sweep = override.value()
+    if isinstance(sweep, Glob):
+        raise UserError(f"{override.input_line!r} is a pattern of files: write the values, {override.key_or_group}=a,b")
+    if not isinstance(sweep, RangeSweep):
+        return len(sweep.list) if isinstance(sweep, ChoiceSweep) else 1
+    start, stop, step = sweep.start, sweep.stop, sweep.step
+    if start is None or stop is None or not step or not math.isfinite(span := (stop - start) / step) or span <= 0:
+        raise UserError(f"{override.input_line!r} has no values: write range(start,stop,step) that comes to an end")
+    return math.ceil(span)
 
 
 def plan(recipe: str, overrides: Sequence[str], out: Path) -> tuple[list[str], list[Cell]]:
@@ -79,7 +111,7 @@ def plan(recipe: str, overrides: Sequence[str], out: Path) -> tuple[list[str], l
     for values in combinations:
         swept = {key: values[key] for key in axes if key != "seed"}
         run_dir = out / _folder_name(swept) / f"seed={values.get('seed', '')}"
-        pairs = [f"{key}={value}" for key, value in values.items()] + [f"run_dir='{run_dir}'"]
+        pairs = [*(f"{key}={value}" for key, value in values.items()), path_override("run_dir", run_dir)]
         try:
             config = load_config(recipe, pairs)
         except UserError as error:
@@ -91,10 +123,7 @@ def plan(recipe: str, overrides: Sequence[str], out: Path) -> tuple[list[str], l
 
 
 def _folder_name(values: dict[str, str]) -> str:
-    """Readable, safe in a path, and different for different values."""
-    name = ",".join(f"{key}={value}" for key, value in values.items()) or "all"
-    safe = re.sub(r"[^A-Za-z0-9_.,=-]+", "_", name)[:80]
-    return safe if safe == name else f"{safe}-{hashlib.sha256(name.encode()).hexdigest()[:8]}"
+    return safe_name(",".join(f"{key}={value}" for key, value in values.items()) or "all")
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,7 @@
 """Frames per second of collection, of the update (dense and deduplicated) and of the whole recipe."""
 
 import csv
+import shlex
 import statistics
 import subprocess
 import sys
@@ -24,6 +25,7 @@ from htrmrl_torchrl.networks import Networks, build_networks
 from htrmrl_torchrl.progress import progress_bar
 from recipes._benchmark_environment import interleaved, ratio
 from recipes._cli import CONFIG_DIR, load_config
+from recipes._paths import path_override
 from recipes._relations import frames_per_batch
 
 HORIZON, MINIBATCH, SEGMENT = 50, 4_000, 50  # of base.yaml all but the horizon
@@ -203,7 +205,7 @@ def _run_recipe(name: str, overrides: list[str]) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as folder:
         run_dir = Path(folder) / "run"
         script = str(CONFIG_DIR.parent / "recipes" / "ml10_ppo.py")
-        command = [sys.executable, script, f"run_dir={run_dir}", f"total_frames={2 * batch}", *overrides]
+        command = [sys.executable, script, path_override("run_dir", run_dir), f"total_frames={2 * batch}", *overrides]
         start, peak = time.perf_counter(), 0.0
         process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
         with progress_bar(desc=name, bar_format="{desc} {elapsed}") as bar:
@@ -212,7 +214,7 @@ def _run_recipe(name: str, overrides: list[str]) -> dict[str, Any]:
                 bar.update(0)
                 time.sleep(0.5)
         if process.returncode:
-            raise RuntimeError(f"{' '.join(command)} ended with exit code {process.returncode}.")
+            raise RuntimeError(f"{shlex.join(command)} ended with exit code {process.returncode}.")
         seconds = time.perf_counter() - start
         with (run_dir / "metrics.csv").open(newline="") as file:
             times = [(row["metric"], float(row["value"])) for row in csv.DictReader(file)]

@@ -3,22 +3,29 @@
     python recipes/ml10_ppo.py encoder.window=8 env.name=ML1:push-v3     overrides in Hydra's grammar
     python recipes/ml10_ppo.py seed=2 --cfg                              show the resolved configuration and stop
 
+Paths are read as they are written, see `_paths`.
+
 Hydra's compose API is used instead of ``@hydra.main``: the configuration is checked as a whole before anything is
 built, a fault is one sentence instead of a pruned traceback, and no working directory, ``outputs/`` folder or logging
 is set up behind the recipe's back. Sweeps are for ``recipes/ablate.py``.
 """
 
+import io
 import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from hydra import compose, initialize_config_dir
 from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Override
 from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from recipes._paths import PATHS, expanded, in_hydras_words, literally
 from recipes._say import unfailing_output
 from recipes._validate import UserError, check_choice, check_keys, validate
 
@@ -30,7 +37,10 @@ os.environ.setdefault("GOMP_SPINCOUNT", "2000")
 Check = Callable[[DictConfig, DictConfig], None]
 CONFIG_DIR = Path(__file__).resolve().parents[1] / "configs"
 
-__all__ = ["CONFIG_DIR", "UserError", "load_config", "run_recipe"]
+# What a parser raises for text that it cannot read: too deep, too long a number. Around parsers alone.
+UNREADABLE = (HydraException, OmegaConfBaseException, RecursionError, ValueError, OverflowError)
+
+__all__ = ["CONFIG_DIR", "UNREADABLE", "UserError", "load_config", "parse_override", "refusing", "run_recipe"]
 
 
 @unfailing_output()
@@ -49,7 +59,7 @@ def run_recipe(main: Callable[[DictConfig], object], *, config_name: str, check:
     """
     options = {argument for argument in sys.argv[1:] if argument.startswith("-")}
     overrides = [argument for argument in sys.argv[1:] if not argument.startswith("-")]
-    try:
+    with refusing():
         if options & {"-h", "--help"}:
             print(_help(main, config_name))
             return
@@ -60,9 +70,19 @@ def run_recipe(main: Callable[[DictConfig], object], *, config_name: str, check:
         _check_rendering()
         config = load_config(config_name, overrides, check)
         if "--cfg" in options:
-            print(OmegaConf.to_yaml(config).rstrip())
+            print(OmegaConf.to_yaml(config, resolve=True).rstrip())
             return
         main(config)
+
+
+@contextmanager
+def refusing() -> Iterator[None]:
+    """Meanwhile a :class:`UserError` ends the process with its sentence on stderr and its exit code."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # a path may hold bytes that are no characters
+            stream.reconfigure(errors="backslashreplace")
+    try:
+        yield
     except UserError as error:
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
         sys.exit(error.exit_code)
@@ -88,18 +108,41 @@ def load_config(config_name: str, overrides: Sequence[str] = (), check: Check = 
     Raises:
         UserError: for the first fault: what was received, what is allowed.
     """
+    overrides = [in_hydras_words(override) for override in overrides]
     with initialize_config_dir(version_base="1.3", config_dir=str(CONFIG_DIR)):
         chosen = _chosen_files(overrides, compose(config_name))
         defaults = compose(config_name, overrides=list(chosen.values()))
         check_keys((key for key in _keys(overrides) if key not in chosen), defaults)
         try:
-            config = compose(config_name, overrides=list(overrides))
-            OmegaConf.resolve(config)
-        except (HydraException, OmegaConfBaseException) as error:
-            raise UserError(str(error).splitlines()[0]) from error
+            resolved = OmegaConf.to_container(compose(config_name, overrides=overrides), resolve=True)
+        except UNREADABLE as error:
+            raise UserError(_first_line(error)) from error
+    config = _frozen(resolved)
     check(config, defaults)
+    return config
+
+
+def _frozen(resolved: Any) -> DictConfig:
+    """What was resolved as a configuration whose values are what they say, and whose paths begin at home."""
+
+    def literal(value: Any) -> Any:
+        if isinstance(value, dict):
+            return {key: literal(entry) for key, entry in value.items()}
+        if isinstance(value, list):
+            return [literal(entry) for entry in value]
+        return literally(value) if isinstance(value, str) else value
+
+    for key in PATHS:
+        if isinstance(path := resolved.get(key), str):
+            resolved[key] = expanded(key, path)
+    config: DictConfig = OmegaConf.create(literal(resolved))
+    OmegaConf.set_struct(config, True)
     OmegaConf.set_readonly(config, True)
     return config
+
+
+def _first_line(error: Exception) -> str:
+    return next(iter(str(error).splitlines()), type(error).__name__)
 
 
 def _chosen_files(overrides: Sequence[str], defaults: DictConfig) -> dict[str, str]:
@@ -125,13 +168,7 @@ def _keys(overrides: Sequence[str]) -> list[str]:
     """Keys that the overrides set, after refusing what is no plain ``key=value``."""
     keys = []
     for override in overrides:
-        try:
-            parsed = OverridesParser.create().parse_override(override)
-        except HydraException:
-            raise UserError(
-                f"cannot read {override!r}: overrides are written key=value, and a value with brackets, commas or "
-                """spaces is quoted for Hydra too, as in 'env.name="custom:[reach-v3]/[push-v3]"'"""
-            ) from None
+        parsed = parse_override(override)
         if parsed.is_add() or parsed.is_force_add() or parsed.is_delete() or parsed.package:
             raise UserError(f"{override!r}: keys can be changed but not added or removed, write key=value")
         if parsed.is_sweep_override():
@@ -140,6 +177,18 @@ def _keys(overrides: Sequence[str]) -> list[str]:
             )
         keys.append(parsed.key_or_group)
     return keys
+
+
+def parse_override(override: str) -> Override:
+    """An override in Hydra's reading. Raises :class:`UserError` for what is none."""
+    try:
+        return OverridesParser.create().parse_override(override)
+    except UNREADABLE:
+        shown = repr(override) if len(override) <= 200 else f"{override[:200]!r}... ({len(override)} characters)"
+        raise UserError(
+            f"cannot read {shown}: overrides are written key=value, and a value with brackets, commas or "
+            """spaces is quoted for Hydra too, as in 'env.name="custom:[reach-v3]/[push-v3]"'"""
+        ) from None
 
 
 def _help(main: Callable[[DictConfig], object], config_name: str) -> str:

@@ -1,4 +1,7 @@
-"""From what a user says, a run folder or a file or a pattern, to checkpoint files."""
+"""From what a user says, a run folder or a file or a pattern, to checkpoint files.
+
+A path that is there is that path; only where nothing is there is it read as a pattern.
+"""
 
 import glob
 from collections.abc import Sequence
@@ -6,6 +9,7 @@ from pathlib import Path
 
 from omegaconf import DictConfig
 
+from recipes._paths import kind_of, names_in
 from recipes._validate import UserError
 
 
@@ -13,10 +17,31 @@ def find_checkpoints(pattern: str | None) -> list[Path]:
     """The checkpoint files that the user means; of a run folder the best one on ``val``, else the newest."""
     if pattern is None:
         raise UserError("checkpoint is missing: give a run folder or a checkpoint file, checkpoint=runs/ml10_ppo_seed1")
-    found = [Path(pattern)] if Path(pattern).exists() else sorted(map(Path, glob.glob(pattern)))
+    found = [Path(pattern)] if kind_of("checkpoint", pattern) else sorted(map(Path, glob.glob(pattern)))
     if not found:
         raise UserError(f"checkpoint is '{pattern}' but nothing is there")
-    return [_of_run(path) if path.is_dir() else path for path in found]
+    return [_of_run(path) if path.is_dir() else _file(path) for path in found]
+
+
+def one_checkpoint(pattern: str | None) -> Path:
+    """The checkpoint file that the user means, where several make no sense."""
+    paths = find_checkpoints(pattern)
+    if len(paths) > 1:
+        raise UserError(f"checkpoint is '{pattern}', which are {len(paths)} checkpoints: give one of them")
+    return paths[0]
+
+
+def check_checkpoints(paths: Sequence[Path]) -> None:
+    """Raise UserError for the first one that cannot be read or is no checkpoint."""
+    from htrmrl_torchrl.checkpoint import check_archive  # late: torch takes a while
+
+    for path in paths:
+        try:
+            check_archive(path)
+        except OSError as error:
+            raise UserError(f"{path} cannot be read: {error.strerror}") from error
+        except ValueError as error:
+            raise UserError(str(error)) from error
 
 
 def run_folder_of(checkpoint: Path) -> Path:
@@ -44,10 +69,22 @@ def goals_of(config: DictConfig, checkpoints: Sequence[Path]) -> tuple[str, int]
     return benchmark, seeds[0] if seeds else 0
 
 
-def _of_run(run_dir: Path) -> Path:
-    from htrmrl_torchrl.checkpoint import checkpoints_of
+def _file(path: Path) -> Path:
+    """Reading a device or a pipe might never end."""
+    if (kind := kind_of("checkpoint", path)) != "file":
+        raise UserError(
+            f"checkpoint is '{path}', a {kind or 'link to nowhere'}: give a run folder or a checkpoint file"
+        )
+    return path
 
-    for kind in ("best", "step"):
-        if files := checkpoints_of(run_dir / "checkpoints", kind):
-            return files[-1]
+
+def _of_run(run_dir: Path) -> Path:
+    from htrmrl_torchrl.checkpoint import checkpoints_of  # late: torch takes a while
+
+    folder = run_dir / "checkpoints"
+    if kind_of("checkpoint", folder) == "folder":
+        names_in("checkpoint", folder)  # refuses one that cannot be looked into
+        for kind in ("best", "step"):
+            if files := checkpoints_of(folder, kind):
+                return files[-1]
     raise UserError(f"checkpoint is '{run_dir}', a folder without checkpoints/: give a run folder or a checkpoint file")

@@ -10,8 +10,19 @@ from typing import TYPE_CHECKING, Any
 
 from omegaconf import DictConfig
 
-from recipes._find import find_checkpoints, goals_of, run_folder_of
-from recipes._validate import NOT_EMPTY, UserError, at_least, check_device, check_values, one_of
+from recipes._find import check_checkpoints, goals_of, one_checkpoint, run_folder_of
+from recipes._paths import check_folder, writing
+from recipes._sizes import fits_memory, trial_needs
+from recipes._validate import (
+    NOT_EMPTY,
+    SEED,
+    UserError,
+    at_least,
+    check_device,
+    check_relations,
+    check_values,
+    one_of,
+)
 
 if TYPE_CHECKING:
     from htrmrl_torchrl.inspection.recording import Recording
@@ -27,7 +38,7 @@ RULES = {
     "horizon": at_least(1, kind=int),
     "looks": at_least(1),
     "benchmark_seed": at_least(0, kind=int),
-    "seed": at_least(0),
+    "seed": SEED,
     "device": NOT_EMPTY,
     "num_envs": at_least(1),
     "num_workers": at_least(0),
@@ -40,24 +51,39 @@ def check(config: DictConfig, defaults: DictConfig) -> None:
     """Raise UserError for the first fault that shows before a checkpoint is read."""
     check_values(config, defaults, RULES)
     check_device(config.device)
+    needs = trial_needs(episodes=config.episodes or 1, horizon=config.horizon or 1, trials=config.trials_per_goal or 1)
+    check_relations([fits_memory(needs)])
 
 
 def run(config: DictConfig) -> None:
     """Look inside a trained agent, and inside an untrained one of the same sizes as the control."""
-    paths = find_checkpoints(config.checkpoint)
-    if len(paths) > 1:
-        raise UserError(f"checkpoint is '{config.checkpoint}', which are {len(paths)} checkpoints: give one of them")
+    path = one_checkpoint(config.checkpoint)
+    folder = Path(config.out) if config.out else run_folder_of(path) / "inspection"
+    check_folder("out", folder)
+    check_checkpoints([path])
+    from htrmrl_torchrl.files import write_whole
     from recipes._inspection_page import write_inspection
 
     started = time.perf_counter()
     try:
-        about, recordings = _play(config, paths[0])
+        about, recordings = _play(config, path)
     except (ValueError, FileNotFoundError) as error:
         raise UserError(str(error)) from error
-    folder = Path(config.out) if config.out else run_folder_of(paths[0]) / "inspection"
-    numbers = write_inspection(folder, about, recordings)
-    (folder / "inspection.json").write_text(json.dumps(numbers, indent=2))
+    print(_table(recordings))
+    with writing(f"the inspection in {folder}"):
+        numbers = write_inspection(folder, about, recordings)
+        write_whole(folder / "inspection.json", json.dumps(numbers, indent=2))
     print(f"{time.perf_counter() - started:.0f} s; open {folder / 'index.html'} in a browser")
+
+
+def _table(recordings: dict[str, dict[str, "Recording"]]) -> str:
+    """Success by episode, which would otherwise be lost with a disk that takes no figures."""
+    return "\n".join(
+        f"success on {split}, {label + ',':10} by episode "
+        + " ".join(f"{share:.2f}" for share in recording.success.double().mean(0).tolist())
+        for split, by_label in recordings.items()
+        for label, recording in by_label.items()
+    )
 
 
 def _play(config: DictConfig, path: Path) -> tuple[dict[str, Any], dict[str, dict[str, "Recording"]]]:

@@ -13,6 +13,7 @@ from htrmrl_torchrl.inspection.embeddings import Separation, separation
 from htrmrl_torchrl.inspection.page import Picture, Section, Table, write_page
 from htrmrl_torchrl.inspection.recording import Recording
 from htrmrl_torchrl.inspection.retrieval import retrieve
+from htrmrl_torchrl.media import write_figure
 from htrmrl_torchrl.modules.encoder import HierarchicalEncoder
 from recipes._inspection import TRAINED, UNTRAINED
 
@@ -223,8 +224,8 @@ def _strategy_of(about: dict[str, Any]) -> str:
 
 
 def _save(figure: "Figure", path: Path, caption: str) -> Picture:
-    figure.savefig(path, dpi=150)
-    figure.savefig(path.with_suffix(".pdf"))
+    write_figure(figure, path)
+    write_figure(figure, path.with_suffix(".pdf"))
     return Picture(path=path, caption=caption)
 
 

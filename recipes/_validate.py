@@ -6,15 +6,14 @@ keep its own rule (``RULES``) and fit the others (`_relations`). The library che
 
 import difflib
 import math
-import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
-from recipes._relations import relations
+from recipes._relations import Relation, relations
+from recipes._sizes import fits_memory, training_needs
 
 
 class UserError(ValueError):
@@ -44,9 +43,12 @@ def one_of(*choices: str, kind: type | None = None) -> Rule:
 
 POSITIVE = Rule("greater than 0", lambda value: value > 0)
 NOT_EMPTY = Rule("not empty", lambda value: bool(value.strip()))
+SEED = Rule("from 0 to 2**63 - 1", lambda value: 0 <= value < 2**63)
+# No worker answers within less on a busy machine, and the kernel counts milliseconds in 31 bits.
+TIMEOUT = Rule("from 0.1 to 1_000_000 seconds", lambda value: 0.1 <= value <= 1_000_000)
 
 RULES: dict[str, Rule] = {
-    "seed": Rule("from 0 to 2**63 - 1", lambda value: 0 <= value < 2**63),
+    "seed": SEED,
     "device": NOT_EMPTY,
     "total_frames": at_least(1),
     "run_dir": NOT_EMPTY,
@@ -54,7 +56,7 @@ RULES: dict[str, Rule] = {
     "env.name": NOT_EMPTY,
     "env.num_envs": at_least(1),
     "env.num_workers": at_least(0),
-    "env.worker_timeout": POSITIVE,
+    "env.worker_timeout": TIMEOUT,
     "env.backend": one_of("fast", "official"),
     "env.episodes_per_trial": at_least(1),
     "env.horizon": at_least(1),
@@ -115,6 +117,7 @@ FREE = (
 )  # fmt: skip
 
 LOCK = ".lock"  # in a run folder, of the process that runs in it
+MISSING = "???"  # OmegaConf's
 KINDS = {bool: "true or false", int: "an integer", float: "a number", str: "a string", list: "a list, as in [1,2]"}
 
 
@@ -169,12 +172,20 @@ def validate(config: DictConfig, defaults: DictConfig) -> None:
             f"encoder.kind is {config.encoder.kind!r} but must be {defaults.encoder.kind!r} with these keys: choose "
             f"another encoder as a whole, encoder={config.encoder.kind}"
         )
-    for holds, fault in relations(config):
+    check_relations(relations(config))
+    check_device(config.device)
+    check_relations([fits_memory(training_needs(config), device=config.device)])
+    from recipes._paths import check_run_folder  # late: it imports this module
+
+    check_run_folder(config.run_dir, config.resume)
+    _check_environment(config)
+
+
+def check_relations(relations: Iterable[Relation]) -> None:
+    """Raise :class:`UserError` for the first one that doesn't hold."""
+    for holds, fault in relations:
         if not holds:
             raise UserError(fault)
-    check_device(config.device)
-    _check_folders(Path(config.run_dir), config.resume)
-    _check_environment(config)
 
 
 def check_values(config: DictConfig, defaults: DictConfig, rules: Mapping[str, Rule]) -> None:
@@ -182,6 +193,8 @@ def check_values(config: DictConfig, defaults: DictConfig, rules: Mapping[str, R
     values, shipped = flatten(config), flatten(defaults)
     check_keys(values, defaults)
     for key, value in values.items():
+        if value == MISSING:
+            raise UserError(f"{key} is {MISSING}, which stands for a missing value: give one, {key}=<value>")
         _check_value(key, value, shipped[key], rules.get(key))
 
 
@@ -217,27 +230,11 @@ def check_device(name: str) -> None:
         raise UserError(f"device is {name!r} but {torch.cuda.device_count()} CUDA devices are available")
 
 
-def _check_folders(run_dir: Path, resume: str) -> None:
-    try:
-        existing = next(path for path in (run_dir.absolute(), *run_dir.absolute().parents) if path.exists())
-        given = resume in ("auto", "never") or Path(resume).exists()
-    except OSError as error:  # a name that is too long, a folder that may not be looked into
-        raise UserError(f"run_dir is '{run_dir}' and resume is '{resume}': {error.strerror}") from error
-    if not existing.is_dir():
-        raise UserError(f"run_dir is '{run_dir}' but {existing} is a file: choose a folder that can be created")
-    if not os.access(existing, os.W_OK | os.X_OK):
-        raise UserError(f"run_dir is '{run_dir}' but {existing} is not writable: choose a folder that can be written")
-    if resume == "never" and run_dir.exists() and any(path.name != LOCK for path in run_dir.iterdir()):
-        raise UserError(f"resume is never but run_dir '{run_dir}' is not empty: choose another run_dir or resume=auto")
-    if not given:
-        raise UserError(f"resume is {resume!r} but must be auto, never or the path of a checkpoint, and none is there")
-
-
 def _check_environment(config: DictConfig) -> None:
     # late: these imports take seconds, the checks above none
     from htrmrl_torchrl.envs import check_name, num_goals, task_names
     from htrmrl_torchrl.envs.benchmarks import check_benchmark_seed
-    from htrmrl_torchrl.envs.factory import is_dotted_path, resolve_horizon
+    from htrmrl_torchrl.envs.factory import check_factory, is_dotted_path, resolve_horizon
 
     env, goals_per_task = config.env, config.eval.goals_per_task
     try:
@@ -246,6 +243,10 @@ def _check_environment(config: DictConfig) -> None:
     except ValueError as error:
         raise UserError(f"env.name={env.name}, env.benchmark_seed={env.benchmark_seed}: {error}") from error
     if is_dotted_path(env.name):
+        try:
+            check_factory(env.name)
+        except ValueError as error:
+            raise UserError(f"env.name is {env.name}: {error}") from error
         if env.num_workers:
             raise UserError(f"env.num_workers is {env.num_workers} but must be 0 with a factory, which is {env.name}")
         if config.loss.reward_norm:

@@ -6,6 +6,7 @@ adds what is new to it; a run that fails does not stop the others. Leaves one ta
 """
 
 import csv
+import io
 import shlex
 import subprocess
 import sys
@@ -17,8 +18,9 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 
 from recipes._ablation import Cell, Row, plan, tabulate
-from recipes._cli import CONFIG_DIR, UserError, run_recipe
+from recipes._cli import CONFIG_DIR, run_recipe
 from recipes._lock import holder
+from recipes._paths import check_folder, writing
 from recipes._say import reason, say
 from recipes._signals import Interrupts, end_with_parent, ending_at_once
 from recipes._validate import NOT_EMPTY, Rule, at_least, check_values, one_of
@@ -44,6 +46,7 @@ RULES: dict[str, Rule] = {
 def check(config: DictConfig, defaults: DictConfig) -> None:
     """Raise UserError for the first fault of the ablation's own keys."""
     check_values(config, defaults, RULES)
+    check_folder("out", Path(config.out))
 
 
 def ablate(config: DictConfig, overrides: Sequence[str]) -> None:
@@ -51,29 +54,25 @@ def ablate(config: DictConfig, overrides: Sequence[str]) -> None:
     asked = [*(config.axes[config.axis] if config.axis else ()), *overrides]
     if not any(override.startswith("seed=") for override in asked):
         asked.append(f"seed={','.join(map(str, config.seeds))}")
+    from htrmrl_torchrl.media import write_figure  # late: it takes a while
+
     out = Path(config.out)
     axes, cells = plan(config.recipe, asked, out)
     todo = [cell for cell in cells if cell.summary() is None]
     print(f"{len(cells)} cells, {len(cells) - len(todo)} finished; axes: {', '.join(axes) or 'none'}; in {out}")
-    try:
+    tabulate(cells, config.metric)  # a metric that the finished ones do not have shows before others are played
+    with writing(str(out)):
         out.mkdir(parents=True, exist_ok=True)
         OmegaConf.save({**{key: config[key] for key in OWN}, "overrides": asked}, out / "ablation.yaml")
-    except OSError as error:
-        raise UserError(f"out is '{out}' but {error.filename or out} cannot be written: {reason(error)}") from error
     stopped = _run_all(config.recipe, todo, config.jobs)
     unfinished = [cell for cell in cells if cell.summary() is None]
     rows = tabulate(cells, config.metric)
     if rows:
-        print(f"\n{_shown(rows, axes, config.metric)}\n", flush=True)
-        try:
+        print(f"\n{_shown(rows, axes, config.metric)}\n", flush=True)  # even if no file can be written
+        with writing(f"table and figures in {out}"):
             write_table(rows, axes, config.metric, out / "table.csv")
             for axis in axes:
-                figure(rows, axis, config.metric).savefig(out / f"{axis}.png", dpi=150)
-        except OSError as error:
-            raise UserError(
-                f"table and figures cannot be written to {out} ({reason(error)}); once they can be, the same command "
-                "does"
-            ) from error
+                write_figure(figure(rows, axis, config.metric), out / f"{axis}.png")
         print(f"table and figures are in {out}")
     for cell in unfinished:
         say(f"not finished: {cell.run_dir} (its output: {cell.run_dir / 'log.txt'})")
@@ -143,13 +142,16 @@ def _start(recipe: str, cell: Cell) -> "subprocess.Popen[bytes] | None":
 
 def write_table(rows: Sequence[Row], axes: Sequence[str], metric: str, path: Path) -> None:
     """One line a combination: mean and 95% interval over seeds, and what a run cost."""
-    with path.open("w", newline="") as file:
-        writer = csv.writer(file)
-        writer.writerow([*axes, "seeds", metric, "low", "high", "frames_per_second", "seconds"])
-        for row in rows:
-            low, high = row.interval or ("", "")
-            line = [len(row.scores), row.mean, low, high, row.frames_per_second, row.seconds]
-            writer.writerow([*(row.values[axis] for axis in axes), *line])
+    from htrmrl_torchrl.files import write_whole
+
+    file = io.StringIO(newline="")
+    writer = csv.writer(file)
+    writer.writerow([*axes, "seeds", metric, "low", "high", "frames_per_second", "seconds"])
+    for row in rows:
+        low, high = row.interval or ("", "")
+        line = [len(row.scores), row.mean, low, high, row.frames_per_second, row.seconds]
+        writer.writerow([*(row.values[axis] for axis in axes), *line])
+    write_whole(path, file.getvalue())
 
 
 def _shown(rows: Sequence[Row], axes: Sequence[str], metric: str) -> str:
@@ -166,6 +168,8 @@ def figure(rows: Sequence[Row], axis: str, metric: str) -> Any:
     """The metric and the speed along one axis, a line for each combination of the other axes."""
     from matplotlib.figure import Figure
 
+    from htrmrl_torchrl.media import as_written
+
     shown = list(dict.fromkeys(row.values[axis] for row in rows))
     where = {value: index for index, value in enumerate(shown)}  # evenly spaced, words and numbers alike
     lines: dict[str, list[Row]] = {}
@@ -178,7 +182,7 @@ def figure(rows: Sequence[Row], axis: str, metric: str) -> Any:
         offset = 0.0 if len(lines) == 1 else 0.16 * (index / (len(lines) - 1) - 0.5)  # intervals beside each other
         x = [where[row.values[axis]] + offset for row in members]
         color = f"C{index}"
-        scores.plot(x, [row.mean for row in members], color=color, marker="o", label=label)
+        scores.plot(x, [row.mean for row in members], color=color, marker="o", label=as_written(label))
         for at, row in zip(x, members, strict=True):
             scores.plot([at] * len(row.scores), row.scores, color=color, marker=".", linestyle="", alpha=0.4)
             if row.interval is not None:
@@ -186,14 +190,16 @@ def figure(rows: Sequence[Row], axis: str, metric: str) -> Any:
         speed.plot(x, [row.frames_per_second for row in members], color=color, marker="o")
     counts = sorted({len(row.scores) for row in rows})
     seeds = f"{counts[0]} seeds" if len(counts) == 1 else f"{counts[0]} to {counts[-1]} seeds"
-    scores.set_ylabel(f"{metric}, {seeds}, 95%")
+    scores.set_ylabel(as_written(f"{metric}, {seeds}, 95%"))
     if "success" in metric:
         scores.set_ylim(-0.02, 1.02)
     speed.set(ylabel="frames/s, collection and update")
     speed.set_ylim(bottom=0)
     for axes in (scores, speed):
-        axes.set_xticks(range(len(shown)), [value if len(value) < 20 else f"{value[:17]}..." for value in shown])
-        axes.set_xlabel(axis)
+        axes.set_xticks(
+            range(len(shown)), [as_written(value if len(value) < 20 else f"{value[:17]}...") for value in shown]
+        )
+        axes.set_xlabel(as_written(axis))
         axes.grid(alpha=0.3, axis="y")
         axes.spines[["top", "right"]].set_visible(False)
     if len(lines) > 1:

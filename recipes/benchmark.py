@@ -7,6 +7,7 @@ the ratios within a round. Needs an otherwise idle machine, and says how idle it
 import json
 import os
 import platform
+import shlex
 import sys
 from pathlib import Path
 from typing import Any
@@ -14,19 +15,22 @@ from typing import Any
 from omegaconf import DictConfig
 
 from recipes._cli import run_recipe
+from recipes._paths import check_folder, writing
+from recipes._say import spared
 from recipes._signals import ending_at_once
-from recipes._validate import NOT_EMPTY, Rule, UserError, at_least, check_device, check_values
+from recipes._sizes import benchmark_needs, fits_memory
+from recipes._validate import NOT_EMPTY, Rule, UserError, at_least, check_device, check_relations, check_values
 
 PARTS = ("environment", "collection", "update", "recipe")
 RULES = {
-    "parts": Rule(f"some of {', '.join(PARTS)}", lambda value: bool(value) and set(value) <= set(PARTS)),
+    "parts": Rule(f"some of {', '.join(PARTS)}", lambda value: bool(value) and all(part in PARTS for part in value)),
     "rounds": at_least(1),
     "num_envs": at_least(1),
     "num_workers": at_least(1),
     "lanes": Rule("numbers of at least 1", lambda value: bool(value) and all(type(n) is int and n > 0 for n in value)),
     "recipe_lanes": at_least(1),
     "device": NOT_EMPTY,
-    "threads": at_least(0),
+    "threads": Rule("from 0 to 1024", lambda value: 0 <= value <= 1024),
     "out": NOT_EMPTY,
 }
 
@@ -38,6 +42,13 @@ def check(config: DictConfig, defaults: DictConfig) -> None:
     for key in ("num_envs", "recipe_lanes"):
         if config[key] % 10:
             raise UserError(f"{key} is {config[key]} but must be a multiple of ML10's ten training tasks")
+    fewest = min(config.num_envs, config.recipe_lanes, 20, *config.lanes)  # 20: ml10_ppo's own
+    if config.num_workers > fewest:
+        raise UserError(
+            f"num_workers is {config.num_workers} but must be at most {fewest}, the fewest lanes of all parts"
+        )
+    check_relations([fits_memory(benchmark_needs(config))])
+    check_folder("out", Path(config.out))
 
 
 def run(config: DictConfig) -> None:
@@ -53,19 +64,28 @@ def run(config: DictConfig) -> None:
         "recipe": _benchmark_learning.recipe,
     }
     report: dict[str, Any] = {
-        "command": " ".join(["python", *sys.argv]),
+        "command": shlex.join(["python", *sys.argv]),
         "commit": commit_of_code(),
         "machine": {"processor": _processor(), "cores": os.cpu_count()},
         "versions": versions(),
         "load_before": os.getloadavg()[0],
     }
     path = Path(config.out) / "benchmark.json"
-    path.parent.mkdir(parents=True, exist_ok=True)
     for part in config.parts:
         report[part] = measure[part](config)
         print(f"\n{part}\n{table(report[part])}", flush=True)
-        path.write_text(json.dumps(report, indent=2))
+        with spared(str(path)):  # after each part, as far as it goes
+            _write(path, report)
+    with writing(str(path)):
+        _write(path, report)
     print(f"\nall numbers: {path}")
+
+
+def _write(path: Path, report: dict[str, Any]) -> None:
+    from htrmrl_torchrl.files import write_whole
+
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_whole(path, json.dumps(report, indent=2))
 
 
 def table(rows: list[dict[str, Any]]) -> str:

@@ -10,6 +10,7 @@ import re
 import shlex
 import sys
 import time
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -17,9 +18,21 @@ from typing import TYPE_CHECKING
 from omegaconf import DictConfig
 
 from recipes._cli import run_recipe
-from recipes._find import find_checkpoints, goals_of, run_folder_of
+from recipes._find import check_checkpoints, find_checkpoints, goals_of, run_folder_of
+from recipes._paths import check_folder, safe_name, writing
 from recipes._signals import ending_at_once
-from recipes._validate import NOT_EMPTY, POSITIVE, UserError, at_least, check_device, check_values, one_of
+from recipes._sizes import fits_memory, trial_needs
+from recipes._validate import (
+    NOT_EMPTY,
+    SEED,
+    TIMEOUT,
+    UserError,
+    at_least,
+    check_device,
+    check_relations,
+    check_values,
+    one_of,
+)
 
 if TYPE_CHECKING:
     from htrmrl_torchrl.evaluation import EvaluationReport
@@ -36,11 +49,11 @@ RULES = {
     "evaluation_actions": one_of("mean", "sampled", kind=str),
     "horizon": at_least(1, kind=int),
     "benchmark_seed": at_least(0, kind=int),
-    "seed": at_least(0),
+    "seed": SEED,
     "device": NOT_EMPTY,
     "num_envs": at_least(1),
     "num_workers": at_least(0),
-    "worker_timeout": POSITIVE,
+    "worker_timeout": TIMEOUT,
     "out": replace(NOT_EMPTY, kind=str),
 }
 
@@ -49,20 +62,30 @@ def check(config: DictConfig, defaults: DictConfig) -> None:
     """Raise UserError for the first fault that shows before a checkpoint is read."""
     check_values(config, defaults, RULES)
     check_device(config.device)
+    episodes = (config.adaptation_episodes or 0) + (config.evaluation_episodes or 1)
+    check_relations([fits_memory(trial_needs(episodes=episodes, horizon=config.horizon or 1, trials=1))])
 
 
 def run(config: DictConfig) -> None:
     """Evaluate checkpoints on a benchmark's held-out goals or tasks."""
     paths = find_checkpoints(config.checkpoint)
+    folder = Path(config.out) if config.out else run_folder_of(paths[0]) / "evaluations"
+    check_folder("out", folder)
+    check_checkpoints(paths)
     started = time.perf_counter()
     try:
-        from htrmrl_torchrl.envs.benchmarks import find_benchmark
-        from htrmrl_torchrl.evaluation import evaluate, plot_adaptation, plot_tasks
+        from htrmrl_torchrl.envs.benchmarks import OWN, find_benchmark
+        from htrmrl_torchrl.evaluation import evaluate
         from htrmrl_torchrl.opengl import choose_backend
 
         benchmark, benchmark_seed = goals_of(config, paths)
         if config.video and find_benchmark(benchmark).needs_opengl:
             choose_backend()  # before anything is played
+        if config.stages and benchmark in OWN:
+            raise UserError(
+                f"stages is true but {benchmark} is not of Meta-World, whose simulators say how far an episode came: "
+                "write stages=false"
+            )
     except (
         RuntimeError,
         ValueError,
@@ -91,27 +114,41 @@ def run(config: DictConfig) -> None:
         )
     except (ValueError, FileNotFoundError) as error:
         raise UserError(str(error)) from error
-    folder = Path(config.out) if config.out else run_folder_of(paths[0]) / "evaluations"
-    own = config.out is None and len(paths) == 1 and paths[0].parent.name == "checkpoints"
-    rules = report.protocol
-    episodes = f"{rules.goals_per_task}goals_{rules.adaptation_episodes}+{rules.evaluation_episodes}episodes"
-    which = f"{report.runs[0]['frames']:012d}" if len(paths) == 1 else f"{len(paths)}runs"
-    label = str(paths[0].name) if len(paths) == 1 else f"{len(paths)} runs"
-    name = re.sub(r"[^A-Za-z0-9.-]+", "_", benchmark)
-    unusual = _unusual(config, report, own=own)
-    stem = folder / f"{name}_{config.split}_{rules.name}_{episodes}_seed{config.seed}_{which}{unusual}"
-    report.save(stem.with_name(f"{stem.name}.json"))
-    plot_tasks({label: report}).savefig(stem.with_name(f"{stem.name}_by_task.png"), dpi=150)
-    if report.success.shape[-1] > 1:
-        plot_adaptation({label: report}).savefig(stem.with_name(f"{stem.name}_by_episode.png"), dpi=150)
+    print(f"\n{report}\n\n{time.perf_counter() - started:.0f} s", flush=True)  # even if no file can be written
+    stem = folder / _name(config, report, paths)
+    with writing(f"the evaluation in {folder}"):
+        _write(report, paths, stem)
     if config.video:
         _record(config, paths[0], benchmark, report, stem)
     if config.stages:
         _write_stages(config, paths[0], benchmark, report, stem)
-    print(f"\n{report}\n\n{time.perf_counter() - started:.0f} s; everything is in {stem}*")
+    print(f"everything is in {stem}*")
 
 
-def _unusual(config: DictConfig, report: "EvaluationReport", *, own: bool) -> str:
+def _write(report: "EvaluationReport", paths: Sequence[Path], stem: Path) -> None:
+    """The report and its figures."""
+    from htrmrl_torchrl.evaluation import plot_adaptation, plot_tasks
+    from htrmrl_torchrl.media import as_written, write_figure
+
+    label = f"{len(paths)} runs" if len(paths) > 1 else as_written(paths[0].name)
+    report.save(stem.with_name(f"{stem.name}.json"))
+    write_figure(plot_tasks({label: report}), stem.with_name(f"{stem.name}_by_task.png"))
+    if report.success.shape[-1] > 1:
+        write_figure(plot_adaptation({label: report}), stem.with_name(f"{stem.name}_by_episode.png"))
+
+
+def _name(config: DictConfig, report: "EvaluationReport", paths: Sequence[Path]) -> str:
+    """What the names of all files begin with."""
+    own = config.out is None and len(paths) == 1 and paths[0].parent.name == "checkpoints"
+    rules = report.protocol
+    episodes = f"{rules.goals_per_task}goals_{rules.adaptation_episodes}+{rules.evaluation_episodes}episodes"
+    which = f"{report.runs[0]['frames']:012d}" if len(paths) == 1 else f"{len(paths)}runs"
+    name = re.sub(r"[^A-Za-z0-9.-]+", "_", report.benchmark)
+    name = name if len(name) <= 100 else safe_name(report.benchmark)
+    return f"{name}_{config.split}_{rules.name}_{episodes}_seed{config.seed}_{which}{_unusual(report, own=own)}"
+
+
+def _unusual(report: "EvaluationReport", *, own: bool) -> str:
     """What else tells this report from others in its folder, for its name; ``own``: the folder is this run's own."""
     from htrmrl_torchrl.envs.benchmarks import find_benchmark
     from htrmrl_torchrl.evaluation import PROTOCOLS
@@ -136,41 +173,41 @@ def _write_stages(config: DictConfig, checkpoint: Path, benchmark: str, report: 
     """How far the episodes came that count, by task; the trials are played once more, in this process."""
     from htrmrl_torchrl.evaluation import ExactPolicy
     from htrmrl_torchrl.evaluation.stages import play_stages
+    from htrmrl_torchrl.files import write_whole
     from htrmrl_torchrl.networks import acting_policy, load_networks
 
-    try:
-        stages = play_stages(
-            ExactPolicy(acting_policy(load_networks(checkpoint), seed=config.seed)).to(config.device),
-            benchmark,
-            split=config.split,
-            goals_per_task=report.protocol.goals_per_task,
-            adaptation_episodes=report.protocol.adaptation_episodes,
-            evaluation_episodes=report.protocol.evaluation_episodes,
-            mean_action=report.protocol.evaluation_actions == "mean",
-            separate=report.protocol.separate,
-            horizon=report.horizon,
-            benchmark_seed=report.benchmark_seed,
-            seed=config.seed,
-            num_envs=config.num_envs,
-            progress=True,
-        )
-    except ValueError as error:
-        raise UserError(f"the report is in {stem}.json, but stages is true: {error}") from error
-    stem.with_name(f"{stem.name}_stages.json").write_text(json.dumps(stages.by_task(), indent=2))
-    print(f"\n{stages}")
+    stages = play_stages(
+        ExactPolicy(acting_policy(load_networks(checkpoint), seed=config.seed)).to(config.device),
+        benchmark,
+        split=config.split,
+        goals_per_task=report.protocol.goals_per_task,
+        adaptation_episodes=report.protocol.adaptation_episodes,
+        evaluation_episodes=report.protocol.evaluation_episodes,
+        mean_action=report.protocol.evaluation_actions == "mean",
+        separate=report.protocol.separate,
+        horizon=report.horizon,
+        benchmark_seed=report.benchmark_seed,
+        seed=config.seed,
+        num_envs=config.num_envs,
+        progress=True,
+    )
+    print(f"\n{stages}", flush=True)
+    with writing(f"{stem}_stages.json"):
+        write_whole(stem.with_name(f"{stem.name}_stages.json"), json.dumps(stages.by_task(), indent=2))
 
 
 def _record(config: DictConfig, checkpoint: Path, benchmark: str, report: "EvaluationReport", stem: Path) -> None:
     """A trial of each task's first goal, as mp4 and in TensorBoard."""
-    from torch.utils.tensorboard import SummaryWriter
 
     from htrmrl_torchrl.evaluation import ExactPolicy, record_trial, write_video
-    from htrmrl_torchrl.loggers import add_video
+    from htrmrl_torchrl.loggers import EventFile
     from htrmrl_torchrl.networks import acting_policy, load_networks
     from htrmrl_torchrl.progress import progress_bar
 
     policy = ExactPolicy(acting_policy(load_networks(checkpoint), seed=config.seed))
-    with SummaryWriter(log_dir=str(stem.parent / "tensorboard")) as writer:
+    with writing(f"{stem.parent / 'tensorboard'}"):
+        log = EventFile(stem.parent / "tensorboard")
+    with log:
         for task, name in enumerate(progress_bar(iterable=report.tasks, desc="videos")):
             video = record_trial(
                 policy,
@@ -187,9 +224,10 @@ def _record(config: DictConfig, checkpoint: Path, benchmark: str, report: "Evalu
                 benchmark_seed=report.benchmark_seed,
                 every=PICTURE_EVERY,
             )
-            write_video(video, stem.with_name(f"{stem.name}_{name}.mp4"))
-            tag = f"video/{config.split}/{name}"
-            add_video(writer, tag, video.frames, frames=report.runs[0]["frames"], fps=video.fps)
+            with writing(f"{stem}_{name}.mp4"):
+                write_video(video, stem.with_name(f"{stem.name}_{name}.mp4"))
+                tag = f"video/{config.split}/{name}"
+                log.add_video(tag, video.frames, frames=report.runs[0]["frames"], fps=video.fps)
 
 
 if __name__ == "__main__":

@@ -6,7 +6,9 @@ from pathlib import Path
 from omegaconf import DictConfig
 
 from recipes._cli import run_recipe
-from recipes._find import find_checkpoints
+from recipes._find import check_checkpoints, one_checkpoint
+from recipes._paths import check_file, kind_of, writing
+from recipes._signals import ending_at_once
 from recipes._validate import NOT_EMPTY, UserError, check_values
 
 RULES = {"checkpoint": replace(NOT_EMPTY, kind=str), "out": replace(NOT_EMPTY, kind=str)}
@@ -21,20 +23,38 @@ def run(config: DictConfig) -> None:
     """Write the agent of a checkpoint to a file of its own; everything that plays or evaluates reads it."""
     from htrmrl_torchrl.checkpoint import export_agent, read_component  # late: torch takes a while
 
-    paths = find_checkpoints(config.checkpoint)
+    path = one_checkpoint(config.checkpoint)
     if config.out is None:
         raise UserError("out is missing: give the file to write, out=agent.torchrl")
-    if len(paths) > 1:
-        raise UserError(f"checkpoint is '{config.checkpoint}', which is {len(paths)} of them: an agent is of one")
-    if Path(config.out).is_dir():
-        raise UserError(f"out is '{config.out}', a folder: give the file to write, out={config.out}/agent.torchrl")
+    out = Path(config.out)
+    check_file("out", out)
+    check_checkpoints([path])
+    _check_replaceable(out, path)
     try:
-        out = export_agent(paths[0], config.out)
-    except (ValueError, OSError) as error:
+        with writing(str(out)):
+            export_agent(path, out)
+    except ValueError as error:  # what is in the checkpoint
         raise UserError(str(error)) from error
     frames = read_component(out, "progress")["frames"]
-    print(f"{out}: {out.stat().st_size / 1e6:.1f} MB, the agent of {paths[0]} after {frames:,} frames")
+    print(f"{out}: {out.stat().st_size / 1e6:.1f} MB, the agent of {path} after {frames:,} frames")
+
+
+def _check_replaceable(out: Path, checkpoint: Path) -> None:
+    """Raise UserError if a run would lose a checkpoint: an agent alone is nothing to go on from."""
+    from htrmrl_torchrl.checkpoint import check_archive
+
+    if kind_of("out", out) is None:
+        return
+    if out.samefile(checkpoint):  # links of both kinds too
+        raise UserError(f"out is '{out}', which is the checkpoint itself: give another file")
+    try:
+        held = check_archive(out)
+    except (ValueError, OSError):  # some other file
+        return
+    if "optimizer" in held:
+        raise UserError(f"out is '{out}', a checkpoint that a run goes on from: give another file")
 
 
 if __name__ == "__main__":
-    run_recipe(run, config_name="export", check=check)
+    with ending_at_once():
+        run_recipe(run, config_name="export", check=check)

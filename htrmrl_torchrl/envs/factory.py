@@ -1,6 +1,7 @@
 """``make_env``: from a name to a trial environment."""
 
 import importlib
+import inspect
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -108,6 +109,19 @@ def check_name(name: str) -> None:
         _load_factory(name)
     else:
         benchmarks.find_benchmark(name)
+
+
+def check_factory(name: str) -> None:
+    """Raise ValueError unless what a dotted path names takes the arguments that a factory is called with."""
+    factory = _load_factory(name)
+    try:
+        inspect.signature(factory).bind(split="train", num_envs=1, seed=0)
+    except TypeError as error:
+        raise ValueError(
+            f"{name!r} is no environment factory, which is called as factory(split=, num_envs=, seed=): {error}."
+        ) from error
+    except ValueError:  # a builtin that does not say what it takes
+        return
 
 
 def is_dotted_path(name: str) -> bool:

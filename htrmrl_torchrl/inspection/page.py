@@ -6,6 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from htrmrl_torchrl.files import write_whole
+
 _STYLE = """
 :root { color-scheme: light; }
 body { margin: 0 auto; max-width: 1080px; padding: 1.5rem; background: #fff; color: #1b1b1b;
@@ -59,15 +61,16 @@ def write_page(path: Path, *, title: str, facts: Sequence[tuple[str, str]], sect
     links = "".join(f'<a href="#{_anchor(section.title)}">{html.escape(section.title)}</a>' for section in sections)
     known = "".join(f"<tr><td>{html.escape(n)}</td><td><code>{html.escape(v)}</code></td></tr>" for n, v in facts)
     body = "\n".join(_section(section) for section in sections)
-    path.write_text(
+    page = (
         f'<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n<title>{html.escape(title)}</title>\n'
         '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
         # A browser asks for an icon where a page names none.
         f'<link rel="icon" href="data:,">\n<style>{_STYLE}</style>\n</head>\n<body>\n<h1>{html.escape(title)}</h1>\n'
         f'<nav class="small">{links}</nav>\n<table class="facts">{known}</table>\n'
-        f"{body}\n</body>\n</html>\n",
-        encoding="utf-8",
+        f"{body}\n</body>\n</html>\n"
     )
+    # A path may hold bytes that are no characters; a page shows them as \udcff.
+    write_whole(path, page.encode("utf-8", "backslashreplace"))
 
 
 def _section(section: Section) -> str:

@@ -128,3 +128,35 @@ def test_where_there_is_no_success_the_adaptation_curve_is_of_returns(tmp_path: 
         )
     episodes, returns = plot.adaptation_curve(plot.read_metrics(tmp_path), "train")
     assert episodes.tolist() == [1, 2] and returns.tolist() == [1.0, 5.0]
+
+
+def test_every_group_is_drawn_whatever_its_label(run_dirs: list[Path]) -> None:
+    compare = [argument for label in ("", "a", "a", "_b") for argument in ("--compare", label, str(run_dirs[1]))]
+    axes = drawn(run_dirs[:1], *compare)
+    assert len(axes.lines) == 5 and len({line.get_color() for line in axes.lines}) == 5
+    assert legend(axes) == ["(1)", "(2)", "a (1)", "a (2)", " _b"]
+
+
+def test_runs_without_a_common_frame_are_drawn_and_their_missing_mean_is_said(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for at in (1, 2):
+        with RunLogger(tmp_path / str(at)) as logger:
+            logger.log({"train/success": 0.5}, frames=at)
+    axes = drawn([tmp_path / "1", tmp_path / "2"], "--label", "ours")
+    assert len(axes.lines) == 2 and legend(axes) == ["ours, 2 runs"]
+    assert "no mean of 'ours': its 2 runs have no frames in common" in capsys.readouterr().err
+
+
+def test_a_row_that_is_still_being_written_is_left_out(run_dirs: list[Path]) -> None:
+    before = plot.read_metrics(run_dirs[0])
+    with (run_dirs[0] / "metrics.csv").open("a") as file:
+        file.write("110000,train/succ")
+    assert plot.read_metrics(run_dirs[0]).keys() == before.keys()
+
+
+@pytest.mark.parametrize("suffix", ["svg", "pdf", "PNG", "jpg"])
+def test_known_formats_and_texts_that_look_like_formulas(run_dirs: list[Path], tmp_path: Path, suffix: str) -> None:
+    out = tmp_path / f"curve.{suffix}"
+    plot.main([str(run_dirs[0]), "--title", r"$\alpha$ and $5", "--label", "$", "--out", str(out)])
+    assert out.stat().st_size > 1000 and not list(tmp_path.glob(".*"))
