@@ -87,9 +87,11 @@ class UniformLast:
 class BestReturn:
     """The episodes of highest return, one window each: the one that ends with the episode's largest reward.
 
-    That is the moment worth repeating: with a reward at success, the steps that led to it. Among equal returns or
-    rewards the latest counts, so that an episode without a best moment shows its end. Returns are compared as they are:
-    with ``scope="lane"`` the episodes of an easy earlier task may take all slots.
+    That is the moment worth repeating: with a reward at success, the steps that led to it. Where one of the episode's
+    first T - 1 tokens tells it, the window is the first T tokens and ends after it. Among equal returns or rewards the
+    latest counts, so that an episode whose rewards are all equal shows its end; one whose last reward alone is lower
+    does not. Returns are compared as they are: with ``scope="lane"`` the episodes of an easy earlier task may take all
+    slots.
 
     Example:
         >>> rewards = {0: [0, 9, 0, 0], 1: [0, 0, 0, 0], 2: [0, 0, 0, 5]}
@@ -97,6 +99,8 @@ class BestReturn:
         >>> past = PastEpisodes([5, 5, 5], tokens=tokens, observation_dim=1)
         >>> BestReturn()(past, slots=2, window=2, rng=np.random.default_rng(0))
         [(0, 1), (2, 3)]
+        >>> BestReturn()(past, slots=1, window=4, rng=np.random.default_rng(0))  # told by token 2 of 0, 1, 2, 3
+        [(0, 0)]
     """
 
     def __call__(self, past: PastEpisodes, *, slots: int, window: int, rng: np.random.Generator) -> list[Window]:
