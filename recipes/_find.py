@@ -44,6 +44,13 @@ def goals_of(config: DictConfig, checkpoints: Sequence[Path]) -> tuple[str, int]
     return benchmark, seeds[0] if seeds else 0
 
 
+def trained_trial_lengths(checkpoints: Sequence[Path]) -> list[int]:
+    """Episodes of a trial in the agents' training, each number once."""
+    from htrmrl_torchrl.checkpoint import read_component  # late: torch takes a while
+
+    return sorted({int(read_component(path, "config")["env"]["episodes_per_trial"]) for path in checkpoints})
+
+
 def _of_run(run_dir: Path) -> Path:
     folder = run_dir / "checkpoints"
     for kind in ("best", "step"):

@@ -11,10 +11,13 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 
 from htrmrl_torchrl.checkpoint import RunCheckpoints, latest_checkpoint, read_component, set_aside
+from htrmrl_torchrl.evaluation.protocols import named_protocol
 from htrmrl_torchrl.files import write_whole
 from htrmrl_torchrl.loggers import RunLogger
 from htrmrl_torchrl.versions import versions
 from recipes._cli import load_config
+from recipes._environment import adaptation_episodes
+from recipes._relations import longer_trials
 from recipes._say import say
 from recipes._signals import command_to_continue
 from recipes._validate import FREE, UserError, flatten
@@ -140,7 +143,7 @@ def complete_summary(run_dir: Path, config: DictConfig, progress: dict[str, Any]
     write_summary(run_dir, config, progress, {row["metric"]: float(row["value"]) for row in rows})
 
 
-def print_results(run_dir: Path, metrics: dict[str, float]) -> None:
+def print_results(run_dir: Path, config: DictConfig, metrics: dict[str, float]) -> None:
     """The last metrics in a few lines on the terminal."""
     print(f"\nfinished, everything is in {run_dir}")
     for source, meaning in (
@@ -155,4 +158,8 @@ def print_results(run_dir: Path, metrics: dict[str, float]) -> None:
         curve = {int(metric.removeprefix(prefix)): x for metric, x in metrics.items() if metric.startswith(prefix)}
         by_episode = " ".join(f"{curve[k]:.2f}" for k in sorted(curve))
         print(f"{name} {metrics[f'{source}{name}']:.2f} on {meaning + ',':21} by episode {by_episode}")
+    if any(metric.startswith("eval/") for metric in metrics):
+        protocol = named_protocol(config.eval.protocol).changed(adaptation_episodes=adaptation_episodes(config))
+        for note in longer_trials(protocol.trial_length, trained=[config.env.episodes_per_trial]):
+            print(note)
     print(f"curves: tensorboard --logdir {run_dir.parent}")

@@ -17,7 +17,8 @@ from typing import TYPE_CHECKING
 from omegaconf import DictConfig
 
 from recipes._cli import run_recipe
-from recipes._find import find_checkpoints, goals_of, run_folder_of
+from recipes._find import find_checkpoints, goals_of, run_folder_of, trained_trial_lengths
+from recipes._relations import longer_trials
 from recipes._signals import ending_at_once
 from recipes._validate import NOT_EMPTY, POSITIVE, UserError, at_least, check_device, check_values, one_of
 
@@ -108,7 +109,10 @@ def run(config: DictConfig) -> None:
         _record(config, paths[0], benchmark, report, stem)
     if config.stages:
         _write_stages(config, paths[0], benchmark, report, stem)
-    print(f"\n{report}\n\n{time.perf_counter() - started:.0f} s; everything is in {stem}*")
+    print(f"\n{report}")
+    for note in longer_trials(report.protocol.trial_length, trained=trained_trial_lengths(paths)):
+        print(note)
+    print(f"\n{time.perf_counter() - started:.0f} s; everything is in {stem}*")
 
 
 def _unusual(config: DictConfig, report: "EvaluationReport", *, own: bool) -> str:

@@ -45,6 +45,7 @@ from recipes._parts import (
     replay_buffer,
     reward_normalizer,
 )
+from recipes._relations import warnings
 from recipes._run_folder import (
     checkpoint_to_resume,
     commit_of_code,
@@ -55,7 +56,7 @@ from recipes._run_folder import (
     print_results,
     write_summary,
 )
-from recipes._say import STDERR, spared
+from recipes._say import STDERR, say, spared
 from recipes._signals import Interrupts
 from recipes._validate import UserError
 
@@ -63,6 +64,8 @@ from recipes._validate import UserError
 def train(config: DictConfig) -> None:
     """One training run in ``config.run_dir``; continues where a run there has stopped."""
     with locked(Path(config.run_dir)):
+        for sentence in warnings(config):
+            say(f"warning: {sentence}")
         _train(config)
 
 
@@ -250,7 +253,7 @@ def _train(config: DictConfig) -> None:
                 with spared("the summary"):
                     write_summary(run_dir, config, progress, metrics)
                 bar.close()
-                print_results(run_dir, metrics)
+                print_results(run_dir, config, metrics)
                 break
     except BaseException:
         bar.close()  # before there is more to read
