@@ -22,16 +22,23 @@ from htrmrl_torchrl.networks import build_networks
 LANES, K, H = 128, 4, 3
 
 
-def train(*, seed, iterations, env=None, lr=2e-3, segment_frames=H, **choices):
-    """A short PPO run; yields each batch."""
+def agent(env, *, seed, **choices):
+    """Small untrained networks."""
     torch.manual_seed(seed)
-    env = env or make_env("toy", num_envs=LANES, episodes_per_trial=K, horizon=H, seed=seed)
     sizes = {"observation_dim": env.observation_spec[keys.OBSERVATION].shape[-1]}
     actions = env.action_spec.shape[-1]
-    small = {"window": 3, "d_model": 32, "intra_layers": 1, "inter_layers": 1, "strategy": "recent", "init_std": 0.6}
-    networks = build_networks(
+    small = {
+        "window": 3, "d_model": 32, "intra_layers": 1, "inter_layers": 1, "strategy": "uniform_last", "init_std": 0.6,
+    }  # fmt: skip
+    return build_networks(
         **sizes, action_low=[-1.0] * actions, action_high=[1.0] * actions, seed=seed, **(small | choices)
     )
+
+
+def train(networks=None, *, seed, iterations, env=None, lr=2e-3, segment_frames=H, **choices):
+    """A short PPO run of these networks, or of those of `agent`; yields each batch."""
+    env = env or make_env("toy", num_envs=LANES, episodes_per_trial=K, horizon=H, seed=seed)
+    networks = networks or agent(env, seed=seed, **choices)
     loss = NormalizedClipPPOLoss(
         networks.actor, networks.critic, entropy_coeff=0.005, critic_coeff=0.5, loss_critic_type="l2"
     )

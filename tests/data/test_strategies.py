@@ -330,5 +330,7 @@ def test_names():
     assert isinstance(make_strategy("recent"), Recent)
     own = Uniform()
     assert make_strategy(own) is own
-    with pytest.raises(ValueError, match=r"'recnt' is unknown.* recent, uniform, uniform_last, best_return, diverse, similar\."):
+    with pytest.raises(
+        ValueError, match=r"'recnt' is unknown.* recent, uniform, uniform_last, best_return, diverse, similar\."
+    ):
         make_strategy("recnt")

@@ -235,7 +235,9 @@ def test_bad_arguments():
         EpisodicMemory(window=0, episodes=2)
     with pytest.raises(ValueError, match=r"window=0"):
         EpisodicMemory(make_encoder(), window=0)
-    with pytest.raises(ValueError, match=r"'newest' is unknown.*recent, uniform, uniform_last, best_return, diverse, similar"):
+    with pytest.raises(
+        ValueError, match=r"'newest' is unknown.*recent, uniform, uniform_last, best_return, diverse, similar"
+    ):
         EpisodicMemory(window=2, episodes=2, strategy="newest")
     with pytest.raises(ValueError, match=r"'world' is unknown.*trial, lane"):
         EpisodicMemory(window=2, episodes=2, scope="world")

@@ -40,7 +40,8 @@ def test_nothing_is_said_of_a_shipped_recipe(name, tmp_path):
 
 def test_a_note_says_where_a_trial_is_longer_than_those_of_training():
     assert list(longer_trials(11, trained=[4])) == ["note: a trial has 11 episodes here; in training it had 4"]
-    assert list(longer_trials(11, trained=[4, 12])) == ["note: a trial has 11 episodes here; in training it had 4 or 12"]
+    (line,) = longer_trials(11, trained=[4, 12])  # several agents
+    assert line.endswith("in training it had 4 or 12")
     assert list(longer_trials(11, trained=[11, 12])) == []
 
 
