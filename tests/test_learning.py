@@ -120,10 +120,11 @@ def test_the_toys_agent_keeps_its_success_in_trials_longer_than_those_of_trainin
 
 @pytest.mark.slow
 def test_so_does_the_agent_that_the_recipe_trains(tmp_path):
-    """The whole quickstart. Seeds 1 to 5 have LOWEST and more in each of these episodes (results/trial_length)."""
+    """The whole quickstart: nothing falls beyond the fourth episode, see results/trial_length for five seeds."""
     train_here(tmp_path / "run", "seed=1")
     success = success_in_long_trials(max((tmp_path / "run" / "checkpoints").glob("step-*")))
-    assert success[2:].min() > BOUND, success.tolist()
+    within, beyond = success[2:4].mean(), success[4:].min()
+    assert within > 0.45 and beyond > within - 0.1, success.tolist()
 
 
 # --------------------------------------------------------------------------- baselines, to the degree of their memory
