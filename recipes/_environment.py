@@ -54,6 +54,12 @@ def names_of_tasks(config: DictConfig, split: str) -> list[str]:
     return [config.env.name] if is_dotted_path(config.env.name) else task_names(config.env.name, split)
 
 
+def adaptation_episodes(config: DictConfig) -> int:
+    """Episodes before those that count, in evaluations beside training: as many as a training trial has by default."""
+    asked = config.eval.adaptation_episodes
+    return int(config.env.episodes_per_trial if asked is None else asked)
+
+
 LOWEST = -sys.float_info.max  # plain JSON, unlike an infinity
 
 
@@ -70,7 +76,6 @@ def evaluate_on_held_out(config: DictConfig, networks: Networks, folder: Path, *
     metrics: dict[str, float] = {}
     if is_dotted_path(config.env.name):  # a foreign environment has no goals to make a grid of
         return metrics
-    adaptation = config.eval.adaptation_episodes
     for split in ("val", "test"):
         report = evaluate(
             networks,
@@ -78,7 +83,7 @@ def evaluate_on_held_out(config: DictConfig, networks: Networks, folder: Path, *
             split=split,
             protocol=config.eval.protocol,
             goals_per_task=config.eval.goals_per_task,
-            adaptation_episodes=config.env.episodes_per_trial if adaptation is None else adaptation,
+            adaptation_episodes=adaptation_episodes(config),
             horizon=config.env.horizon if config.eval.horizon is None else config.eval.horizon,
             benchmark_seed=config.env.benchmark_seed,
             seed=config.seed,

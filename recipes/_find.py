@@ -69,6 +69,13 @@ def goals_of(config: DictConfig, checkpoints: Sequence[Path]) -> tuple[str, int]
     return benchmark, seeds[0] if seeds else 0
 
 
+def trained_trial_lengths(checkpoints: Sequence[Path]) -> list[int]:
+    """Episodes of a trial in the agents' training, each number once."""
+    from htrmrl_torchrl.checkpoint import read_environment  # late: torch takes a while
+
+    return sorted({read_environment(path).episodes_per_trial for path in checkpoints})
+
+
 def _file(path: Path) -> Path:
     """Reading a device or a pipe might never end."""
     if (kind := kind_of("checkpoint", path)) != "file":

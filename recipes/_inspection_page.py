@@ -6,6 +6,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from htrmrl_torchrl.data.strategies import STRATEGIES
 from htrmrl_torchrl.inspection import attention
 from htrmrl_torchrl.inspection import attention_figures as looks
 from htrmrl_torchrl.inspection import embedding_figures as points
@@ -220,7 +221,8 @@ def _names(about: dict[str, Any], recording: Recording, split: str) -> list[str]
 
 
 def _strategy_of(about: dict[str, Any]) -> str:
-    return type(about["networks"][TRAINED].memory.strategy).__name__.lower()
+    kind = type(about["networks"][TRAINED].memory.strategy)
+    return next((name for name, known in STRATEGIES.items() if known is kind), kind.__name__)
 
 
 def _save(figure: "Figure", path: Path, caption: str) -> Picture:

@@ -1,6 +1,6 @@
 """What the keys of a training recipe must fit each other in, and what follows from several of them."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 from omegaconf import DictConfig
 
@@ -38,6 +38,25 @@ def relations(config: DictConfig) -> Iterator[Relation]:
     yield from _collection_relations(config)
     yield from _memory_relations(config)
     yield from _update_relations(config)
+
+
+def warnings(config: DictConfig) -> Iterator[str]:
+    """What is allowed and may disappoint, a sentence each."""
+    env, encoder, memory = config.env, config.encoder, config.memory
+    # The relations keep slots in distribution by their number and positions; this is about what they hold.
+    if encoder.kind == "htrmrl" and memory.strategy == "recent" and encoder.episodes >= env.episodes_per_trial > 1:
+        yield (
+            f"memory.strategy is recent and encoder.episodes is {encoder.episodes}, not below env.episodes_per_trial, "
+            f"which is {env.episodes_per_trial}: every context of training holds the trial's first episode, and "
+            "success may fall in longer trials, which drop it; memory.strategy=uniform_last draws earlier episodes at "
+            "random (in trials of three and more)"
+        )
+
+
+def longer_trials(length: int, *, trained: Sequence[int]) -> Iterator[str]:
+    """A line where trials of ``length`` episodes are longer than those of training (of several agents: of some)."""
+    if length > min(trained):
+        yield f"note: a trial has {length} episodes here; in training it had {' or '.join(map(str, trained))}"
 
 
 def _network_relations(config: DictConfig) -> Iterator[Relation]:

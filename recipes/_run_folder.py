@@ -22,10 +22,13 @@ from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
 from htrmrl_torchrl.checkpoint import RunCheckpoints, latest_checkpoint, read_component, set_aside
+from htrmrl_torchrl.evaluation.protocols import named_protocol
 from htrmrl_torchrl.files import write_whole
 from htrmrl_torchrl.loggers import RunLogger, read_rows
 from htrmrl_torchrl.versions import versions
 from recipes._cli import load_config
+from recipes._environment import adaptation_episodes
+from recipes._relations import longer_trials
 from recipes._say import reason, say, spared
 from recipes._signals import command_to_continue, gone_back
 from recipes._validate import FREE, UserError, flatten
@@ -342,10 +345,10 @@ def finish(
         ) from error
     with spared("the summary"):
         write_summary(run_dir, config, progress, metrics)
-    print_results(run_dir, metrics)
+    print_results(run_dir, config, metrics)
 
 
-def print_results(run_dir: Path, metrics: dict[str, float]) -> None:
+def print_results(run_dir: Path, config: DictConfig, metrics: dict[str, float]) -> None:
     """The last metrics in a few lines on the terminal."""
     print(f"\nfinished, everything is in {run_dir}")
     for source, meaning in (
@@ -360,4 +363,8 @@ def print_results(run_dir: Path, metrics: dict[str, float]) -> None:
         curve = {int(metric.removeprefix(prefix)): x for metric, x in metrics.items() if metric.startswith(prefix)}
         by_episode = " ".join(f"{curve[k]:.2f}" for k in sorted(curve))
         print(f"{name} {metrics[f'{source}{name}']:.2f} on {meaning + ',':21} by episode {by_episode}")
+    if any(metric.startswith("eval/") for metric in metrics):
+        protocol = named_protocol(config.eval.protocol).changed(adaptation_episodes=adaptation_episodes(config))
+        for note in longer_trials(protocol.trial_length, trained=[config.env.episodes_per_trial]):
+            print(note)
     print(f"curves: tensorboard --logdir {run_dir.parent}")

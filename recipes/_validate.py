@@ -73,7 +73,7 @@ RULES: dict[str, Rule] = {
     "encoder.attention": one_of("causal", "full"),
     "encoder.norm": one_of("pre_ln", "tfixup"),
     # Written out: the library is imported after these checks, for that takes time and can fail (MUJOCO_GL).
-    "memory.strategy": one_of("recent", "uniform", "best_return", "diverse", "similar"),
+    "memory.strategy": one_of("recent", "uniform", "uniform_last", "best_return", "diverse", "similar"),
     "memory.scope": one_of("trial", "lane"),
     "memory.max_episodes": at_least(1, kind=int),
     "policy.std": one_of("independent", "dependent"),

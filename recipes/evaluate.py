@@ -18,8 +18,9 @@ from typing import TYPE_CHECKING
 from omegaconf import DictConfig
 
 from recipes._cli import run_recipe
-from recipes._find import check_checkpoints, find_checkpoints, goals_of, run_folder_of
+from recipes._find import check_checkpoints, find_checkpoints, goals_of, run_folder_of, trained_trial_lengths
 from recipes._paths import check_folder, safe_name, writing
+from recipes._relations import longer_trials
 from recipes._signals import ending_at_once
 from recipes._sizes import fits_memory, trial_needs
 from recipes._validate import (
@@ -114,7 +115,9 @@ def run(config: DictConfig) -> None:
         )
     except (ValueError, FileNotFoundError) as error:
         raise UserError(str(error)) from error
-    print(f"\n{report}\n\n{time.perf_counter() - started:.0f} s", flush=True)  # even if no file can be written
+    notes = longer_trials(report.protocol.trial_length, trained=trained_trial_lengths(paths))
+    shown = "\n".join([str(report), *notes])
+    print(f"\n{shown}\n\n{time.perf_counter() - started:.0f} s", flush=True)  # even if no file can be written
     stem = folder / _name(config, report, paths)
     with writing(f"the evaluation in {folder}"):
         _write(report, paths, stem)

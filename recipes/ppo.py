@@ -47,6 +47,7 @@ from recipes._parts import (
     replay_buffer,
     reward_normalizer,
 )
+from recipes._relations import warnings
 from recipes._run_folder import (
     UnsavedEnd,
     commit_of_code,
@@ -58,7 +59,7 @@ from recipes._run_folder import (
     take_over,
     where_to_start,
 )
-from recipes._say import STDERR, spared
+from recipes._say import STDERR, say, spared
 from recipes._signals import Interrupts
 from recipes._validate import LOCK, UserError
 
@@ -67,6 +68,8 @@ def train(config: DictConfig) -> None:
     """One training run in ``config.run_dir``; continues where a run there has stopped."""
     run_dir = Path(config.run_dir)
     with locked(run_dir):
+        for sentence in warnings(config):
+            say(f"warning: {sentence}")
         begins = not any(path.name != LOCK for path in run_dir.iterdir())
         try:
             _train(config)

@@ -1,5 +1,7 @@
 """The thing learns: on the toy, an agent with memory finds the hidden goal and one without cannot."""
 
+from pathlib import Path
+
 import pytest
 import torch
 from tensordict import TensorDict
@@ -16,9 +18,12 @@ from htrmrl_torchrl import (
     keys,
     make_env,
 )
+from htrmrl_torchrl.evaluation import ExactPolicy, play_trials
 from htrmrl_torchrl.modules.heads import value_head
-from htrmrl_torchrl.networks import build_networks
+from htrmrl_torchrl.networks import acting_policy, build_networks, load_networks
+from tests.recipes.runs import train_here
 
+AGENTS = Path(__file__).resolve().parents[1] / "results" / "trial_length"
 LANES, K, H = 128, 4, 3
 
 
@@ -88,6 +93,38 @@ def test_an_agent_without_memory_does_not(one_thread):
     """Negative control: the same learner, which sees no earlier episode."""
     success = success_by_episode(train(episodes=1, seed=0, iterations=35))
     assert success.max() < CEILING, success.tolist()
+
+
+# ------------------------------------------------------------------------------- trials longer than those of training
+
+
+def success_in_long_trials(checkpoint, *, lanes=400, episodes=8):
+    """``[episodes]``, sampled actions, on as many lanes of each of the toy's four goals."""
+    pairs = [(0, lane % 4) for lane in range(lanes)]
+    env = make_env("toy", split="test", num_envs=lanes, episodes_per_trial=episodes, pairs=pairs)
+    policy = ExactPolicy(acting_policy(load_networks(checkpoint), seed=0))
+    outcomes = play_trials(policy, env, adaptation_episodes=episodes - 1, mean_action=False)
+    return outcomes["success"].double().mean(0)
+
+
+def test_the_toys_agent_keeps_its_success_in_trials_longer_than_those_of_training():
+    """Of the same seed, trained on four episodes a trial; the one that saw the latest episodes is the negative control.
+
+    A share of 400 lanes has a standard deviation of at most 0.025.
+    """
+    success = success_in_long_trials(AGENTS / "uniform_last_seed1.torchrl")
+    assert success[0] < 0.35 and success[2:].min() > 0.9, success.tolist()
+    falls = success_in_long_trials(AGENTS / "recent_seed1.torchrl")
+    assert falls[3] > 0.9 and falls[4:].max() < 0.85, falls.tolist()
+
+
+@pytest.mark.slow
+def test_so_does_the_agent_that_the_recipe_trains(tmp_path):
+    """The whole quickstart: nothing falls beyond the fourth episode, see results/trial_length for five seeds."""
+    train_here(tmp_path / "run", "seed=1")
+    success = success_in_long_trials(max((tmp_path / "run" / "checkpoints").glob("step-*")))
+    within, beyond = success[2:4].mean(), success[4:].min()
+    assert within > 0.45 and beyond > within - 0.1, success.tolist()
 
 
 # --------------------------------------------------------------------------- baselines, to the degree of their memory

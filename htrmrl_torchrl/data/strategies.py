@@ -4,15 +4,16 @@ A strategy is called with what the lane remembers (`PastEpisodes`), the number o
 lane's own random stream. It returns pairs (episode index, first token); order does not matter, the caller sorts them.
 Fewer pairs than slots leave slots empty. Your own strategy is any such callable.
 
-===============  ======================================================  ==================================
-name             what it shows                                           cost, at each episode's start
-===============  ======================================================  ==================================
-``recent``       the last window of the latest episodes, one each        none
-``uniform``      independent draws over all windows                      none
-``best_return``  the best moment of the episodes of highest return       a sum over the remembered rewards
-``diverse``      all episodes alike, and in each the states least alike  slots * candidates distances
-``similar``      what looks most like the present                        embedding of the candidate windows
-===============  ======================================================  ==================================
+================  ======================================================  ==================================
+name              what it shows                                           cost, at each episode's start
+================  ======================================================  ==================================
+``recent``        the last window of the latest episodes, one each        none
+``uniform``       independent draws over all windows                      none
+``uniform_last``  the last windows of independently drawn episodes        none
+``best_return``   the best moment of the episodes of highest return       a sum over the remembered rewards
+``diverse``       all episodes alike, and in each the states least alike  slots * candidates distances
+``similar``       what looks most like the present                        embedding of the candidate windows
+================  ======================================================  ==================================
 """
 
 from collections.abc import Sequence
@@ -62,12 +63,35 @@ class Uniform:
         return [(int(e), int(d - begins[e])) for e, d in zip(episodes, draws, strict=True)]
 
 
+class UniformLast:
+    """The last window of each of `slots` episodes, drawn independently and uniformly, as soon as there is an episode.
+
+    An episode may fill several slots. So every slot is filled from a trial's second episode on, and in each later one
+    any earlier episode may be missing, the first included: a policy learns to read what was found out from whichever
+    episode is shown. It meets the same kind of context in trials longer than those of training, where `Recent` drops
+    the exploring first episode that all its training contexts hold, if E is the number of episodes in a trial.
+
+    Example:
+        >>> past = PastEpisodes([6, 6, 9], tokens=lambda episode: np.zeros((6, 4)), observation_dim=1)
+        >>> UniformLast()(past, slots=3, window=4, rng=np.random.default_rng(0))
+        [(2, 5), (1, 2), (1, 2)]
+    """
+
+    def __call__(self, past: PastEpisodes, *, slots: int, window: int, rng: np.random.Generator) -> list[Window]:
+        if not past.lengths:
+            return []
+        drawn = rng.integers(len(past), size=slots)
+        return [(int(episode), max(0, past.lengths[episode] - window)) for episode in drawn]
+
+
 class BestReturn:
     """The episodes of highest return, one window each: the one that ends with the episode's largest reward.
 
-    That is the moment worth repeating: with a reward at success, the steps that led to it. Among equal returns or
-    rewards the latest counts, so that an episode without a best moment shows its end. Returns are compared as they are:
-    with ``scope="lane"`` the episodes of an easy earlier task may take all slots.
+    That is the moment worth repeating: with a reward at success, the steps that led to it. Where one of the episode's
+    first T - 1 tokens tells it, the window is the first T tokens and ends after it. Among equal returns or rewards the
+    latest counts, so that an episode whose rewards are all equal shows its end; one whose last reward alone is lower
+    does not. Returns are compared as they are: with ``scope="lane"`` the episodes of an easy earlier task may take all
+    slots.
 
     Example:
         >>> rewards = {0: [0, 9, 0, 0], 1: [0, 0, 0, 0], 2: [0, 0, 0, 5]}
@@ -75,6 +99,8 @@ class BestReturn:
         >>> past = PastEpisodes([5, 5, 5], tokens=tokens, observation_dim=1)
         >>> BestReturn()(past, slots=2, window=2, rng=np.random.default_rng(0))
         [(0, 1), (2, 3)]
+        >>> BestReturn()(past, slots=1, window=4, rng=np.random.default_rng(0))  # told by token 2 of 0, 1, 2, 3
+        [(0, 0)]
     """
 
     def __call__(self, past: PastEpisodes, *, slots: int, window: int, rng: np.random.Generator) -> list[Window]:
@@ -188,6 +214,7 @@ def _unit(vectors: Array) -> Array:
 STRATEGIES: dict[str, type[WindowStrategy]] = {
     "recent": Recent,
     "uniform": Uniform,
+    "uniform_last": UniformLast,
     "best_return": BestReturn,
     "diverse": Diverse,
     "similar": Similar,

@@ -57,6 +57,11 @@ class Protocol:
         """K + M."""
         return self.adaptation_episodes + self.evaluation_episodes
 
+    @property
+    def trial_length(self) -> int:
+        """Episodes of a trial as the agent lives it, its last one included: K + 1 where the M are separate."""
+        return self.adaptation_episodes + (1 if self.separate else self.evaluation_episodes)
+
     def changed(
         self,
         *,

@@ -10,7 +10,7 @@ WARM_UP = 0.25  # share of the run before which a network may look untrained
 DEAD_HEAD = 0.995  # evenness above which a head looks at all places alike, whatever it sees
 COLLAPSED = 0.02  # mean evenness of a level's heads below which all of them look at one place
 ALIKE = 0.01  # mean cosine distance of remembered windows below which they all say the same
-DUPLICATES = 0.5  # share of slots that repeat another slot's window
+DUPLICATES = 2 / 3  # share of slots that repeat another slot's window; with E = K half of independent draws do
 FORGOTTEN = 0.5  # fall of a task's held-out success below its best
 FALLING = 0.2  # fall of the held-out success over all tasks below its best
 

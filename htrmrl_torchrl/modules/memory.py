@@ -65,8 +65,8 @@ class EpisodicMemory(TensorDictModuleBase):
             They are used, not owned: the memory has no parameters and adds nothing to a state dict.
         window: tokens T of a window; default: the encoder's.
         episodes: windows E of a context; default: the encoder's.
-        strategy: ``"recent"``, ``"uniform"``, ``"best_return"``, ``"diverse"``, ``"similar"`` or a callable, see
-            `htrmrl_torchrl.data.strategies`.
+        strategy: ``"recent"``, ``"uniform"``, ``"uniform_last"``, ``"best_return"``, ``"diverse"``, ``"similar"`` or a
+            callable, see `htrmrl_torchrl.data.strategies`.
         scope: what may be seen: ``"trial"``, the running trial; ``"lane"``, earlier trials too.
         max_episodes: how many ended episodes of a lane are remembered, the latest; ``None``: all of the trial. Needed
             with ``scope="lane"``. Give the storage the same two.

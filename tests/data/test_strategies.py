@@ -17,6 +17,7 @@ from htrmrl_torchrl.data.strategies import (
     Recent,
     Similar,
     Uniform,
+    UniformLast,
     candidate_windows,
     make_strategy,
 )
@@ -86,6 +87,48 @@ def test_uniform_draws_are_independent():
     assert abs(same - tries / n) < 5 * (tries / n * (1 - 1 / n)) ** 0.5
 
 
+@pytest.mark.parametrize("slots", [1, 3, 20_000])
+def test_uniform_last_fills_every_slot_with_the_last_window_of_an_episode(slots):
+    """Also where slots outnumber episodes and where an episode is shorter than the window."""
+    lengths, window = [6, 2, 9, 3], 3
+    last = {e: max(s for episode, s in all_windows(lengths, window) if episode == e) for e in range(len(lengths))}
+    received = UniformLast()(unread(lengths), slots=slots, window=window, rng=np.random.default_rng(slots))
+    assert len(received) == slots
+    for episode, start in received:
+        assert start == last[episode]
+
+
+def test_uniform_last_draws_episodes_alike_and_independently():
+    """Triples of episodes are equally likely, whatever the episodes' lengths: 5 sigma of a binomial count each."""
+    lengths, slots, tries = [6, 2, 9], 3, 8_000
+    rng = np.random.default_rng(2)
+    counts = Counter(
+        tuple(e for e, _ in UniformLast()(unread(lengths), slots=slots, window=3, rng=rng)) for _ in range(tries)
+    )
+    triples = list(itertools.product(range(3), repeat=slots))
+    assert set(counts) == set(triples)
+    n = len(triples)
+    bound = 5 * (tries / n * (1 - 1 / n)) ** 0.5
+    assert all(abs(counts[triple] - tries / n) < bound for triple in triples)
+    # Sharp enough to see draws in proportion to the number of windows (4, 1 and 7), and draws without replacement.
+    assert abs(tries * (4 * 1 * 7) / 12**3 - tries / n) > bound < tries / n
+
+
+def test_with_uniform_last_training_misses_any_episode_and_with_recent_none():
+    """What is lost in a longer trial, the first episode, is missing in training already, if E is not below K."""
+    slots, episodes, tries = 3, 3, 4_000
+    rng = np.random.default_rng(4)
+
+    def missing(strategy):
+        """How often each of the earlier episodes is not shown in the trial's last one."""
+        shown = [{e for e, _ in strategy(unread([7] * episodes), slots=slots, window=3, rng=rng)} for _ in range(tries)]
+        return [sum(episode not in of_one for of_one in shown) for episode in range(episodes)]
+
+    share = (1 - 1 / episodes) ** slots
+    assert all(abs(n - share * tries) < 5 * (tries * share * (1 - share)) ** 0.5 for n in missing(UniformLast()))
+    assert missing(Recent()) == [0, 0, 0]
+
+
 def test_without_an_episode_nothing_is_drawn_from_the_stream():
     rng, untouched = np.random.default_rng(3), np.random.default_rng(3)
     assert all(kind()(unread([]), slots=4, window=2, rng=rng) == [] for kind in STRATEGIES.values())
@@ -103,11 +146,34 @@ def test_best_return_is_the_best_moment_of_the_best_episodes(seed):
     for _, e in sorted(((sum(episode.rewards), e) for e, episode in enumerate(episodes)), reverse=True)[:slots]:
         rewards, n = episodes[e].rewards, len(episodes[e].tokens)
         told_by = rewards.index(max(rewards)) + 1
-        # Of all windows that hold the token which tells the largest reward, the earliest: it ends with that token.
+        # Of all windows that hold the token which tells the largest reward, the earliest: it ends with that token, or
+        # is the episode's first window.
         expected.append(min(s for x, s in all_windows([n], window) if s <= told_by < s + window and x == 0))
         expected[-1] = (e, expected[-1])
     received = BestReturn()(past_of(episodes), slots=slots, window=window, rng=RNG)
     assert received == expected
+
+
+@pytest.mark.parametrize(
+    ("rewards", "window", "shown"),
+    [
+        ([0, 0, 0, 7], 3, [2, 3, 4]),  # ends with the token that tells the largest reward
+        ([0, 7, 0, 0], 2, [1, 2]),
+        ([0, 7, 0, 0], 3, [0, 1, 2]),  # T tokens before it there just are
+        ([7, 0, 0, 0], 3, [0, 1, 2]),  # there are not: the first T tokens, which end after it
+        ([0, 7, 0, 0], 5, [0, 1, 2, 3, 4]),
+        ([0, 7, 0, 0], 9, [0, 1, 2, 3, 4]),  # shorter than a window: its whole
+        ([-1, -1, -1, -1], 2, [3, 4]),  # all equal: its end
+        ([0, 0, 0, -1], 2, [2, 3]),  # a lower last reward, negative or not, is left out
+        ([-2, -1, -3, -4], 2, [1, 2]),
+    ],
+)
+def test_which_tokens_best_return_shows_of_an_episode(rewards, window, shown):
+    """Token t + 1 tells the reward of step t."""
+    tokens = np.array([[0, 0, r, 0] for r in [0, *rewards]], dtype=np.float32)
+    past = PastEpisodes([len(tokens)], tokens=lambda episode: tokens, observation_dim=1)
+    ((episode, start),) = BestReturn()(past, slots=2, window=window, rng=RNG)
+    assert episode == 0 and list(range(len(tokens)))[start : start + window] == shown
 
 
 def test_among_equals_best_return_takes_the_latest():
@@ -269,5 +335,7 @@ def test_names():
     assert isinstance(make_strategy("recent"), Recent)
     own = Uniform()
     assert make_strategy(own) is own
-    with pytest.raises(ValueError, match=r"'recnt' is unknown.* recent, uniform, best_return, diverse, similar\."):
+    with pytest.raises(
+        ValueError, match=r"'recnt' is unknown.* recent, uniform, uniform_last, best_return, diverse, similar\."
+    ):
         make_strategy("recnt")

@@ -74,7 +74,10 @@ def test_every_ready_made_axis_is_a_sweep_of_valid_cells(axis, tmp_path):
 WRONG = {
     "a value": (["encoder.window=1,0"], ["encoder.window=0", "must be at least 1"]),
     "a combination": (["encoder.d_model=32,64", "encoder.num_heads=4,48"], ["encoder.num_heads=48", "multiple of"]),
-    "unknown strategy": (["memory.strategy=recent,best"], ["'best'", "recent or uniform or best_return"]),
+    "unknown strategy": (
+        ["memory.strategy=recent,best"],
+        ["'best'", "recent or uniform or uniform_last or best_return"],
+    ),
     "unknown key": (["encoder.widow=1,2"], ["unknown key 'encoder.widow'", "encoder.window"]),
     "run_dir": (["run_dir=here", "seed=1,2"], ["run_dir is each cell's own", "out=<folder>"]),
     "recipe": (["recipe=toy"], ["recipe is 'toy'", "toy_ppo"]),

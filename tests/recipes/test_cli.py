@@ -67,7 +67,10 @@ WRONG: dict[str, tuple[list[str], list[str]]] = {
     "target KL": (["loss.target_kl=0"], ["loss.target_kl is 0", "greater than 0"]),
     "attention": (["encoder.attention=sparse"], ["'sparse'", "causal or full"]),
     "norm": (["encoder.norm=post_ln"], ["'post_ln'", "pre_ln or tfixup"]),
-    "strategy": (["memory.strategy=best"], ["'best'", "recent or uniform or best_return or diverse or similar"]),
+    "strategy": (
+        ["memory.strategy=best"],
+        ["'best'", "recent or uniform or uniform_last or best_return or diverse or similar"],
+    ),
     "scope": (["memory.scope=task"], ["'task'", "trial or lane"]),
     "no memory": (["memory.max_episodes=0"], ["memory.max_episodes is 0", "at least 1"]),
     "memory of nothing": (

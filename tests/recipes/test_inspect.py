@@ -76,7 +76,8 @@ def test_a_folder_with_figures_and_one_page(inspected, trained):
         assert first["purity"] == pytest.approx(first["chance"]) == pytest.approx(1 / 7)  # nothing is known there yet
         assert len(numbers["separation"][split]["last decision"]["untrained"]) == 4
         share = numbers["attention"][split]["trained"]["the same, if all windows were looked at alike"]
-        assert share == pytest.approx((1 / 2 + 2 / 3 + 3 / 4) / 3)  # one window for each earlier episode
+        assert share == pytest.approx(3 / 4)  # three slots are filled as soon as there is an episode
+    assert "trained with 'uniform_last'" in page.text
 
 
 def test_the_same_command_gives_the_same_numbers(trained, recipe, tmp_path, inspected):
