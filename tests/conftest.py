@@ -5,6 +5,7 @@ import random
 import signal
 import sys
 from collections.abc import Iterator
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -27,16 +28,24 @@ def _shared() -> dict[str, Any]:
         "blocked signals": signal.pthread_sigmask(signal.SIG_BLOCK, ()),
         "errors of numpy": np.geterr(),
         "print options of numpy": np.get_printoptions(),
-        "threads of torch": torch.get_num_threads(),
         "default dtype of torch": torch.get_default_dtype(),
         "gradients of torch": torch.is_grad_enabled(),
         "deterministic torch": torch.are_deterministic_algorithms_enabled(),
     }
 
 
-def _seed() -> None:
+@cache
+def _threads() -> int:
+    """Of torch, at the beginning."""
     import torch
 
+    return torch.get_num_threads()
+
+
+def _begin() -> None:
+    import torch
+
+    torch.set_num_threads(_threads())  # set back here: TorchRL's batched environments change it when they are closed
     random.seed(0)
     np.random.seed(0)
     torch.manual_seed(0)
@@ -45,12 +54,12 @@ def _seed() -> None:
 @pytest.fixture(autouse=True, scope="module")
 def modules_begin_alike() -> None:
     """Before what a module's tests share is built."""
-    _seed()
+    _begin()
 
 
 @pytest.fixture(autouse=True)
 def tests_begin_and_end_alike() -> Iterator[None]:
-    _seed()
+    _begin()
     before, variables = _shared(), dict(os.environ)
     yield
     after = _shared()
