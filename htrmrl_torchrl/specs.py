@@ -80,7 +80,7 @@ def check_trials(env: EnvBase) -> None:
     check_observation(spec[keys.OBSERVATION], lanes=env.batch_size)
     check_action(env.action_spec, lanes=env.batch_size, one_hot=True)
     observation, action = ([*_of_a_lane(s, env.batch_size)] for s in (spec[keys.OBSERVATION], env.action_spec))
-    shapes = {
+    shapes: dict[NestedKey, list[int]] = {
         keys.PREV_ACTION: action, keys.PREV_REWARD: [1], keys.IS_INIT: [1], keys.TRIAL_INIT: [1],
         keys.FINAL_OBSERVATION: observation, keys.FINAL_ACTION: action, keys.FINAL_REWARD: [1],
     }  # fmt: skip

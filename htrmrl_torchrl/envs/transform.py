@@ -101,7 +101,8 @@ class TrialTransform(Transform):
 
     def _followers(self) -> list[Transform]:
         """The transforms that come after this one."""
-        transforms = _flat(self.container.transform)
+        container: Any = self.container
+        transforms = _flat(container.transform)
         return transforms[next(i for i, transform in enumerate(transforms) if transform is self) + 1 :]
 
     def _check(self, **tensors: Tensor) -> None:
