@@ -39,7 +39,7 @@ CASES = {
     ),
     "saturated memory": (
         {"memory/duplicates": health.DUPLICATES},
-        {"memory/duplicates": health.DUPLICATES + 0.25},
+        {"memory/duplicates": 0.75},
         "75% of the slots",
     ),
     "saturated memory, alike": (
