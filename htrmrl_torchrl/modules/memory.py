@@ -320,8 +320,8 @@ class EpisodicMemory(TensorDictModuleBase):
     def _follow_weights(self, state: _LaneState) -> None:
         """Encodes the past of all lanes anew if the weights are others than those that encoded it.
 
-        Their values are compared (under 1% of a step of 20 lanes with the default model), for torch's ``_version``
-        counts neither changes through ``.data``, as TorchRL's weight updates are, nor those of another process.
+        Their values are compared (under 1% of a step of 20 lanes with the default model): torch's ``_version`` counts
+        neither changes through ``.data``, as TorchRL's weight updates are, nor another process's to shared memory.
         """
         # Read before encoding: a collector's worker receives weights in a thread of its own, at any time.
         weights = torch.cat([t.reshape(-1) for table in self._watched for t in table.values() if t is not None])
