@@ -135,7 +135,7 @@ ROWS = {
     "evaluate: an option": ("evaluate", ["--unknown"], "--unknown"),
     "evaluate: a package": ("evaluate", ["checkpoint@x=1"], "not added or removed"),
     "evaluate: an empty argument": ("evaluate", [""], "key=value"),
-    "evaluate: no key": ("evaluate", ["=x"], "key=value"),
+    "evaluate: no key": ("evaluate", ["=x"], "unknown key ''"),
     "evaluate: hydra's own": ("evaluate", ["hydra.run.dir=x"], "hydra.run.dir"),
     "evaluate: many digits": ("evaluate", [f"seed={DIGITS}"], "(5005 characters)"),
     "evaluate: very deep": ("evaluate", [f"seed={DEEP}"], "(3005 characters)"),
