@@ -39,7 +39,8 @@ def test_a_path_is_what_was_written(name, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     own = out_of(path_override("out", name))
     assert Path(own) == Path(name) and own in (name, f"./{name}")
-    assert out_of(f"out={tmp_path}/{name}") == f"{tmp_path}/{name}" or "${" in name
+    if "${" not in name:
+        assert out_of(f"out={tmp_path}/{name}") == f"{tmp_path}/{name}"
     (tmp_path / name).mkdir()  # what is there is meant, whatever else its name could say
     assert out_of(f"out={tmp_path}/{name}") == f"{tmp_path}/{name}"
 
