@@ -13,7 +13,7 @@ from htrmrl_torchrl.modules.processes import EPISODES_A_WORKER, worker_number
 from htrmrl_torchrl.networks import build_networks
 from tests.helpers import assert_same
 
-LANES, WORKERS, STEPS = 2, 2, 20  # toy episodes have 6 steps, so that batches cut trials of 18
+LANES, WORKERS, STEPS = 2, 2, 17  # trials have 3 episodes of 6 steps: batches end in the middle of the third one
 SMALL = {"window": 3, "episodes": 3, "d_model": 8, "num_heads": 2, "intra_layers": 1, "inter_layers": 1}
 make_toy = partial(make_env, "toy", num_envs=LANES, episodes_per_trial=3)
 
@@ -97,7 +97,8 @@ def test_workers_follow_the_weights_and_draw_windows_of_their_own(monkeypatch):
     before = networks.memory.checkpoint_state()
     batch, ratios = collected(networks, sync(networks))
     assert_same(ratios, torch.zeros_like(ratios))
-    assert not batch[keys.TRIAL_INIT][:, STEPS].any()  # batches cut trials
+    for first in range(STEPS, 4 * STEPS, STEPS):  # what it sees was drawn and encoded in the batch before
+        assert not batch[keys.IS_INIT][:, first].any() and (batch[keys.WINDOW_EPISODE][:, first] >= 0).all()
     assert networks.memory.checkpoint_state() == before
     expected = [windows_of_worker(number, monkeypatch) for number in range(WORKERS)]  # as they are, run after run
     assert (batch["window"] == torch.cat(expected)).all()
