@@ -10,7 +10,6 @@ built, a fault is one sentence instead of a pruned traceback, and no working dir
 is set up behind the recipe's back. Sweeps are for ``recipes/ablate.py``.
 """
 
-import io
 import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -43,7 +42,6 @@ UNREADABLE = (HydraException, OmegaConfBaseException, RecursionError, ValueError
 __all__ = ["CONFIG_DIR", "UNREADABLE", "UserError", "load_config", "parse_override", "refusing", "run_recipe"]
 
 
-@unfailing_output()
 def run_recipe(main: Callable[[DictConfig], object], *, config_name: str, check: Check = validate) -> None:
     """Run ``main`` with ``configs/<config_name>.yaml`` and the overrides on the command line.
 
@@ -78,14 +76,12 @@ def run_recipe(main: Callable[[DictConfig], object], *, config_name: str, check:
 @contextmanager
 def refusing() -> Iterator[None]:
     """Meanwhile a :class:`UserError` ends the process with its sentence on stderr and its exit code."""
-    for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper):  # a path may hold bytes that are no characters
-            stream.reconfigure(errors="backslashreplace")
-    try:
-        yield
-    except UserError as error:
-        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
-        sys.exit(error.exit_code)
+    with unfailing_output():
+        try:
+            yield
+        except UserError as error:
+            print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+            sys.exit(error.exit_code)
 
 
 def _check_rendering() -> None:

@@ -1,5 +1,6 @@
 """What recipes say, on streams that may be closed: a file on a full disk, a pipe without a reader, a gone terminal."""
 
+import io
 import os
 import sys
 from collections.abc import Callable, Iterator
@@ -54,6 +55,8 @@ def unfailing_output() -> Iterator[None]:
 
 
 def _unfailing(stream: TextIO | None) -> _Unfailing:
+    if isinstance(stream, io.TextIOWrapper):
+        stream.reconfigure(errors="backslashreplace")  # a path may hold bytes that are no characters
     own = open(os.devnull, "w") if stream is None else stream  # noqa: SIM115
     return _Unfailing(lambda: own)
 
