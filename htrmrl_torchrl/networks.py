@@ -128,7 +128,7 @@ def build_networks(
         )
     floats = torch.get_default_dtype()
     low, high = (torch.tensor(bound, dtype=floats, device="cpu") for bound in (action_low, action_high))
-    action_spec = Bounded(low, high)
+    action_spec = Bounded(low, high, device="cpu")
     policy, actor, critic = make_actor_critic(
         encoder=encoder,
         memory=memory,
