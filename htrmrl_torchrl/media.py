@@ -35,6 +35,11 @@ def write_figure(figure: "Figure", path: Path) -> None:
     write_whole(path, picture.getvalue())
 
 
+def drawable(text: str) -> str:
+    """Text that Matplotlib can draw: bytes of a path that are no characters are written out."""
+    return text.encode("utf-8", "backslashreplace").decode()
+
+
 def as_written(text: str) -> str:
     """What Matplotlib draws as this text: dollar signs begin no formula, and a leading underscore hides no line.
 
@@ -42,7 +47,7 @@ def as_written(text: str) -> str:
         >>> as_written("$x"), as_written("_y")
         ('\\\\$x', ' _y')
     """
-    text = text.replace("$", r"\$")
+    text = drawable(text).replace("$", r"\$")
     return f" {text}" if text.startswith("_") else text
 
 

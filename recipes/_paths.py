@@ -77,8 +77,10 @@ def expanded(key: str, text: str) -> str:
 
 
 def _is_there(text: str) -> bool:
+    """Whether something of this very name is there; what follows the last ``${...}/`` may be new."""
+    end = text.find("/", text.rfind("${")) if "${" in text else -1
     try:
-        return os.path.lexists(text)
+        return os.path.lexists(text if end < 0 else text[:end])
     except ValueError:  # a zero byte
         return False
 

@@ -31,7 +31,7 @@ from matplotlib.figure import Figure
 from matplotlib.mathtext import MathTextParser
 from matplotlib.ticker import EngFormatter, MaxNLocator
 
-from htrmrl_torchrl.media import as_written, write_figure
+from htrmrl_torchrl.media import as_written, drawable, write_figure
 from recipes._cli import refusing
 from recipes._paths import check_file, expanded, kind_of, writing
 from recipes._signals import ending_at_once
@@ -171,6 +171,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     args = parser.parse_args(argv)
     args.run_dirs = [_folder(run) for run in args.run_dirs]
     args.out = Path(expanded("--out", args.out))
+    args.title, args.label = drawable(args.title), drawable(args.label)
     return args
 
 
@@ -204,7 +205,7 @@ def groups_of(args: argparse.Namespace) -> list[tuple[str, list[Path]]]:
     for label, *runs in args.compare:
         if not runs:
             raise UserError(f"--compare {label} names no run: give a label and then folders of runs")
-        groups.append((label, [_folder(run) for run in runs]))
+        groups.append((drawable(label), [_folder(run) for run in runs]))
     labels = [label for label, _ in groups]
     return [
         (label if labels.count(label) == 1 else f"{label} ({labels[: index + 1].count(label)})".strip(), runs)

@@ -102,7 +102,7 @@ def test_home_is_home_in_every_recipe(trained, tmp_path, monkeypatch, capsys):
 
 def test_cells_go_where_the_sweep_was_told_to(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    for name in ODD:
+    for name in ("a b='c'", "${x},\\", "~a"):
         _, (cell,) = plan("toy_ppo", ["seed=1", "total_frames=100_000"], tmp_path / name)
         assert Path(load_config("toy_ppo", cell.overrides).run_dir) == tmp_path / name / "all" / "seed=1"
 
@@ -172,7 +172,7 @@ def test_a_sweep_shows_its_table_though_nothing_can_be_written(tmp_path, monkeyp
     cell = tmp_path / "out" / "all" / "seed=1"
     shutil.copytree(made.run_dir, cell)
     (tmp_path / "out" / "table.csv").mkdir()
-    monkeypatch.setattr(sys, "argv", ["ablate.py", f"out={tmp_path}/out", "seed=1", "total_frames=1000"])
+    monkeypatch.setattr(sys, "argv", ["ablate.py", f"out={tmp_path}/out", "seed=1", "total_frames=1000", *TINY])
     with pytest.raises(SystemExit) as ended:
         ablate.main()
     out, error = capsys.readouterr()
