@@ -168,7 +168,7 @@ def test_the_table_is_printed_though_nothing_can_be_written(recipe, trained, tmp
 def test_a_sweep_shows_its_table_though_nothing_can_be_written(tmp_path, monkeypatch, capsys):
     from tests.recipes.test_ablate import made_up
 
-    made = made_up(tmp_path, "1", "recent", 1, 0.25, seconds=10)
+    made = made_up(tmp_path, "1", "recent", 1, 0.25, seconds=10, frames=1536)  # one batch
     cell = tmp_path / "out" / "all" / "seed=1"
     shutil.copytree(made.run_dir, cell)
     (tmp_path / "out" / "table.csv").mkdir()
