@@ -18,6 +18,7 @@ import signal
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from multiprocessing import resource_tracker
 from types import FrameType
 from typing import Any, NoReturn
 
@@ -123,8 +124,21 @@ def end_with_parent() -> Callable[[], None] | None:
 
 def _handle(handler: Callable[[int, FrameType | None], None]) -> dict[int, Any]:
     """Installs a handler, except for what the process was started to ignore (``nohup``, ``&`` in a script)."""
+    _shield_resource_tracker()
     numbers = [number for number in NUMBERS if signal.getsignal(number) is not signal.SIG_IGN]
     return {number: signal.signal(number, handler) for number in numbers}
+
+
+def _shield_resource_tracker() -> None:
+    """Starts the process that cleans up after multiprocessing; it has to outlive this one, and hear none of `NUMBERS`.
+
+    By itself it is deaf to Ctrl-C and SIGTERM only. It inherits the others as blocked.
+    """
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, NUMBERS)
+    try:
+        resource_tracker.ensure_running()
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def _restore(handlers: dict[int, Any]) -> None:

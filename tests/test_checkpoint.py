@@ -269,7 +269,7 @@ def test_other_shapes_are_refused(tmp_path):
     run = Run(tmp_path)
     path = run.save()
     other = Run(tmp_path, critic_kind="separate")
-    with pytest.raises(ValueError, match=r"(?s)critic"):
+    with pytest.raises(ValueError, match=r"its optimizer does not fit: it is of other parameters"):
         other.checkpoints.restore(path)
 
 
@@ -451,7 +451,7 @@ def test_litter_is_swept(tmp_path):
 
 
 # names in a folder of checkpoints that are not ours, or not files -> what is there
-ODD = {
+ODD_ENTRIES = {
     "step-abc.torchrl": "file", "step-000000000018 (copy).torchrl": "file", "best-.torchrl": "file",
     "step-\u00b2.torchrl": "file", "step-9.torchrl.tmp": "file", "step-000000000001.torchrl": "link to a folder",
     "step-000000000002.torchrl": "folder", "best-000000000003.torchrl": "link to nothing", ".DS_Store": "file",
@@ -464,7 +464,7 @@ def test_odd_entries_harm_nothing(tmp_path):
     run = Run(tmp_path)
     (tmp_path / "elsewhere").mkdir()
     (tmp_path / "elsewhere" / "precious").touch()
-    for name, kind in ODD.items():
+    for name, kind in ODD_ENTRIES.items():
         path = tmp_path / name
         if kind == "file":
             path.touch()
@@ -481,7 +481,7 @@ def test_odd_entries_harm_nothing(tmp_path):
     assert latest_checkpoint(tmp_path) == (path, {})
     assert (tmp_path / "elsewhere" / "precious").exists()
     names = {entry.name for entry in tmp_path.iterdir()}
-    assert {name for name, kind in ODD.items() if kind == "file"} <= names
+    assert {name for name, kind in ODD_ENTRIES.items() if kind == "file"} <= names
 
 
 @pytest.mark.parametrize("kind", ["a link to nothing", "a folder", "a link to a folder"])
@@ -548,7 +548,7 @@ def test_rewinding_removes_another_future(tmp_path):
 
 THINGS = {  # by what is wrong with them
     "a link to a folder": (lambda path: path.symlink_to(path.parent), "not a file"),
-    "a link to nothing": (lambda path: path.symlink_to(path.parent / "nothing"), "a link to nothing"),
+    "a link to nothing": (lambda path: path.symlink_to(path.parent / "nothing"), "cannot be read: a link to nothing"),
     "a link to itself": (lambda path: path.symlink_to(path), "it cannot be read: Too many levels of symbolic links"),
     "a link to a device": (lambda path: path.symlink_to("/dev/zero"), "not a file"),
     "a folder": (lambda path: (path / "inside").mkdir(parents=True), "not a file"),
@@ -604,13 +604,3 @@ def test_other_names_are_passed_over(tmp_path):
     run.save()
     run.checkpoints.rewind()
     assert all((tmp_path / name).exists() for name in ODD)
-
-
-def test_the_best_by_score_stays_beside_the_newest(tmp_path):
-    run, kept = Run(tmp_path), []
-    for score in (0.2, 0.6, 0.6, 0.1):
-        run.iterate()
-        run.checkpoints.mark()
-        run.checkpoints.save_best(score)
-        kept.append([int(path.stem.rpartition("-")[2]) // (LANES * K * H) for path in checkpoints_of(tmp_path, "best")])
-    assert kept == [[1], [2], [3], [3, 4]]  # of equals the later one

@@ -49,8 +49,8 @@ def interval_over_goals(by_task: Sequence[Array], *, scale: Scale | None) -> Int
 
     Example:
         >>> low, high = interval_over_goals([np.ones(5), np.ones(5)], scale=SHARES)
-        >>> f"{low:.2f} to {high:.2f}"
-        '0.65 to 1.00'
+        >>> f"{low:.1f} to {high:.1f}"
+        '0.6 to 1.0'
     """
     if min(len(goals) for goals in by_task) < 2:
         return None

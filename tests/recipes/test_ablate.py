@@ -18,7 +18,7 @@ from recipes import _ablation
 from recipes._ablation import Cell, expand, plan, tabulate
 from recipes._cli import UserError, load_config
 from recipes.ablate import AXES, check, figure, write_table
-from tests.recipes.runs import hear_all_signals, wait_for
+from tests.recipes.runs import hear_all_signals, python_path, wait_for
 
 ROOT = Path(__file__).resolve().parents[2]
 TINY = ["env.num_envs=8", "loss.minibatch_frames=96", "total_frames=384"]
@@ -270,7 +270,7 @@ def test_a_cell_that_runs_already_is_left_alone(tmp_path, monkeypatch, capsys):
     cell = tmp_path / "out" / "all" / "seed=1"
     other = subprocess.Popen(
         [sys.executable, "-c", HOLDER, str(cell)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
-        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        env={**os.environ, "PYTHONPATH": python_path(ROOT)},
     )  # fmt: skip
     assert other.stdout.readline() == "mine\n"
     monkeypatch.setattr(sys, "argv", ["ablate.py", f"out={tmp_path / 'out'}", "seed=1", *TINY])

@@ -51,7 +51,7 @@ def test_no_run_goes_on_from_it(trained, recipe, tmp_path):
     [
         (["out=agent.torchrl"], "checkpoint is missing"),
         (["checkpoint={run}"], "out is missing: give the file to write"),
-        (["checkpoint={run}/checkpoints/*", "out={run}/agent.torchrl"], "which are 2 checkpoints: give one of them"),
+        (["checkpoint={run}/checkpoints/*", "out={run}/agent.torchrl"], "which are 3 checkpoints: give one of them"),
         (["checkpoint={run}", "out={run}"], "a folder: give the file to write"),
         (["checkpoint={run}/config.yaml", "out={run}/agent.torchrl"], "is not a checkpoint of this package"),
         (["checkpoint={run}", "out={run}/config.yaml/agent.torchrl"], "config.yaml"),

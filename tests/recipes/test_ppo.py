@@ -272,7 +272,7 @@ UNFIT = {
         ["env.name=ML1:reach-v3", "eval.goals_per_task=2"],
         ["env.name=toy", "this one has env.name=ML1:reach-v3"],
     ),
-    "a folder": (["resume={run}"], ["is not a checkpoint of this package, or damaged (not a file)"]),
+    "a folder": (["resume={run}"], ["must be auto, never or the path of a checkpoint, and a folder is there"]),
     "a table": (["resume={run}/metrics.csv"], ["metrics.csv is not a checkpoint of this package", "no checksum"]),
     "a part of one": (["resume={run}/../cut.torchrl"], ["cut.torchrl is not a checkpoint", "no checksum at its end"]),
     "a changed one": (["resume={run}/../flipped.torchrl"], ["flipped.torchrl is not a", "its checksum is wrong"]),

@@ -282,6 +282,7 @@ def test_going_back_to_a_checkpoint_of_another_run_deletes_nothing_of_this_one(f
     train_here(tmp_path / "other", *TINY, "seed=2", f"total_frames={FRAMES}")
     before = content(finished)
     (checkpoint,) = (tmp_path / "other" / "checkpoints").glob(f"step-{FRAMES:012d}*")
+    capsys.readouterr()
     said = refusal(finished, capsys, "seed=2", f"resume={checkpoint}")
     assert f"{finished} holds a run with seed=1 and this one has seed=2" in said
     assert content(finished) == before

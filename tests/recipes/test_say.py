@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-from tests.recipes.runs import FRAMES, ROOT, command, frames_on_disk
+from tests.recipes.runs import FRAMES, ROOT, command, frames_on_disk, python_path
 
 # Prints more than a pipe and a buffer hold, on both, and leaves what a later flush would write.
 TALKATIVE = """
@@ -35,7 +35,7 @@ def test_output_that_goes_nowhere_changes_nothing(way, streams, unbuffered, tmp_
     path = tmp_path / "file"
     done = subprocess.run(
         ["bash", "-c", f'exec "$@" {redirected}', "bash", sys.executable, "-c", TALKATIVE, str(path), way],
-        env={**os.environ, "PYTHONPATH": str(ROOT), "PYTHONUNBUFFERED": unbuffered},
+        env={**os.environ, "PYTHONPATH": python_path(ROOT), "PYTHONUNBUFFERED": unbuffered},
         capture_output=True,
         timeout=60,
     )
@@ -49,7 +49,7 @@ def test_plain_printing_would_fail():
     unguarded = TALKATIVE.replace("unfailing_output()", "open('/dev/null')")
     done = subprocess.run(
         ["bash", "-c", 'exec "$@" >/dev/full', "bash", sys.executable, "-c", unguarded, "/dev/null", "full"],
-        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        env={**os.environ, "PYTHONPATH": python_path(ROOT)},
         capture_output=True,
         timeout=60,
     )
