@@ -1,5 +1,5 @@
 # Everything runs in .venv, which the first target that needs it creates:
-#   make quickstart    two minutes on the toy environment
+#   make quickstart    about three minutes on the toy environment
 #   make ml10          meta-train on Meta-World ML10          make ml10 ARGS="seed=2 total_frames=1_000_000"
 #   make benchmark     how fast every stage is here  make benchmark ARGS="parts=[update]"
 #   make test          lint, types, tests                     make test ARGS="-k encoder"
