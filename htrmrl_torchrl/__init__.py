@@ -3,22 +3,23 @@
 from typing import TYPE_CHECKING
 
 from htrmrl_torchrl._lazy import lazy_names
-from htrmrl_torchrl.opengl import check_import
+from htrmrl_torchrl.envs.opengl import check_import
 
 if TYPE_CHECKING:
-    from htrmrl_torchrl.agent import HTrMRLAgent
-    from htrmrl_torchrl.data.replay import EpisodicReplayBuffer
-    from htrmrl_torchrl.data.storage import EpisodicStorage
+    from htrmrl_torchrl.agent.agent import HTrMRLAgent
+    from htrmrl_torchrl.agent.heads import make_actor_critic
+    from htrmrl_torchrl.agent.metaworld import MetaWorldAgent
+    from htrmrl_torchrl.encoders.hierarchical import HierarchicalEncoder
+    from htrmrl_torchrl.encoders.mlp import MemorylessEncoder
+    from htrmrl_torchrl.encoders.recurrent import RecurrentEncoder
     from htrmrl_torchrl.envs import TrialTransform, make_env
     from htrmrl_torchrl.evaluation import EvaluationReport, evaluate
-    from htrmrl_torchrl.metaworld_agent import MetaWorldAgent
-    from htrmrl_torchrl.modules.encoder import HierarchicalEncoder
-    from htrmrl_torchrl.modules.heads import make_actor_critic
-    from htrmrl_torchrl.modules.memory import EpisodicMemory
-    from htrmrl_torchrl.modules.memoryless import MemorylessEncoder
-    from htrmrl_torchrl.modules.recurrent import RecurrentEncoder, RecurrentMemory
-    from htrmrl_torchrl.objectives import NormalizedClipPPOLoss, TrialGAE, final_values
-    from htrmrl_torchrl.reward_norm import TaskRewardNormalizer
+    from htrmrl_torchrl.memory.episodic import EpisodicMemory
+    from htrmrl_torchrl.memory.recurrent import RecurrentMemory
+    from htrmrl_torchrl.ppo.objectives import NormalizedClipPPOLoss, TrialGAE, final_values
+    from htrmrl_torchrl.ppo.reward_norm import TaskRewardNormalizer
+    from htrmrl_torchrl.replay.buffer import EpisodicReplayBuffer
+    from htrmrl_torchrl.replay.storage import EpisodicStorage
 
 __all__ = [
     "EpisodicMemory",
@@ -44,23 +45,23 @@ __all__ = [
 __getattr__ = lazy_names(
     __name__,
     {
-        "EpisodicMemory": "modules.memory",
-        "EpisodicReplayBuffer": "data.replay",
-        "EpisodicStorage": "data.storage",
+        "EpisodicMemory": "memory.episodic",
+        "EpisodicReplayBuffer": "replay.buffer",
+        "EpisodicStorage": "replay.storage",
         "EvaluationReport": "evaluation",
         "HTrMRLAgent": "agent",
-        "HierarchicalEncoder": "modules.encoder",
-        "MemorylessEncoder": "modules.memoryless",
-        "MetaWorldAgent": "metaworld_agent",
-        "NormalizedClipPPOLoss": "objectives",
-        "RecurrentEncoder": "modules.recurrent",
-        "RecurrentMemory": "modules.recurrent",
-        "TaskRewardNormalizer": "reward_norm",
-        "TrialGAE": "objectives",
+        "HierarchicalEncoder": "encoders.hierarchical",
+        "MemorylessEncoder": "encoders.mlp",
+        "MetaWorldAgent": "agent",
+        "NormalizedClipPPOLoss": "ppo.objectives",
+        "RecurrentEncoder": "encoders.recurrent",
+        "RecurrentMemory": "memory.recurrent",
+        "TaskRewardNormalizer": "ppo.reward_norm",
+        "TrialGAE": "ppo.objectives",
         "TrialTransform": "envs",
         "evaluate": "evaluation",
-        "final_values": "objectives",
-        "make_actor_critic": "modules.heads",
+        "final_values": "ppo.objectives",
+        "make_actor_critic": "agent",
         "make_env": "envs",
     },
 )

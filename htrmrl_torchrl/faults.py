@@ -53,3 +53,9 @@ def check_finite(tensors: Iterable[tuple[Any, "Tensor"]], *, axis: str = "lane")
         shown = [f"{lane} ({rows[lane][bad[lane]][0].item()})" for lane in lanes[:10]]
         more = f" and {len(lanes) - 10} more" if len(lanes) > 10 else ""
         raise NonFiniteError(f"{name} is not finite on {axis}{'s' * (len(lanes) > 1)} {', '.join(shown)}{more}")
+
+
+class UserError(ValueError):
+    """A fault in what the user asked for: shown as one sentence, without a traceback."""
+
+    exit_code = 2

@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from htrmrl_torchrl.files import write_whole
+from htrmrl_torchrl.checkpoints.files import write_whole
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -17,13 +17,13 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
-from recipes._ablation import Cell, Row, plan, tabulate
-from recipes._cli import CONFIG_DIR, run_recipe
-from recipes._lock import holder
-from recipes._paths import check_folder, writing
-from recipes._say import reason, say
-from recipes._signals import Interrupts, end_with_parent, ending_at_once
-from recipes._validate import NOT_EMPTY, Rule, at_least, check_values, one_of
+from htrmrl_torchrl.runs.console import reason, say
+from htrmrl_torchrl.runs.lock import holder
+from htrmrl_torchrl.runs.signals import Interrupts, end_with_parent, ending_at_once
+from recipes.configuration.cells import Cell, Row, plan, tabulate
+from recipes.configuration.compose import CONFIG_DIR, run_recipe
+from recipes.configuration.paths import check_folder, writing
+from recipes.configuration.rules import NOT_EMPTY, Rule, at_least, check_values, one_of
 
 OWN = ("recipe", "seeds", "axis", "metric", "out", "jobs")
 AXES = (
@@ -142,7 +142,7 @@ def _start(recipe: str, cell: Cell) -> "subprocess.Popen[bytes] | None":
 
 def write_table(rows: Sequence[Row], axes: Sequence[str], metric: str, path: Path) -> None:
     """One line a combination: mean and 95% interval over seeds, and what a run cost."""
-    from htrmrl_torchrl.files import write_whole
+    from htrmrl_torchrl.checkpoints.files import write_whole
 
     file = io.StringIO(newline="")
     writer = csv.writer(file)

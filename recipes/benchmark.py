@@ -14,12 +14,13 @@ from typing import Any
 
 from omegaconf import DictConfig
 
-from recipes._cli import run_recipe
-from recipes._paths import check_folder, writing
-from recipes._say import spared
-from recipes._signals import ending_at_once
-from recipes._sizes import benchmark_needs, fits_memory
-from recipes._validate import NOT_EMPTY, Rule, UserError, at_least, check_device, check_relations, check_values
+from htrmrl_torchrl.faults import UserError
+from htrmrl_torchrl.runs.console import spared
+from htrmrl_torchrl.runs.signals import ending_at_once
+from recipes.configuration.compose import run_recipe
+from recipes.configuration.paths import check_folder, writing
+from recipes.configuration.rules import NOT_EMPTY, Rule, at_least, check_device, check_relations, check_values
+from recipes.configuration.sizes import benchmark_needs, fits_memory
 
 PARTS = ("environment", "collection", "update", "recipe")
 RULES = {
@@ -53,9 +54,10 @@ def check(config: DictConfig, defaults: DictConfig) -> None:
 
 def run(config: DictConfig) -> None:
     """Measure the chosen parts, print their tables and write all numbers as JSON."""
-    from htrmrl_torchrl.versions import versions
-    from recipes import _benchmark_environment, _benchmark_learning
-    from recipes._run_folder import commit_of_code
+    from htrmrl_torchrl.checkpoints.versions import versions
+    from recipes.configuration.run_folder import commit_of_code
+    from recipes.speed import environment as _benchmark_environment
+    from recipes.speed import learning as _benchmark_learning
 
     measure = {
         "environment": _benchmark_environment.environment,
@@ -82,7 +84,7 @@ def run(config: DictConfig) -> None:
 
 
 def _write(path: Path, report: dict[str, Any]) -> None:
-    from htrmrl_torchrl.files import write_whole
+    from htrmrl_torchrl.checkpoints.files import write_whole
 
     path.parent.mkdir(parents=True, exist_ok=True)
     write_whole(path, json.dumps(report, indent=2))

@@ -17,23 +17,29 @@ from typing import TYPE_CHECKING
 
 from omegaconf import DictConfig
 
-from recipes._cli import run_recipe
-from recipes._find import check_checkpoints, find_checkpoints, goals_of, run_folder_of, trained_trial_lengths
-from recipes._paths import check_folder, safe_name, writing
-from recipes._relations import longer_trials
-from recipes._signals import ending_at_once
-from recipes._sizes import fits_memory, trial_needs
-from recipes._validate import (
+from htrmrl_torchrl.faults import UserError
+from htrmrl_torchrl.runs.signals import ending_at_once
+from recipes.configuration.compose import run_recipe
+from recipes.configuration.find import (
+    check_checkpoints,
+    find_checkpoints,
+    goals_of,
+    run_folder_of,
+    trained_trial_lengths,
+)
+from recipes.configuration.paths import check_folder, safe_name, writing
+from recipes.configuration.relations import longer_trials
+from recipes.configuration.rules import (
     NOT_EMPTY,
     SEED,
     TIMEOUT,
-    UserError,
     at_least,
     check_device,
     check_relations,
     check_values,
     one_of,
 )
+from recipes.configuration.sizes import fits_memory, trial_needs
 
 if TYPE_CHECKING:
     from htrmrl_torchrl.evaluation import EvaluationReport
@@ -76,8 +82,8 @@ def run(config: DictConfig) -> None:
     started = time.perf_counter()
     try:
         from htrmrl_torchrl.envs.benchmarks import OWN, find_benchmark
+        from htrmrl_torchrl.envs.opengl import choose_backend
         from htrmrl_torchrl.evaluation import evaluate
-        from htrmrl_torchrl.opengl import choose_backend
 
         benchmark, benchmark_seed = goals_of(config, paths)
         if config.video and find_benchmark(benchmark).needs_opengl:
@@ -174,10 +180,10 @@ def _digest(report: "EvaluationReport") -> str:
 
 def _write_stages(config: DictConfig, checkpoint: Path, benchmark: str, report: "EvaluationReport", stem: Path) -> None:
     """How far the episodes came that count, by task; the trials are played once more, in this process."""
+    from htrmrl_torchrl.agent.networks import acting_policy, load_networks
+    from htrmrl_torchrl.checkpoints.files import write_whole
     from htrmrl_torchrl.evaluation import ExactPolicy
     from htrmrl_torchrl.evaluation.stages import play_stages
-    from htrmrl_torchrl.files import write_whole
-    from htrmrl_torchrl.networks import acting_policy, load_networks
 
     stages = play_stages(
         ExactPolicy(acting_policy(load_networks(checkpoint), seed=config.seed)).to(config.device),
@@ -202,10 +208,10 @@ def _write_stages(config: DictConfig, checkpoint: Path, benchmark: str, report: 
 def _record(config: DictConfig, checkpoint: Path, benchmark: str, report: "EvaluationReport", stem: Path) -> None:
     """A trial of each task's first goal, as mp4 and in TensorBoard."""
 
+    from htrmrl_torchrl.agent.networks import acting_policy, load_networks
     from htrmrl_torchrl.evaluation import ExactPolicy, record_trial, write_video
-    from htrmrl_torchrl.loggers import EventFile
-    from htrmrl_torchrl.networks import acting_policy, load_networks
     from htrmrl_torchrl.progress import progress_bar
+    from htrmrl_torchrl.runs.loggers import EventFile
 
     policy = ExactPolicy(acting_policy(load_networks(checkpoint), seed=config.seed))
     with writing(f"{stem.parent / 'tensorboard'}"):

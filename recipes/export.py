@@ -5,11 +5,12 @@ from pathlib import Path
 
 from omegaconf import DictConfig
 
-from recipes._cli import run_recipe
-from recipes._find import check_checkpoints, one_checkpoint
-from recipes._paths import check_file, kind_of, writing
-from recipes._signals import ending_at_once
-from recipes._validate import NOT_EMPTY, UserError, check_values
+from htrmrl_torchrl.faults import UserError
+from htrmrl_torchrl.runs.signals import ending_at_once
+from recipes.configuration.compose import run_recipe
+from recipes.configuration.find import check_checkpoints, one_checkpoint
+from recipes.configuration.paths import check_file, kind_of, writing
+from recipes.configuration.rules import NOT_EMPTY, check_values
 
 RULES = {"checkpoint": replace(NOT_EMPTY, kind=str), "out": replace(NOT_EMPTY, kind=str)}
 
@@ -21,7 +22,7 @@ def check(config: DictConfig, defaults: DictConfig) -> None:
 
 def run(config: DictConfig) -> None:
     """Write the agent of a checkpoint to a file of its own; everything that plays or evaluates reads it."""
-    from htrmrl_torchrl.checkpoint import export_agent, read_component  # late: torch takes a while
+    from htrmrl_torchrl.checkpoints.checkpoint import export_agent, read_component  # late: torch takes a while
 
     path = one_checkpoint(config.checkpoint)
     if config.out is None:
@@ -41,7 +42,7 @@ def run(config: DictConfig) -> None:
 
 def _check_replaceable(out: Path, checkpoint: Path) -> None:
     """Raise UserError if a run would lose a checkpoint: an agent alone is nothing to go on from."""
-    from htrmrl_torchrl.checkpoint import check_archive
+    from htrmrl_torchrl.checkpoints.checkpoint import check_archive
 
     if kind_of("out", out) is None:
         return

@@ -31,11 +31,11 @@ from matplotlib.figure import Figure
 from matplotlib.mathtext import MathTextParser
 from matplotlib.ticker import EngFormatter, MaxNLocator
 
+from htrmrl_torchrl.faults import UserError
 from htrmrl_torchrl.media import as_written, drawable, write_figure
-from recipes._cli import refusing
-from recipes._paths import check_file, expanded, kind_of, writing
-from recipes._signals import ending_at_once
-from recipes._validate import UserError
+from htrmrl_torchrl.runs.signals import ending_at_once
+from recipes.configuration.compose import refusing
+from recipes.configuration.paths import check_file, expanded, kind_of, writing
 
 PICTURES = sorted({*FigureCanvasBase.get_supported_filetypes()} - {"pgf"})  # which would need LaTeX
 LINES = ("-", "--", ":", "-.")

@@ -16,15 +16,20 @@ from tensordict.nn import TensorDictSequential
 from torchrl import torchrl_logger
 
 from htrmrl_torchrl import HierarchicalEncoder, final_values, keys
-from htrmrl_torchrl.checkpoint import RunCheckpoints, checkpoints_of, frames_of
+from htrmrl_torchrl.agent.heads import keep_std_at_floor, value_head
+from htrmrl_torchrl.agent.networks import Networks, build_networks
+from htrmrl_torchrl.checkpoints.checkpoint import RunCheckpoints, checkpoints_of, frames_of
 from htrmrl_torchrl.envs import TrialEnv
-from htrmrl_torchrl.faults import check_finite
-from htrmrl_torchrl.metrics import attention_entropy, critic_metrics, process_metrics, training_metrics
-from htrmrl_torchrl.modules.heads import keep_std_at_floor, value_head
-from htrmrl_torchrl.networks import Networks, build_networks
+from htrmrl_torchrl.faults import UserError, check_finite
+from htrmrl_torchrl.inspection.progress import look_inside
+from htrmrl_torchrl.ppo.metrics import attention_entropy, critic_metrics, process_metrics, training_metrics
 from htrmrl_torchrl.progress import progress_bar
+from htrmrl_torchrl.runs.console import STDERR, say, spared
+from htrmrl_torchrl.runs.guard import FaultGuard, check_losses, check_targets, clip_gradients
+from htrmrl_torchrl.runs.lock import LOCK, locked
+from htrmrl_torchrl.runs.signals import Interrupts
 from htrmrl_torchrl.specs import MismatchError
-from recipes._environment import (
+from recipes.configuration.environment import (
     LOWEST,
     check_horizon,
     evaluate_on_held_out,
@@ -32,10 +37,7 @@ from recipes._environment import (
     score_on_val,
     training_environment,
 )
-from recipes._faults import FaultGuard, check_losses, check_targets, clip_gradients
-from recipes._inside import look_inside
-from recipes._lock import locked
-from recipes._parts import (
+from recipes.configuration.parts import (
     advantages,
     agent_arguments,
     collector_of,
@@ -47,8 +49,8 @@ from recipes._parts import (
     replay_buffer,
     reward_normalizer,
 )
-from recipes._relations import warnings
-from recipes._run_folder import (
+from recipes.configuration.relations import warnings
+from recipes.configuration.run_folder import (
     UnsavedEnd,
     commit_of_code,
     complete_summary,
@@ -59,9 +61,6 @@ from recipes._run_folder import (
     take_over,
     where_to_start,
 )
-from recipes._say import STDERR, say, spared
-from recipes._signals import Interrupts
-from recipes._validate import LOCK, UserError
 
 
 def train(config: DictConfig) -> None:

@@ -14,9 +14,9 @@ from torchrl.data import Bounded, Categorical, Composite, Unbounded
 from torchrl.envs import EnvBase, SerialEnv, TransformedEnv
 
 from htrmrl_torchrl import TrialTransform, keys
-from htrmrl_torchrl.data.past import PastEpisodes
-from htrmrl_torchrl.networks import Networks, build_networks
-from htrmrl_torchrl.opengl import RenderingError, choose_backend
+from htrmrl_torchrl.agent.networks import Networks, build_networks
+from htrmrl_torchrl.envs.opengl import RenderingError, choose_backend
+from htrmrl_torchrl.memory.past import PastEpisodes
 from tests.reference import Context, Episode, make_context
 
 OBSERVATION, ACTION = 2, 1  # sizes

@@ -7,19 +7,22 @@ import pytest
 import torch
 
 from htrmrl_torchrl import EpisodicReplayBuffer, EpisodicStorage, keys, make_env
-from htrmrl_torchrl.data.past import SCOPES
-from htrmrl_torchrl.data.strategies import STRATEGIES
-from htrmrl_torchrl.networks import build_networks
-from recipes import _inspection, _validate, ablate, benchmark, evaluate, export
-from recipes._cli import CONFIG_DIR, Check, UserError, load_config
-from recipes._parts import agent_arguments
-from recipes._relations import frames_per_batch
-from recipes._validate import Rule, flatten
+from htrmrl_torchrl.agent.networks import build_networks
+from htrmrl_torchrl.faults import UserError
+from htrmrl_torchrl.memory.past import SCOPES
+from htrmrl_torchrl.memory.strategies import STRATEGIES
+from recipes import ablate, benchmark, evaluate, export
+from recipes.configuration import rules
+from recipes.configuration.compose import CONFIG_DIR, Check, load_config
+from recipes.configuration.parts import agent_arguments
+from recipes.configuration.relations import frames_per_batch
+from recipes.configuration.rules import Rule, flatten
+from recipes.inside import play as look_inside
 from tests.helpers import assert_same
 
 FILES = sorted(CONFIG_DIR.rglob("*.yaml"))
 # These have rules and a check of their own.
-OTHERS = {"ablate": ablate, "benchmark": benchmark, "evaluate": evaluate, "export": export, "inspect": _inspection}
+OTHERS = {"ablate": ablate, "benchmark": benchmark, "evaluate": evaluate, "export": export, "look_inside": look_inside}
 ENCODERS = [path for path in FILES if path.parent.name == "encoder"]
 TRAINING = [path for path in FILES if path.stem not in OTHERS and path not in ENCODERS]
 KEY = re.compile(r"^( *)([A-Za-z_]+):")
@@ -107,8 +110,8 @@ def test_the_comment_check_can_fail() -> None:
 
 def test_rules_name_every_strategy_and_scope() -> None:
     for key, known in (("memory.strategy", STRATEGIES), ("memory.scope", SCOPES)):
-        rule = _validate.RULES[key]
-        assert all(rule.test(name) for name in known) and rule.allowed == _validate.one_of(*known).allowed
+        rule = rules.RULES[key]
+        assert all(rule.test(name) for name in known) and rule.allowed == rules.one_of(*known).allowed
 
 
 def test_the_shipped_files_are_these() -> None:
@@ -122,13 +125,13 @@ def test_the_shipped_files_are_these() -> None:
     "name,check,rules",
     [
         ("ablate", ablate.check, ablate.RULES),
-        ("base", _validate.validate, _validate.RULES),
+        ("base", rules.validate, rules.RULES),
         ("benchmark", benchmark.check, benchmark.RULES),
         ("evaluate", evaluate.check, evaluate.RULES),
         ("export", export.check, export.RULES),
-        ("inspect", _inspection.check, _inspection.RULES),
+        ("look_inside", look_inside.check, look_inside.RULES),
     ],
-    ids=["ablate", "base", "benchmark", "evaluate", "export", "inspect"],
+    ids=["ablate", "base", "benchmark", "evaluate", "export", "look_inside"],
 )
 def test_every_key_has_a_rule_and_every_rule_a_key(name: str, check: Check, rules: dict[str, Rule]) -> None:
     values = flatten(load_config(name, check=check))

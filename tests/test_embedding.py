@@ -26,7 +26,7 @@ from htrmrl_torchrl import (
     keys,
     make_actor_critic,
 )
-from htrmrl_torchrl.networks import build_networks
+from htrmrl_torchrl.agent.networks import build_networks
 from htrmrl_torchrl.specs import MismatchError
 from tests.inputs import REFUSED, SAID, WORKS, Noted, Row, noted, scaled, then
 

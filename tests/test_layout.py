@@ -27,6 +27,43 @@ def test_library_imports_neither_recipes_nor_config_tools(path: Path) -> None:
     assert not FORBIDDEN & set(imported_packages(path.read_text(encoding="utf-8")))
 
 
+# Each may import those before it, and none behind it.
+ORDER = [
+    "_lazy", "keys", "faults", "specs", "progress", "envs", "encoders", "memory", "replay", "checkpoints", "media",
+    "agent", "ppo", "evaluation", "runs", "inspection", "networks",
+]  # fmt: skip
+
+
+def imported_parts(path: Path) -> Iterator[str]:
+    """Parts of the package that a module imports, inside functions and for type checking too."""
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.ImportFrom) and node.module and node.module.split(".")[0] == "htrmrl_torchrl":
+            inside = node.module.split(".")[1:]
+            yield from inside[:1] or [alias.name for alias in node.names]
+
+
+@pytest.mark.parametrize("part", ORDER)
+def test_no_part_knows_a_later_one(part: str) -> None:
+    folder = ROOT / "htrmrl_torchrl" / part
+    files = sorted(folder.rglob("*.py")) if folder.is_dir() else [folder.with_suffix(".py")]
+    assert files and {name for path in files for name in imported_parts(path)} <= {*ORDER[: ORDER.index(part) + 1]}
+
+
+def test_every_part_has_its_place_and_says_what_belongs_in_it() -> None:
+    package = ROOT / "htrmrl_torchrl"
+    parts = {path.stem for path in package.iterdir() if path.suffix == ".py" or (path / "__init__.py").exists()}
+    assert parts - {"__init__"} == {*ORDER}
+    for name in ORDER:
+        if (package / name).is_dir():
+            assert ast.get_docstring(ast.parse((package / name / "__init__.py").read_text(encoding="utf-8")))
+
+
+def test_every_test_stands_where_its_module_stands() -> None:
+    for path in (ROOT / "tests").rglob("test_*.py"):
+        folder = path.parent.relative_to(ROOT / "tests")
+        assert (ROOT / "htrmrl_torchrl" / folder).is_dir() or (ROOT / folder).is_dir(), path
+
+
 WITHOUT_TORCH = """
 import runpy, sys
 import htrmrl_torchrl.envs.fast, htrmrl_torchrl.envs.metaworld, htrmrl_torchrl.envs.workers
@@ -55,5 +92,5 @@ def test_names_that_are_imported_at_their_first_use(package: str) -> None:
 
 
 def test_the_check_sees_imports_inside_functions() -> None:
-    source = "import torch\ndef f():\n    from omegaconf import OmegaConf\n    import recipes._cli as c\n"
+    source = "import torch\ndef f():\n    from omegaconf import OmegaConf\n    import recipes.ppo as loop\n"
     assert FORBIDDEN & set(imported_packages(source)) == {"omegaconf", "recipes"}

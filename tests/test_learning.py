@@ -18,9 +18,9 @@ from htrmrl_torchrl import (
     keys,
     make_env,
 )
+from htrmrl_torchrl.agent.heads import value_head
+from htrmrl_torchrl.agent.networks import acting_policy, build_networks, load_networks
 from htrmrl_torchrl.evaluation import ExactPolicy, play_trials
-from htrmrl_torchrl.modules.heads import value_head
-from htrmrl_torchrl.networks import acting_policy, build_networks, load_networks
 from tests.recipes.runs import train_here
 
 AGENTS = Path(__file__).resolve().parents[1] / "results" / "trial_length"

@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from htrmrl_torchrl.envs.lanes import Picture
-from htrmrl_torchrl.opengl import OFFSCREEN, cannot_draw, choose_backend
+from htrmrl_torchrl.envs.opengl import OFFSCREEN, cannot_draw, choose_backend
 
 # Upright, over the robot's shoulder: hand, objects and target of all tasks are in view. (The cameras that Meta-World's
 # models define show the scene upside down with this version of MuJoCo.)

@@ -12,8 +12,11 @@ from tensordict.nn import TensorDictModuleBase
 from torchrl.envs import EnvBase
 
 from htrmrl_torchrl import keys
-from htrmrl_torchrl.agent import HTrMRLAgent
-from htrmrl_torchrl.checkpoint import read_component
+from htrmrl_torchrl.agent.agent import HTrMRLAgent
+from htrmrl_torchrl.agent.networks import Networks, acting_policy, load_networks
+from htrmrl_torchrl.checkpoints.checkpoint import read_component
+from htrmrl_torchrl.checkpoints.versions import versions
+from htrmrl_torchrl.encoders.contract import ContextEncoder
 from htrmrl_torchrl.envs import check_name, make_env, num_goals, task_names
 from htrmrl_torchrl.envs.factory import is_dotted_path, resolve_horizon
 from htrmrl_torchrl.envs.workers import WORKER_TIMEOUT
@@ -22,9 +25,6 @@ from htrmrl_torchrl.evaluation.official import MetaLearner, run_official
 from htrmrl_torchrl.evaluation.protocols import Actions, Protocol, named_protocol
 from htrmrl_torchrl.evaluation.report import EvaluationReport
 from htrmrl_torchrl.evaluation.trials import goal_grid, play_trials
-from htrmrl_torchrl.modules.contract import ContextEncoder
-from htrmrl_torchrl.networks import Networks, acting_policy, load_networks
-from htrmrl_torchrl.versions import versions
 
 Evaluable: TypeAlias = str | Path | HTrMRLAgent | Networks | TensorDictModuleBase | MetaLearner
 
@@ -60,7 +60,7 @@ def evaluate(
         agent: path of a checkpoint, or of several (training seeds; one report of all); a `HTrMRLAgent`; what
             `build_networks` returned; or any TensorDict policy that reads the keys of `htrmrl_torchrl.keys` and writes
             ``action`` (played in a copy, in its own precision; its memory keeps its scope, while that of the others
-            sees nothing of other trials, see `htrmrl_torchrl.networks.acting_policy`). With ``protocol="metaworld"``
+            sees nothing of other trials, see `htrmrl_torchrl.agent.acting_policy`). With ``protocol="metaworld"``
             a ``MetaLearningAgent`` too.
         benchmark: a name that `make_env` knows, but no factory.
         split: ``"train"``, ``"val"`` or ``"test"``.

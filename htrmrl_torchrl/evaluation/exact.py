@@ -30,7 +30,7 @@ class ExactPolicy(TensorDictModuleBase):
             so give a copy of what is trained.
 
     Example:
-        >>> from htrmrl_torchrl.networks import acting_policy, build_networks
+        >>> from htrmrl_torchrl.agent.networks import acting_policy, build_networks
         >>> networks = build_networks(observation_dim=3, action_low=[-1.0] * 2, action_high=[1.0] * 2)
         >>> policy = ExactPolicy(acting_policy(networks))
         >>> from htrmrl_torchrl import make_env

@@ -10,11 +10,11 @@ from typing import Any, Protocol
 import numpy as np
 import torch
 
-from htrmrl_torchrl.agent import HTrMRLAgent
+from htrmrl_torchrl.agent.agent import HTrMRLAgent
+from htrmrl_torchrl.agent.metaworld import MetaWorldAgent
+from htrmrl_torchrl.agent.networks import Networks
 from htrmrl_torchrl.envs.benchmarks import official_arguments
 from htrmrl_torchrl.evaluation.protocols import Protocol as Rules
-from htrmrl_torchrl.metaworld_agent import MetaWorldAgent
-from htrmrl_torchrl.networks import Networks
 
 
 class MetaLearner(Protocol):

@@ -1,6 +1,7 @@
 """`EvaluationReport`: what an evaluation saw, episode by episode, and under which protocol."""
 
 import json
+import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
@@ -9,6 +10,7 @@ from typing import Any, Self
 import numpy as np
 import numpy.typing as npt
 
+from htrmrl_torchrl.checkpoints.files import read_json, read_regular, write_whole
 from htrmrl_torchrl.envs.benchmarks import check_benchmark_seed, check_split, find_benchmark
 from htrmrl_torchrl.envs.lanes import check_positive
 from htrmrl_torchrl.evaluation.intervals import (
@@ -20,7 +22,6 @@ from htrmrl_torchrl.evaluation.intervals import (
     interval_over_runs,
 )
 from htrmrl_torchrl.evaluation.protocols import Protocol
-from htrmrl_torchrl.files import read_json, read_regular, write_whole
 
 Array = npt.NDArray[np.float64]
 
@@ -59,7 +60,7 @@ class EvaluationReport:
 
     Example:
         >>> from htrmrl_torchrl import evaluate
-        >>> from htrmrl_torchrl.networks import build_networks
+        >>> from htrmrl_torchrl.agent.networks import build_networks
         >>> networks = build_networks(observation_dim=3, action_low=[-1.0] * 2, action_high=[1.0] * 2)
         >>> report = evaluate(networks, "toy", adaptation_episodes=2)
         >>> report.success.shape, 0 <= report.success_rate <= 1
@@ -302,3 +303,18 @@ def _check_entries(name: str, entries: Any, kind: type) -> None:
 
 def _nan_to_none(values: Any) -> Any:
     return [_nan_to_none(v) for v in values] if isinstance(values, list) else None if np.isnan(values) else values
+
+
+def evaluation_metrics(report: EvaluationReport) -> dict[str, float]:
+    """``eval/<split>_*`` of a report: its headline, by task and by episode, and the return of what counts.
+
+    A benchmark that defines no success has returns only.
+    """
+    prefix = f"eval/{report.split}"
+    metrics = {f"{prefix}_return": statistics.fmean(report.task_returns().values())}
+    metrics |= {f"{prefix}_return_by_episode/{k}": x for k, x in enumerate(report.return_by_episode())}
+    if not report.has_success:
+        return metrics
+    metrics[f"{prefix}_success"] = report.success_rate
+    metrics |= {f"{prefix}_success/{name}": success for name, success in report.task_success().items()}
+    return metrics | {f"{prefix}_success_by_episode/{k}": x for k, x in enumerate(report.success_by_episode())}

@@ -16,8 +16,8 @@ from tqdm import tqdm
 
 from htrmrl_torchrl import keys
 from htrmrl_torchrl.envs.trial import TrialEnv
-from htrmrl_torchrl.modules.memory import EpisodicMemory
-from htrmrl_torchrl.modules.recurrent import RecurrentMemory
+from htrmrl_torchrl.memory.episodic import EpisodicMemory
+from htrmrl_torchrl.memory.recurrent import RecurrentMemory
 from htrmrl_torchrl.progress import progress_bar
 
 _Memory = EpisodicMemory | RecurrentMemory
@@ -52,7 +52,7 @@ def play_trials(
 
     Args:
         policy: writes ``action``, sampled or (under TorchRL's ``ExplorationType.DETERMINISTIC``) the mean. A memory in
-            it should be its own, see `htrmrl_torchrl.networks.acting_policy`: it is restarted, so that equal calls
+            it should be its own, see `htrmrl_torchrl.agent.acting_policy`: it is restarted, so that equal calls
             draw equal windows.
         env: N lanes whose trials have K + M episodes; reset here.
         adaptation_episodes: K, with sampled actions.

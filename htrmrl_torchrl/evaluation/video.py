@@ -14,10 +14,10 @@ from htrmrl_torchrl import keys
 from htrmrl_torchrl.envs import check_name, make_env, task_names
 from htrmrl_torchrl.envs.benchmarks import find_benchmark
 from htrmrl_torchrl.envs.lanes import Picture, check_positive
+from htrmrl_torchrl.envs.opengl import choose_backend
 from htrmrl_torchrl.evaluation.overlay import MIN_SIZE, Caption, draw_caption
 from htrmrl_torchrl.evaluation.trials import play_trials
 from htrmrl_torchrl.media import Frames, write_frames
-from htrmrl_torchrl.opengl import choose_backend
 
 
 @dataclass(frozen=True, eq=False)
@@ -58,7 +58,7 @@ def record_trial(
     ``1 + ceil(H / every)`` pictures an episode. Torch's and NumPy's random states are left as they were.
 
     Args:
-        policy: begins with a memory of its own and writes ``action``, see `htrmrl_torchrl.networks.acting_policy`. The
+        policy: begins with a memory of its own and writes ``action``, see `htrmrl_torchrl.agent.acting_policy`. The
             memory is restarted: equal calls draw equal windows.
         benchmark: a name that `make_env` knows, no factory.
         split: ``train``, ``val`` or ``test``.
@@ -77,7 +77,7 @@ def record_trial(
         RenderingError: if the benchmark is drawn by MuJoCo and no OpenGL backend works, before anything is played.
 
     Example:
-        >>> from htrmrl_torchrl.networks import acting_policy, build_networks
+        >>> from htrmrl_torchrl.agent.networks import acting_policy, build_networks
         >>> networks = build_networks(observation_dim=3, action_low=[-1.0] * 2, action_high=[1.0] * 2)
         >>> video = record_trial(
         ...     acting_policy(networks), "toy", split="train", task=0, goal=2, adaptation_episodes=2, size=128)

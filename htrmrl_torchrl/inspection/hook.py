@@ -5,7 +5,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from htrmrl_torchrl import keys
-from htrmrl_torchrl.modules.contract import ContextEncoder, Inside
+from htrmrl_torchrl.encoders.contract import ContextEncoder, Inside
 
 
 @contextmanager
@@ -20,7 +20,7 @@ def watch(encoder: ContextEncoder) -> Iterator[list[Inside]]:
 
     Example:
         >>> from htrmrl_torchrl import make_env
-        >>> from htrmrl_torchrl.networks import build_networks
+        >>> from htrmrl_torchrl.agent.networks import build_networks
         >>> networks = build_networks(observation_dim=3, action_low=[-1.0] * 2, action_high=[1.0] * 2)
         >>> with watch(networks.encoder) as seen:
         ...     _ = make_env("toy", num_envs=4).rollout(2, networks.policy)

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from htrmrl_torchrl.files import write_whole
+from htrmrl_torchrl.checkpoints.files import write_whole
 
 _STYLE = """
 :root { color-scheme: light; }

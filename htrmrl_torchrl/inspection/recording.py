@@ -10,10 +10,10 @@ from torch import Tensor
 from torchrl.envs.utils import ExplorationType, set_exploration_type
 
 from htrmrl_torchrl import keys
-from htrmrl_torchrl.data.windows import make_token
+from htrmrl_torchrl.agent.networks import Networks, acting_policy
+from htrmrl_torchrl.encoders.contract import Inside
 from htrmrl_torchrl.envs.trial import TrialEnv
-from htrmrl_torchrl.modules.contract import Inside
-from htrmrl_torchrl.networks import Networks, acting_policy
+from htrmrl_torchrl.memory.windows import make_token
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -87,7 +87,7 @@ def record_trials(networks: Networks, env: TrialEnv, *, trials: int, every: int,
 
     Example:
         >>> from htrmrl_torchrl import make_env
-        >>> from htrmrl_torchrl.networks import build_networks
+        >>> from htrmrl_torchrl.agent.networks import build_networks
         >>> networks = build_networks(observation_dim=3, action_low=[-1.0] * 2, action_high=[1.0] * 2, episodes=3)
         >>> env = make_env("toy", num_envs=4, episodes_per_trial=2)
         >>> recording = record_trials(networks, env, trials=4, every=6)

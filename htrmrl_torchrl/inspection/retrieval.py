@@ -8,11 +8,11 @@ import torch
 from tensordict import TensorDict
 from torch import Tensor
 
-from htrmrl_torchrl.data.past import Array, PastEpisodes, Window
-from htrmrl_torchrl.data.strategies import STRATEGIES, make_strategy
-from htrmrl_torchrl.data.windows import window_at
+from htrmrl_torchrl.encoders.hierarchical import HierarchicalEncoder
 from htrmrl_torchrl.inspection.recording import Recording
-from htrmrl_torchrl.modules.encoder import HierarchicalEncoder
+from htrmrl_torchrl.memory.past import Array, PastEpisodes, Window
+from htrmrl_torchrl.memory.strategies import STRATEGIES, make_strategy
+from htrmrl_torchrl.memory.windows import window_at
 
 
 @dataclass(frozen=True, kw_only=True)

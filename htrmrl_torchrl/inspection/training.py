@@ -13,11 +13,11 @@ from tensordict import TensorDictBase
 from torch import Tensor
 
 from htrmrl_torchrl import keys
+from htrmrl_torchrl.agent.networks import Networks
+from htrmrl_torchrl.encoders.contract import Inside
+from htrmrl_torchrl.encoders.hierarchical import HierarchicalEncoder
 from htrmrl_torchrl.inspection.attention import relative_entropy
 from htrmrl_torchrl.inspection.style import MAP, styled
-from htrmrl_torchrl.modules.contract import Inside
-from htrmrl_torchrl.modules.encoder import HierarchicalEncoder
-from htrmrl_torchrl.networks import Networks
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

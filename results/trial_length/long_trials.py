@@ -15,13 +15,13 @@ import sys
 from pathlib import Path
 
 import torch
+from htrmrl_torchrl.checkpoint import read_component
+from htrmrl_torchrl.versions import versions
 from matplotlib.figure import Figure
 
 from htrmrl_torchrl import make_env
-from htrmrl_torchrl.checkpoint import read_component
 from htrmrl_torchrl.evaluation import play_trials
 from htrmrl_torchrl.networks import acting_policy, load_networks
-from htrmrl_torchrl.versions import versions
 
 EPISODES, LANES, SEEDS = 12, 400, (0, 1, 2)
 

@@ -7,9 +7,9 @@ import torch
 from torchrl.envs import check_env_specs
 
 from htrmrl_torchrl import evaluate, keys, make_env
+from htrmrl_torchrl.agent.networks import build_networks
 from htrmrl_torchrl.envs import benchmarks, locomotion, task_names
 from htrmrl_torchrl.envs.locomotion import LocomotionLanes, draw_goals
-from htrmrl_torchrl.networks import build_networks
 from tests.helpers import skip_without_opengl
 
 NAMES = ["HalfCheetah-Dir", "HalfCheetah-Vel", "Ant-Dir"]

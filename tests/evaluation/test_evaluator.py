@@ -11,13 +11,13 @@ from tensordict.nn import TensorDictModule
 from torchrl.checkpoint import Checkpoint
 
 from htrmrl_torchrl import HTrMRLAgent, evaluate, keys, make_env
+from htrmrl_torchrl.agent.networks import load_networks
+from htrmrl_torchrl.checkpoints.versions import versions
 from htrmrl_torchrl.evaluation import PROTOCOLS, EvaluationReport, ExactPolicy
 from htrmrl_torchrl.evaluation.intervals import SHARES, interval_over_runs
-from htrmrl_torchrl.networks import load_networks
-from htrmrl_torchrl.versions import versions
+from tests.checkpoints.test_checkpoint import Run
 from tests.evaluation.test_report import assert_equal
 from tests.evaluation.test_trials import networks_for_toy, scripted
-from tests.test_checkpoint import Run
 
 TOY = {"adaptation_episodes": 3}
 

@@ -12,9 +12,9 @@ import torch
 from torch import nn
 
 from htrmrl_torchrl import HTrMRLAgent, evaluate, keys, make_env
+from htrmrl_torchrl.agent.networks import acting_policy, build_networks, load_networks
 from htrmrl_torchrl.evaluation import ExactPolicy, goal_grid, play_trials
 from htrmrl_torchrl.evaluation.exact import GRID
-from htrmrl_torchrl.networks import acting_policy, build_networks, load_networks
 from tests.copies import WAYS
 from tests.evaluation.test_trials import networks_for_toy
 

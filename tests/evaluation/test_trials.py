@@ -9,11 +9,11 @@ from tensordict.nn import TensorDictModule
 from torchrl.envs.utils import ExplorationType, exploration_type, set_exploration_type
 
 from htrmrl_torchrl import keys, make_env
+from htrmrl_torchrl.agent.networks import acting_policy
 from htrmrl_torchrl.envs.deck import FixedGrid
 from htrmrl_torchrl.envs.toy import GOALS, STEP_SIZE
 from htrmrl_torchrl.envs.trial import TrialEnv
 from htrmrl_torchrl.evaluation import goal_grid, play_trials
-from htrmrl_torchrl.networks import acting_policy
 from tests.helpers import assert_same, networks_for_toy
 
 K = 3

@@ -9,10 +9,10 @@ from tensordict.nn import TensorDictModule, TensorDictSequential
 from torchrl.envs.utils import ExplorationType, exploration_type
 
 from htrmrl_torchrl import keys, make_env
+from htrmrl_torchrl.agent.networks import acting_policy
 from htrmrl_torchrl.envs.benchmarks import draw_goals
 from htrmrl_torchrl.envs.toy import GOALS, STEP_SIZE
 from htrmrl_torchrl.evaluation import play_trials, record_trial, write_video
-from htrmrl_torchrl.networks import acting_policy
 from tests.helpers import networks_for_toy, skip_without_opengl
 
 GREEN = (46, 204, 113)

@@ -2,8 +2,8 @@
 
 import torch
 
+from htrmrl_torchrl.encoders.contract import Inside
 from htrmrl_torchrl.inspection.recording import Recording
-from htrmrl_torchrl.modules.contract import Inside
 
 
 def hand_made(*, success, slot_episode, attention, task=None, goal=None, hidden=None):

@@ -38,7 +38,7 @@ def page(tmp_path):
         pictures.append(Picture(path=tmp_path / f"{index}.png", caption=f"<{index}>"))
     table = Table(head=["x", *map(str, range(30))], rows=[["wide", *map(float, range(30))]])
     sections = [Section(title="A", text="b", tables=[table], pictures=pictures), Section(title="C & d", text="<e>")]
-    facts = [("command", "python recipes/inspect.py " + "long=" * 60)]
+    facts = [("command", "python recipes/look_inside.py " + "long=" * 60)]
     write_page(tmp_path / "index.html", title="Inside", facts=facts, sections=sections)
     return tmp_path / "index.html"
 

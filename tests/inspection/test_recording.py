@@ -7,11 +7,11 @@ import pytest
 import torch
 
 from htrmrl_torchrl import make_env
-from htrmrl_torchrl.data.strategies import STRATEGIES
+from htrmrl_torchrl.agent.networks import acting_policy, build_networks
 from htrmrl_torchrl.evaluation import play_trials
 from htrmrl_torchrl.inspection.recording import record_trials
 from htrmrl_torchrl.inspection.retrieval import retrieve
-from htrmrl_torchrl.networks import acting_policy, build_networks
+from htrmrl_torchrl.memory.strategies import STRATEGIES
 from tests.helpers import assert_same, differ
 
 PAIRS = [(0, goal) for goal in range(4) for _ in range(2)]

@@ -7,6 +7,8 @@ import torch
 from tensordict import TensorDict
 
 from htrmrl_torchrl import EpisodicReplayBuffer, EpisodicStorage, make_env
+from htrmrl_torchrl.agent.networks import build_networks
+from htrmrl_torchrl.encoders.contract import Inside
 from htrmrl_torchrl.inspection.training import (
     attention_metrics,
     fullest,
@@ -16,8 +18,6 @@ from htrmrl_torchrl.inspection.training import (
     update_forgetting,
     window_metrics,
 )
-from htrmrl_torchrl.modules.contract import Inside
-from htrmrl_torchrl.networks import build_networks
 from tests.helpers import assert_same
 
 

@@ -17,11 +17,11 @@ from unittest.mock import patch
 import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from htrmrl_torchrl.checkpoint import read_component
+from htrmrl_torchrl.checkpoints.checkpoint import read_component
+from htrmrl_torchrl.runs.signals import NUMBERS
 from recipes import ppo
-from recipes._cli import run_recipe
-from recipes._signals import NUMBERS
-from tests.test_archive import forged
+from recipes.configuration.compose import run_recipe
+from tests.checkpoints.test_archive import forged
 
 ROOT = Path(__file__).resolve().parents[2]
 # 8 lanes * 4 episodes * 6 steps = 192 frames an iteration; every boundary on disk, one evaluation at the end

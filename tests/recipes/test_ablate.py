@@ -14,10 +14,11 @@ import pytest
 from omegaconf import OmegaConf
 
 from htrmrl_torchrl.evaluation.intervals import interval_over_runs
-from recipes import _ablation
-from recipes._ablation import Cell, expand, plan, tabulate
-from recipes._cli import UserError, load_config
+from htrmrl_torchrl.faults import UserError
 from recipes.ablate import AXES, check, figure, write_table
+from recipes.configuration import cells as _ablation
+from recipes.configuration.cells import Cell, expand, plan, tabulate
+from recipes.configuration.compose import load_config
 from tests.recipes.runs import hear_all_signals, python_path, wait_for
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -257,7 +258,7 @@ def test_only_what_is_missing_runs_again(swept):
 HOLDER = """
 import sys
 from pathlib import Path
-from recipes._lock import locked
+from htrmrl_torchrl.runs.lock import locked
 with locked(Path(sys.argv[1])):
     print("mine", flush=True)
     sys.stdin.read()

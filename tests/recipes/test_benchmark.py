@@ -8,10 +8,10 @@ import pytest
 from htrmrl_torchrl.envs.benchmarks import draw_goals, task_names
 from htrmrl_torchrl.envs.metaworld import MetaWorldLanes
 from recipes import benchmark
-from recipes._benchmark_environment import Physics, interleaved, ratio
-from recipes._benchmark_learning import _run_recipe
-from recipes._cli import run_recipe
 from recipes.benchmark import table
+from recipes.configuration.compose import run_recipe
+from recipes.speed.environment import Physics, interleaved, ratio
+from recipes.speed.learning import _run_recipe
 
 
 def test_contenders_take_turns():

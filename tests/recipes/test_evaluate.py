@@ -14,13 +14,13 @@ import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from htrmrl_torchrl import evaluate as evaluate_agent
-from htrmrl_torchrl.checkpoint import read_component
+from htrmrl_torchrl.checkpoints.checkpoint import read_component
 from htrmrl_torchrl.envs import check_name
 from htrmrl_torchrl.evaluation import EvaluationReport
 from recipes import evaluate
+from tests.checkpoints.test_archive import forged
 from tests.recipes.runs import family, here, leaves_a_mark, named_otherwise, train_here, wait_for, workers
 from tests.recipes.test_ppo import ROOT, TINY
-from tests.test_archive import forged
 
 SMALL = ["num_workers=0", "adaptation_episodes=2"]
 SCRIPT = str(ROOT / "recipes" / "evaluate.py")

@@ -6,7 +6,7 @@ import pytest
 from torchrl.envs import SerialEnv
 
 from recipes import ppo
-from recipes._cli import run_recipe
+from recipes.configuration.compose import run_recipe
 from tests import inputs
 from tests.inputs import REFUSED, SAID, STEPS, WORKS, Row, noted
 from tests.recipes.runs import ROOT, metrics, train_here

@@ -5,9 +5,10 @@ import sys
 
 import pytest
 
-from recipes import _inspection, ablate, benchmark, evaluate, export, plot
-from recipes._cli import run_recipe
-from recipes._validate import validate
+from recipes import ablate, benchmark, evaluate, export, plot
+from recipes.configuration.compose import run_recipe
+from recipes.configuration.rules import validate
+from recipes.inside import play as look_inside
 from tests.recipes.runs import ROOT, TINY, train_here
 
 LONG = "x" * 300
@@ -55,8 +56,8 @@ def start(recipe, *arguments):
         plot.main(arguments)
     elif recipe == "ablate":
         ablate.main()
-    elif recipe == "inspect":
-        run_recipe(_inspection.run, config_name=recipe, check=_inspection.check)
+    elif recipe == "look_inside":
+        run_recipe(look_inside.run, config_name=recipe, check=look_inside.check)
     elif recipe in ("evaluate", "export", "benchmark"):
         module = {"evaluate": evaluate, "export": export, "benchmark": benchmark}[recipe]
         run_recipe(module.run, config_name=recipe, check=module.check)
@@ -100,14 +101,14 @@ WRITING = [
 ROWS = {
     **{
         f"{recipe}: checkpoint is {name}": (recipe, [f"checkpoint={text}", "out=out.torchrl"], said)
-        for recipe in ("evaluate", "inspect", "export")
+        for recipe in ("evaluate", "look_inside", "export")
         for name, text, said in READING
     },
     **{
         f"{recipe}: out is {name}": (recipe, [*before, f"out={text}"], said)
         for recipe, before in (
             ("evaluate", ["checkpoint=run", "num_workers=0"]),
-            ("inspect", ["checkpoint=run", "num_workers=0"]),
+            ("look_inside", ["checkpoint=run", "num_workers=0"]),
             ("export", ["checkpoint=run"]),
             ("benchmark", ["parts=[update]"]),
             ("ablate", ["seed=1"]),
@@ -118,10 +119,10 @@ ROWS = {
         f"toy_ppo: run_dir is {name}": ("toy_ppo", [f"run_dir={text}"], said)
         for name, text, said in WRITING
         if name not in ("stands for missing", "an interpolation", "below a link to nowhere")
-        and not text.startswith("/proc")  # the lock's own attempt, see test_cli.py
+        and not text.startswith("/proc")  # the lock's own attempt, see test_compose.py
     },
     "evaluate: no argument": ("evaluate", [], "checkpoint is missing"),
-    "inspect: no argument": ("inspect", [], "checkpoint is missing"),
+    "look_inside: no argument": ("look_inside", [], "checkpoint is missing"),
     "export: no argument": ("export", [], "checkpoint is missing"),
     "export: nowhere to": ("export", ["checkpoint=run"], "out is missing"),
     "export: a folder": ("export", ["checkpoint=run", "out=folder"], "a folder: give the file to write"),
@@ -153,13 +154,13 @@ ROWS = {
     "evaluate: a huge seed of goals": ("evaluate", ["checkpoint=run", f"benchmark_seed={HUGE}"], "benchmark_seed"),
     "evaluate: stages of the toy": ("evaluate", ["checkpoint=run", "stages=true"], "toy is not of Meta-World"),
     "evaluate: a device": ("evaluate", ["device=cuda:99999999999999999999"], "device is"),
-    "inspect: a large seed": ("inspect", ["checkpoint=run", f"seed={HUGE}"], "from 0 to 2**63 - 1"),
-    "inspect: huge trials": (
-        "inspect",
+    "look_inside: a large seed": ("look_inside", ["checkpoint=run", f"seed={HUGE}"], "from 0 to 2**63 - 1"),
+    "look_inside: huge trials": (
+        "look_inside",
         ["checkpoint=run", "trials_per_goal=1000000000000"],
         "outcomes of 1000000000000",
     ),
-    "inspect: a huge trial": ("inspect", ["checkpoint=run", "episodes=1000000000000"], "memory of a trial"),
+    "look_inside: a huge trial": ("look_inside", ["checkpoint=run", "episodes=1000000000000"], "memory of a trial"),
     "benchmark: nested parts": ("benchmark", ["parts=[[update]]"], "parts is [['update']]"),
     "benchmark: a table of parts": ("benchmark", ["parts=[{a:1}]"], "parts is [{'a': 1}]"),
     "benchmark: huge lanes": ("benchmark", ["lanes=[99999999999999]"], "lanes (num_envs, recipe_lanes, lanes)"),
@@ -273,5 +274,5 @@ def test_one_sentence_and_nothing_left(row, place, monkeypatch, capsys):
 
 
 def test_the_table_is_of_every_recipe():
-    shared = {"toy_ppo", "evaluate", "inspect", "export", "plot", "ablate", "benchmark"}
+    shared = {"toy_ppo", "evaluate", "look_inside", "export", "plot", "ablate", "benchmark"}
     assert {recipe for recipe, _, _ in ROWS.values()} == shared and len(ROWS) >= 60

@@ -8,7 +8,7 @@ from matplotlib import image
 from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
 
-from htrmrl_torchrl.loggers import RunLogger
+from htrmrl_torchrl.runs.loggers import RunLogger
 from recipes import plot
 
 

@@ -10,13 +10,14 @@ from pathlib import Path
 
 import pytest
 
-from htrmrl_torchrl.checkpoint import read_component
-from recipes._cli import UserError, load_config, run_recipe
-from recipes._run_folder import Start, where_to_start
+from htrmrl_torchrl.checkpoints.checkpoint import read_component
+from htrmrl_torchrl.faults import UserError
+from recipes.configuration.compose import load_config, run_recipe
+from recipes.configuration.run_folder import Start, where_to_start
+from tests.checkpoints.test_archive import forged
+from tests.checkpoints.test_checkpoint import Run
 from tests.recipes import runs
 from tests.recipes.runs import assert_no_warning_of_ours, curve, python_path, train_here
-from tests.test_archive import forged
-from tests.test_checkpoint import Run
 
 ROOT = Path(__file__).resolve().parents[2]
 TINY = ["env.num_envs=8", "loss.minibatch_frames=96", "eval.every_frames=384", "checkpoint.every_frames=192"]

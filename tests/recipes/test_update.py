@@ -5,11 +5,18 @@ import torch
 from tensordict.nn import TensorDictSequential
 
 from htrmrl_torchrl import final_values, keys
-from htrmrl_torchrl.modules.heads import value_head
-from htrmrl_torchrl.networks import build_networks, load_networks
-from recipes._cli import load_config
-from recipes._environment import training_environment
-from recipes._parts import advantages, agent_arguments, collector_of, ppo_loss, replay_buffer, reward_normalizer
+from htrmrl_torchrl.agent.heads import value_head
+from htrmrl_torchrl.agent.networks import build_networks, load_networks
+from recipes.configuration.compose import load_config
+from recipes.configuration.environment import training_environment
+from recipes.configuration.parts import (
+    advantages,
+    agent_arguments,
+    collector_of,
+    ppo_loss,
+    replay_buffer,
+    reward_normalizer,
+)
 from tests.recipes.runs import FRAMES, TINY, run
 
 # Where each part of the update shows: sums of losses, targets with and without what follows the end, all normalisers.

@@ -1,0 +1,259 @@
+"""A trained agent outside TorchRL: observations in, actions out, rewards told afterwards.
+
+::
+
+    agent.reset()                        a new trial: everything is forgotten (unless scope="lane")
+    action = agent.act(observation)      decide
+    agent.observe(reward, ...)           close the step; at an episode's end it moves into memory
+    action = agent.act(observation)      decide again, perhaps in the next episode, knowing the last one
+"""
+
+from pathlib import Path
+from typing import Any, Self, TypeVar
+
+import gymnasium as gym
+import numpy as np
+import numpy.typing as npt
+import torch
+from tensordict import TensorDict
+from torch import Tensor
+from torchrl.envs.utils import ExplorationType, set_exploration_type
+
+from htrmrl_torchrl import keys
+from htrmrl_torchrl.agent.networks import Networks, acting_policy, load_networks
+from htrmrl_torchrl.envs.lanes import check_positive
+from htrmrl_torchrl.envs.trial import TrialCounter
+from htrmrl_torchrl.memory.episodic import EpisodicMemory
+from htrmrl_torchrl.memory.past import Scope
+
+ArrayOrTensor = TypeVar("ArrayOrTensor", npt.NDArray[Any], Tensor)
+Number = npt.ArrayLike | Tensor
+
+
+class HTrMRLAgent:
+    """Acts in N lanes at once, each in a trial of its own, with numpy arrays or torch tensors; with any encoder.
+
+    A copy (``copy.deepcopy``, ``pickle``, ``torch.save``) goes on as the original would, with networks of its own.
+
+    Args:
+        networks: what `htrmrl_torchrl.agent.build_networks` or `load_networks` returned; used, not copied.
+        num_envs: lanes N. One lane takes observations ``[o]`` as well as ``[1, o]``, and answers alike.
+        device: where the networks run, and are moved to; default where they are.
+        seed: of the memory's random streams. Action noise comes from torch's global generator.
+        scope: ``"trial"``, however the networks were trained: `reset` forgets. ``"lane"``: the episodes of earlier
+            trials stay visible, as many as the networks' ``max_episodes`` says.
+
+    Raises:
+        ValueError: by all methods, for a wrong shape, a value that is not finite, or an environment that cannot be
+            played.
+        RuntimeError: by all methods, for calls out of order.
+
+    Example:
+        >>> import gymnasium as gym
+        >>> from htrmrl_torchrl.agent.networks import build_networks
+        >>> env = gym.make("Pendulum-v1")
+        >>> agent = HTrMRLAgent(build_networks(observation_dim=3, action_low=[-2.0], action_high=[2.0]))
+        >>> agent.check_env(env)
+        >>> observation, _ = env.reset()
+        >>> agent.reset()
+        >>> observation, reward, terminated, truncated, info = env.step(agent.act(observation))
+        >>> agent.observe(reward, terminated, truncated, final_observation=observation)
+    """
+
+    def __init__(
+        self,
+        networks: Networks,
+        *,
+        num_envs: int = 1,
+        device: str | torch.device | None = None,
+        seed: int = 0,
+        scope: Scope = "trial",
+    ) -> None:
+        check_positive(num_envs=num_envs)
+        self.networks, self.num_envs = networks, num_envs
+        self._policy = acting_policy(networks, scope=scope, seed=seed).to(device)
+        self._memory = self._policy.module[0]
+        self.device = next(self._policy.parameters()).device
+        space = networks.action_spec.space
+        self.action_low, self.action_high = space.low.to(self.device), space.high.to(self.device)
+        self.observation_dim, self.action_dim = networks.encoder.observation_dim, networks.encoder.action_dim
+        self._counter = TrialCounter(
+            [num_envs],
+            observation_shape=[self.observation_dim],
+            action_shape=[self.action_dim],
+            episodes_per_trial=2**62,  # a trial ends when `reset` says so
+            device=self.device,
+        )
+        self._acted: tuple[Tensor, Tensor] | None = None  # observation and action of the step that is not closed yet
+
+    @classmethod
+    def from_checkpoint(
+        cls,
+        path: str | Path,
+        num_envs: int = 1,
+        device: str | torch.device = "cpu",
+        *,
+        seed: int = 0,
+        scope: Scope = "trial",
+    ) -> Self:
+        """The agent of a checkpoint, for instance ``runs/ml10_ppo_seed1/checkpoints/best-....torchrl``.
+
+        Nothing else is needed, and nothing in the file is executed.
+
+        Raises:
+            FileNotFoundError: if there is none at `path`.
+            ValueError: if it is not a checkpoint of this package.
+        """
+        return cls(load_networks(path), num_envs=num_envs, device=device, seed=seed, scope=scope)
+
+    def check_env(self, env: Any) -> None:
+        """Whether this agent can play a gymnasium environment, vectorised or not.
+
+        Raises:
+            ValueError: for another number of lanes, other observation or action sizes, or next-step autoreset, whose
+                resetting steps have no action and no reward.
+        """
+        lanes = getattr(env, "num_envs", 1)
+        if lanes != self.num_envs:
+            raise ValueError(
+                f"The environment has {lanes} lanes, the agent {self.num_envs}; build the agent with {lanes}."
+            )
+        mode = str(getattr(env.metadata.get("autoreset_mode"), "name", ""))
+        if mode == "NEXT_STEP" or _is_wrapped_in(env, gym.wrappers.Autoreset):
+            raise ValueError(
+                "The environment resets in the step after an episode's end (AutoresetMode.NEXT_STEP), a step without "
+                "action and reward; build it with autoreset_mode=AutoresetMode.SAME_STEP or DISABLED, and a single "
+                "environment without the wrapper Autoreset."
+            )
+        single = "single_" if hasattr(env, "single_observation_space") else ""
+        for name, size in (("observation", self.observation_dim), ("action", self.action_dim)):
+            shape = getattr(env, f"{single}{name}_space").shape
+            if shape != (size,):
+                raise ValueError(f"The environment's {name}s have shape {shape}; the agent was trained with ({size},).")
+
+    def reset(self, mask: npt.ArrayLike | Tensor | None = None) -> None:
+        """Starts a new trial: memory is forgotten, but for ``scope="lane"``.
+
+        Args:
+            mask: ``[N]`` bool, the lanes concerned; default all. An episode that runs there is dropped.
+
+        Raises:
+            RuntimeError: with a mask of some lanes between `act` and `observe`.
+        """
+        lanes = torch.ones(self.num_envs, dtype=torch.bool) if mask is None else torch.as_tensor(mask, dtype=torch.bool)
+        if lanes.shape != (self.num_envs,):
+            raise ValueError(f"mask has shape {list(lanes.shape)} but must be [{self.num_envs}], one flag per lane.")
+        if self._acted is not None and not lanes.all():
+            raise RuntimeError("reset(mask) was called between act and observe; close the step with observe first.")
+        lanes = lanes.to(self.device)
+        if (
+            isinstance(self._memory, EpisodicMemory) and self._memory.scope == "lane"
+        ):  # else the new trial forgets it anyway
+            runs = ~self._counter.is_init.squeeze(-1) | (self._acted is not None)
+            self._memory.drop_running((lanes & runs).nonzero().squeeze(-1))
+        self._acted = None
+        self._counter.reset(lanes.unsqueeze(-1), new_trial=True)
+
+    @torch.no_grad()
+    def act(self, observation: ArrayOrTensor, *, deterministic: bool = False) -> ArrayOrTensor:
+        """Decides, within the action bounds.
+
+        Args:
+            observation: ``[N, o]`` (or ``[o]`` for one lane), numpy or torch. After an episode's end, that of the next.
+            deterministic: the mean action instead of a sampled one. The protocol ``strict`` samples while it adapts.
+
+        Returns:
+            The actions ``[N, a]`` (or ``[a]``), numpy or torch as the observation.
+
+        Raises:
+            ValueError: for another shape or values that are not finite.
+            RuntimeError: before `reset`, or when the step before was not closed by `observe`.
+        """
+        if bool((self._counter.episode < 0).any()):
+            lanes = (self._counter.episode < 0).flatten().nonzero().flatten().tolist()
+            raise RuntimeError(f"act was called before reset: lanes {lanes} have no trial yet; call reset() first.")
+        if self._acted is not None:
+            raise RuntimeError("act was called twice in a step; close the step with observe(reward, ...) first.")
+        tensor = self._checked(observation, "observation", self.observation_dim)
+        step = self._counter.write(TensorDict({keys.OBSERVATION: tensor}, batch_size=[self.num_envs]))
+        with set_exploration_type(ExplorationType.DETERMINISTIC if deterministic else ExplorationType.RANDOM):
+            action = self._policy(step)[keys.ACTION].clamp(self.action_low, self.action_high)
+        self._acted = tensor.clone(), action.clone()  # the caller may write into both
+        if observation.ndim == 1:
+            action = action.squeeze(0)
+        if isinstance(observation, Tensor):
+            return action.to(observation.device)
+        return action.cpu().numpy()
+
+    def observe(
+        self,
+        reward: Number,
+        terminated: Number,
+        truncated: Number,
+        *,
+        final_observation: npt.NDArray[Any] | Tensor | None = None,
+        action: npt.NDArray[Any] | Tensor | None = None,
+    ) -> None:
+        """Closes the step: what the last action led to. Where an episode ended, the next one begins.
+
+        Args:
+            reward, terminated, truncated: ``[N]``, or plain numbers for one lane.
+            final_observation: ``[N, o]``, what an ended episode's last step led to: the step's observation where
+                nothing resets by itself, ``info["final_obs"]`` under same-step autoreset. Read where an episode
+                ended only. Without it, the observation before stands in, and memory is a little less exact.
+            action: ``[N, a]``, what was executed in place of what `act` said; read at every lane.
+
+        Raises:
+            ValueError: for another shape or values that are not finite.
+            RuntimeError: if `act` did not come before.
+        """
+        if self._acted is None:
+            raise RuntimeError("observe was called without an action to judge; call act(observation) first.")
+        observation, acted = self._acted
+        rewards = self._checked(reward, "reward", None)
+        ended = self._flags(terminated, "terminated") | self._flags(truncated, "truncated")
+        if ended.any() and final_observation is not None:
+            final = self._checked(_of_ended(final_observation, ended), "final_observation", self.observation_dim)
+            observation = torch.where(ended, final, observation)
+        if action is not None:
+            acted = self._checked(action, "action", self.action_dim)
+        self._counter.step(observation, acted, rewards)
+        self._counter.reset(ended)
+        self._acted = None
+
+    def _checked(self, value: Any, name: str, size: int | None) -> Tensor:
+        """``[N, size]`` float32 on our device, or ``[N, 1]`` of numbers ``[N]`` where there is no size."""
+        tensor = torch.as_tensor(value, dtype=torch.float32, device=self.device)
+        shape = [self.num_envs] if size is None else [self.num_envs, size]
+        one = self.num_envs == 1 and list(tensor.shape) == shape[1:]
+        if list(tensor.shape) != shape and not one:
+            allowed = f"{shape} or {shape[1:]}" if self.num_envs == 1 else f"{shape}"
+            raise ValueError(f"{name} has shape {list(tensor.shape)} but must be {allowed}.")
+        tensor = tensor.reshape(self.num_envs, -1)
+        if not tensor.isfinite().all():
+            lanes = (~tensor.isfinite().all(-1)).nonzero().flatten().tolist()
+            raise ValueError(f"{name} is not finite in lanes {lanes}: {tensor[lanes].tolist()}.")
+        return tensor
+
+    def _flags(self, value: Any, name: str) -> Tensor:
+        return self._checked(value, name, None).bool()
+
+
+def _is_wrapped_in(env: Any, wrapper: type) -> bool:
+    while isinstance(env, gym.Wrapper):
+        if isinstance(env, wrapper):
+            return True
+        env = env.env
+    return False
+
+
+def _of_ended(final: Any, ended: Tensor) -> Any:
+    """Final observations of ended lanes, zero in the others, where gymnasium leaves None or anything."""
+    if isinstance(final, np.ndarray) and final.dtype == object:  # one array or None per lane
+        flags = ended.flatten().tolist()
+        if any(flag and row is None for row, flag in zip(final, flags, strict=True)):
+            raise ValueError("final_observation is None in a lane whose episode has ended; give it or leave all out.")
+        some = np.asarray(final[flags.index(True)])
+        return np.stack([np.asarray(row) if flag else 0 * some for row, flag in zip(final, flags, strict=True)])
+    tensor = torch.as_tensor(final, dtype=torch.float32, device=ended.device)
+    return torch.where(ended if tensor.ndim == 2 else ended.squeeze(0), tensor, 0)

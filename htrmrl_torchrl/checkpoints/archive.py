@@ -1,0 +1,323 @@
+"""One checkpoint file: how it is sealed, and what is checked before anything of it is read.
+
+It is an archive of `torchrl.checkpoint` (a zip file with a manifest) whose last 64 bytes, at the end of the zip
+comment, are the SHA-256 of all bytes before them:
+
+    manifest.json  components/0000-actor/tree.json  components/0000-actor/tensors.bin ...  directory  comment
+    |<------------------------------------ hashed ------------------------------------------------->| digest |
+
+So every flipped bit and every missing byte shows, also in what zip's own checksums leave out. The checksum tells
+damage, not origin: whoever forges a file seals it too, hence the checks on what is inside.
+"""
+
+import hashlib
+import json
+import math
+import os
+import re
+import stat
+import struct
+import zipfile
+import zlib
+from collections.abc import Collection, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import torch
+from torchrl.checkpoint import CheckpointAdapter
+
+from htrmrl_torchrl.checkpoints.files import read_json
+
+_LABEL, _DIGEST = b"sha256:", 64  # the label before the hexadecimal digits, and their number
+_MANIFEST = "manifest.json"
+# What a component may be saved by, and the files that this makes. The second is torchrl's own, for JSON.
+_FILES = {"htrmrl_torchrl.tensors": ["tensors.bin", "tree.json"], "torchrl.json": ["value.json"]}
+_FILE_NAMES = {name for files in _FILES.values() for name in files}
+# Whatever else torch knows by a name (quantised numbers, for example) is not made from bytes alone.
+_NUMBERS = {
+    str(dtype).removeprefix("torch."): dtype
+    for dtype in (
+        torch.bool, torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64, torch.float16, torch.bfloat16,
+        torch.float32, torch.float64,
+    )
+}  # fmt: skip
+_PLAIN_NAME = re.compile(r"[A-Za-z0-9_.-]+(/[A-Za-z0-9_.-]+)*")
+_END = struct.Struct("<4s4H2LH")  # of a zip file: signature, two disks, two counts, size, place, length of the comment
+_HEADER, _LOCATOR = 30, 20  # bytes before an entry's name, and of what points to a second list of entries
+_MOST_ENTRIES, _LARGEST_DIRECTORY = 256, 1 << 16  # a run writes 20 entries, and 2,000 bytes that list them
+_LARGEST_JSON = 1 << 24  # all of it in a file, which a run of 1,000 lanes takes a thirtieth of
+_MOST_DIMENSIONS = 8
+_CHUNK = 1 << 20
+_SAID = 300  # characters of what is wrong; torch lists every tensor that does not fit
+
+
+class NotACheckpoint(ValueError):
+    """A file that is no checkpoint of this package, or a damaged one; ``why`` says what is wrong with it."""
+
+    def __init__(self, path: str | Path, why: str) -> None:
+        why = why if len(why) <= _SAID else f"{why[:_SAID]} ..."
+        super().__init__(
+            f"{path} is not a checkpoint of this package, or damaged ({why}); give one of a run's checkpoints/ folder."
+        )
+        self.why = why
+
+
+class TensorFiles(CheckpointAdapter):
+    """Saves what has a ``state_dict`` as a tree in JSON and the bytes of its tensors.
+
+    TorchRL's own adapter maps a file into memory for each tensor. On a full disk a write into such a map is no error
+    but a SIGBUS, which kills the run; and when it reads, it follows paths and unpickles objects that the file names.
+    Here writing is plain writing, and reading (`read_states`) makes numbers only.
+
+    A state may hold tensors, numbers, strings, None, and dictionaries, lists and tuples of these. Tensors come back on
+    the CPU, whatever device they were on.
+    """
+
+    adapter_id = "htrmrl_torchrl.tensors"
+
+    def save(self, component: Any, path: Path, *, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
+        path.mkdir(parents=True, exist_ok=True)
+        with (path / "tensors.bin").open("wb") as file:
+            tree = _encode(component.state_dict(), file)
+        text = json.dumps(tree)
+        if len(text) > _LARGEST_JSON:
+            raise ValueError(
+                f"A state without its tensors takes {len(text):,} bytes; {_LARGEST_JSON:,} are read again."
+            )
+        (path / "tree.json").write_text(text)
+
+    def load(self, component: Any, path: Path, **_: Any) -> Any:
+        component.load_state_dict(_decode((path / "tree.json").read_bytes(), (path / "tensors.bin").read_bytes()))
+
+
+def _encode(value: Any, file: BinaryIO) -> Any:
+    if isinstance(value, torch.Tensor):
+        name = str(value.dtype).removeprefix("torch.")
+        if name not in _NUMBERS:
+            raise TypeError(f"A state holds tensors of {', '.join(_NUMBERS)}, not {name}.")
+        offset, flat = file.tell(), value.detach().cpu().contiguous().flatten()
+        file.write(flat.view(torch.uint8).numpy().tobytes())
+        return {"tensor": name, "shape": list(value.shape), "offset": offset}
+    if isinstance(value, Mapping):  # as pairs: the optimizer's keys are numbers
+        return {"dict": [[key, _encode(entry, file)] for key, entry in value.items()]}
+    if isinstance(value, list | tuple):
+        return {type(value).__name__: [_encode(entry, file) for entry in value]}
+    if value is None or isinstance(value, bool | int | float | str):
+        return value
+    raise TypeError(f"A state holds tensors, numbers, strings, dictionaries, lists and tuples, not {type(value)}.")
+
+
+def _decode(tree: bytes, numbers: bytes) -> Any:
+    """What `_encode` wrote; ValueError (or another that `refused_by_name` knows) for what it never writes.
+
+    Each byte of ``numbers`` is of one tensor, in the order of the tree, so that nothing takes more than the file has.
+    """
+    taken = 0
+
+    def tensor(dtype: Any, shape: Any, offset: Any) -> torch.Tensor:
+        nonlocal taken
+        if dtype not in _NUMBERS:
+            raise ValueError(f"{dtype!r} is no type of numbers; they are {', '.join(_NUMBERS)}")
+        if len(shape) > _MOST_DIMENSIONS or not all(type(size) is int and size >= 0 for size in shape):
+            raise ValueError(f"{shape!r} is no shape")
+        empty = torch.empty(0, dtype=_NUMBERS[dtype])
+        begin, taken = taken, taken + empty.element_size() * math.prod(shape)
+        if type(offset) is not int or offset != begin or taken > len(numbers):
+            raise ValueError(
+                f"a tensor of shape {shape} at byte {offset!r} is not in {len(numbers):,} bytes of numbers"
+            )
+        own = bytearray(numbers[begin:taken])  # writable, and the tensor's own
+        if dtype == "bool" and own.translate(None, b"\0\1"):
+            raise ValueError("a truth value is neither 0 nor 1")
+        return (torch.frombuffer(own, dtype=empty.dtype) if own else empty).reshape(shape)
+
+    def value(tree: Any) -> Any:
+        if not isinstance(tree, dict):
+            if isinstance(tree, list):
+                raise ValueError("a list stands where its kind should be said")
+            return tree
+        if "tensor" in tree:
+            return tensor(**{"dtype" if name == "tensor" else name: entry for name, entry in tree.items()})
+        ((kind, entries),) = tree.items()
+        if kind != "dict":
+            return {"list": list, "tuple": tuple}[kind](value(entry) for entry in entries)
+        made = {key: value(entry) for key, entry in entries if type(key) in (int, str)}
+        if len(made) != len(entries):
+            raise ValueError("a key is there twice, or neither a string nor a whole number")
+        return made
+
+    state = value(read_json(tree, constants=True))
+    if taken != len(numbers):
+        raise ValueError(f"its tensors are {taken:,} of {len(numbers):,} bytes of numbers")
+    return state
+
+
+def seal(path: Path) -> None:
+    """Put the checksum at the end of a zip file, and all of it on the disk."""
+    with zipfile.ZipFile(path, "a") as archive:
+        archive.comment = _LABEL + bytes(_DIGEST)
+    with path.open("r+b") as file:
+        digest = _digest(file, path.stat().st_size - _DIGEST)
+        file.seek(-_DIGEST, os.SEEK_END)
+        file.write(digest)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def check_archive(path: str | Path) -> list[str]:
+    """The names of a checkpoint's components, after refusing damage and whatever is not tensors and JSON.
+
+    The checksum, every entry's name (no absolute or parent path, no link, no name twice) and size (nothing is
+    compressed and nothing overlaps, so that a small file cannot grow), and that the manifest lists just these.
+
+    Raises:
+        FileNotFoundError: if there is nothing at `path`.
+        ValueError: if it is not a checkpoint of a training run, damaged, cannot be read, or holds anything else.
+    """
+    return list(_checked(path)["components"])
+
+
+def read_states(path: str | Path, components: Collection[str] | None = None) -> dict[str, Any]:
+    """What some components of a checkpoint (by default all) hold: states, and what was plain JSON.
+
+    Nothing is unpacked to the disk, and nothing in the file is imported, resolved or run: there are numbers, strings
+    and tensors on the CPU.
+
+    Raises:
+        FileNotFoundError, ValueError: as `check_archive`, and if one of `components` is not inside.
+    """
+    records = _checked(path)["components"]
+    names = list(records) if components is None else list(components)
+    if missing := [name for name in names if name not in records]:
+        raise NotACheckpoint(path, f"it has no {missing[0]}")
+    with refused_by_name(path), zipfile.ZipFile(path) as archive:
+        return {name: _read_component(archive, records[name]) for name in names}
+
+
+def _read_component(archive: zipfile.ZipFile, record: dict[str, Any]) -> Any:
+    files = [archive.read(f"{record['path']}/{name}") for name in _FILES[record["adapter"]]]
+    if len(files) == 1:
+        return read_json(files[0], constants=True)
+    numbers, tree = files
+    return _decode(tree, numbers)
+
+
+def _checked(path: str | Path) -> dict[str, Any]:
+    """The manifest of a file in which everything is as it should be."""
+    path = Path(path)
+    try:
+        found = path.stat()
+    except FileNotFoundError:
+        raise FileNotFoundError(f"There is no checkpoint at {path}.") from None
+    except (OSError, ValueError) as error:  # a name that is too long, or holds a zero byte
+        raise NotACheckpoint(path, f"it cannot be read: {getattr(error, 'strerror', None) or error}") from error
+    if not stat.S_ISREG(found.st_mode):  # a pipe would wait, and a device might never end
+        raise NotACheckpoint(path, "not a file")
+    with refused_by_name(path):
+        _check_seal(path)
+        with zipfile.ZipFile(path) as archive:
+            entries = archive.infolist()
+            _check_entries(path, entries, beyond=archive.start_dir)
+            manifest = read_json(archive.read(_MANIFEST), constants=True)
+        listed = _listed_files(manifest)
+    if differing := sorted({entry.filename for entry in entries}.symmetric_difference({*listed, _MANIFEST})):
+        raise NotACheckpoint(path, f"{differing[0]!r} is only in its manifest or only in the archive")
+    return dict(manifest)
+
+
+def _listed_files(manifest: Any) -> list[str]:
+    if (manifest["format"], manifest["format_version"]) != ("torchrl.checkpoint", 1):
+        raise ValueError("its manifest is not one of torchrl.checkpoint, version 1")
+    listed = []
+    for name, record in manifest["components"].items():
+        files = _FILES.get(record["adapter"])
+        if files is None or record["adapter_version"] != 1 or sorted(record["files"]) != files:
+            raise ValueError(f"{name!r} is saved by {record['adapter']!r}, which is not one of {', '.join(_FILES)}")
+        listed += [f"{record['path']}/{file}" for file in files]
+    if len({*listed}) != len(listed):
+        raise ValueError("two components are in one place")
+    return listed
+
+
+def _check_seal(path: Path) -> None:
+    with path.open("rb") as file:
+        size = path.stat().st_size
+        comment = _DIGEST + len(_LABEL)
+        file.seek(max(0, size - comment))
+        label, digest = file.read(len(_LABEL)), file.read(_DIGEST)
+        if label != _LABEL:
+            raise NotACheckpoint(path, "no checksum at its end")
+        if _digest(file, size - _DIGEST) != digest:
+            raise NotACheckpoint(path, "its checksum is wrong")
+        file.seek(max(0, size - comment - _END.size))
+        signature, *_, entries, directory, _, said = _END.unpack(file.read(_END.size))
+        if signature != b"PK\5\6" or said != comment:
+            raise NotACheckpoint(path, "no list of entries before its checksum")
+        if entries > _MOST_ENTRIES or directory > _LARGEST_DIRECTORY:
+            raise NotACheckpoint(
+                path,
+                f"it lists {entries} entries in {directory:,} bytes, and no checkpoint has more than {_MOST_ENTRIES} "
+                f"in {_LARGEST_DIRECTORY:,}",
+            )
+        file.seek(max(0, size - comment - _END.size - _LOCATOR))
+        if file.read(4) == b"PK\6\7" and size <= zipfile.ZIP64_LIMIT:
+            raise NotACheckpoint(path, "it has the second list of entries that only files of more than 2 GB have")
+
+
+def _check_entries(path: Path, entries: list[zipfile.ZipInfo], *, beyond: int) -> None:
+    """``beyond``: where the directory begins, and what is inside has to end."""
+    seen = set()
+    for entry in entries:
+        # The name as written: zipfile already cuts it at a zero byte.
+        name = entry.orig_filename
+        if not _PLAIN_NAME.fullmatch(name) or ".." in name.split("/"):
+            raise NotACheckpoint(path, f"it holds {name!r}, which could lead out of the folder that it is read in")
+        if stat.S_IFMT(entry.external_attr >> 16) not in (0, stat.S_IFREG):
+            raise NotACheckpoint(path, f"it holds {name!r}, a link to somewhere else or another thing that is no file")
+        if name in seen:
+            raise NotACheckpoint(path, f"it holds {name!r} twice")
+        seen.add(name)
+        if name != _MANIFEST and name.rpartition("/")[2] not in _FILE_NAMES:
+            raise NotACheckpoint(path, f"it holds {name!r}, but tensors and JSON are all that is read")
+        if entry.compress_type != zipfile.ZIP_STORED or entry.flag_bits & 1 or entry.compress_size != entry.file_size:
+            raise NotACheckpoint(
+                path, f"it holds {name!r} compressed or encrypted, which checkpoints of this package never are"
+            )
+    if sum(entry.file_size for entry in entries) > path.stat().st_size:
+        raise NotACheckpoint(path, "it declares more bytes inside than the file has")
+    if (text := sum(entry.file_size for entry in entries if entry.filename.endswith(".json"))) > _LARGEST_JSON:
+        raise NotACheckpoint(path, f"it holds {text:,} bytes of JSON, and at most {_LARGEST_JSON:,} are read")
+    end = 0
+    for entry in sorted(entries, key=lambda entry: entry.header_offset):
+        if entry.header_offset < end:
+            raise NotACheckpoint(path, f"it holds {entry.filename!r} in the bytes of another entry")
+        end = entry.header_offset + _HEADER + len(entry.orig_filename) + entry.file_size
+    if end > beyond:
+        raise NotACheckpoint(path, "an entry reaches into the list of entries")
+
+
+def _digest(file: BinaryIO, size: int) -> bytes:
+    file.seek(0)
+    digest = hashlib.sha256()
+    while size > 0 and (chunk := file.read(min(size, _CHUNK))):
+        digest.update(chunk)
+        size -= len(chunk)
+    return digest.hexdigest().encode()
+
+
+@contextmanager
+def refused_by_name(path: str | Path, part: str = "content") -> Iterator[None]:
+    """Turns what torch and zipfile raise for foreign and damaged files into a ValueError that names the file."""
+    try:
+        yield
+    except NotACheckpoint:
+        raise
+    except (
+        RuntimeError, ValueError, LookupError, TypeError, AttributeError, ArithmeticError, EOFError, MemoryError,
+        OSError, struct.error, zipfile.BadZipFile, zlib.error,
+    ) as error:  # fmt: skip
+        said = " ".join(str(error).split()) or type(error).__name__
+        if isinstance(error, OSError):
+            raise NotACheckpoint(path, f"it cannot be read: {error.strerror or said}") from error
+        raise NotACheckpoint(path, f"its {part} does not fit: {said}") from error

@@ -1,1 +1,0 @@
-"""From collected frames to training minibatches: windows, strategies, storage, replay."""

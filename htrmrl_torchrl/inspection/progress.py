@@ -1,0 +1,61 @@
+"""At evaluation time: a look inside the networks for TensorBoard, and a line for each warning sign."""
+
+import time
+from typing import TYPE_CHECKING, Any
+
+from tensordict import TensorDictBase
+from tqdm import tqdm
+
+from htrmrl_torchrl import keys
+from htrmrl_torchrl.agent.networks import Networks
+from htrmrl_torchrl.inspection.health import warning_signs
+from htrmrl_torchrl.inspection.training import look, update_forgetting
+from htrmrl_torchrl.runs.console import STDERR, spared
+from htrmrl_torchrl.runs.loggers import RunLogger
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+
+def look_inside(
+    networks: Networks,
+    minibatch: TensorDictBase | None,
+    metrics: dict[str, float],
+    progress: dict[str, Any],
+    logger: RunLogger,
+    *,
+    total_frames: int,
+) -> dict[str, float]:
+    """Metrics, a picture and histograms of the last minibatch, beside the metrics of an evaluation.
+
+    Without a minibatch, after an update that was taken back, only what the evaluation tells is looked at. Each warning
+    sign is said once, when it shows first; ``progress`` remembers which, and the tasks' best success.
+    """
+    started = time.perf_counter()
+    frames = progress["frames"]
+    seen = update_forgetting(progress.setdefault("best_by_task", {}), metrics)
+    if minibatch is not None:
+        numbers, figure = look(networks, minibatch)
+        seen |= numbers
+        with spared("pictures of the inside"):
+            _draw(networks, minibatch, figure, logger, frames)
+    said = progress.setdefault("warned", [])
+    signs = warning_signs(
+        metrics | seen, best_val_success=progress["best_val_success"], share_of_run=frames / total_frames
+    )
+    for sign, line in signs.items():
+        if sign not in said:
+            said.append(sign)
+            tqdm.write(f"warning at {frames:,} frames: {line}", file=STDERR)
+    return seen | {"time/inspect": time.perf_counter() - started}
+
+
+def _draw(
+    networks: Networks, minibatch: TensorDictBase, figure: "Figure | None", logger: RunLogger, frames: int
+) -> None:
+    if figure is not None:
+        logger.log_figure("attention/maps", figure, frames)
+    action, std = minibatch[keys.ACTION], networks.actor.get_dist(minibatch.copy()).stddev
+    for dimension in range(action.shape[-1]):
+        logger.log_histogram(f"action/{dimension + 1}", action[..., dimension], frames)
+        logger.log_histogram(f"std/{dimension + 1}", std[..., dimension], frames)

@@ -1,0 +1,359 @@
+"""The rollout side of memory: what each lane has lived through, and what it sees of it now.
+
+The memory belongs to the acting policy. It is inference state, not experience: nothing of it enters the collected batch
+but which windows were drawn (two small integer keys, and the number of the running episode), from which the replay
+buffer rebuilds the same contexts by index.
+"""
+
+import copy
+import json
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from tensordict import TensorDict, TensorDictBase
+from tensordict.nn import TensorDictModuleBase
+from tensordict.utils import NestedKey
+from torch import Tensor
+
+from htrmrl_torchrl import keys
+from htrmrl_torchrl.encoders.hierarchical import HierarchicalEncoder
+from htrmrl_torchrl.memory.history import Ended, LaneHistories, without_running
+from htrmrl_torchrl.memory.past import Array, PastEpisodes, Scope, Window, check_scope
+from htrmrl_torchrl.memory.processes import EPISODES_A_WORKER, handed_over, sent_to_worker, worker_number
+from htrmrl_torchrl.memory.strategies import WindowStrategy, make_strategy
+from htrmrl_torchrl.memory.windows import final_token, make_token
+from htrmrl_torchrl.specs import check_step
+
+
+@dataclass
+class _LaneState:
+    """What the memory holds of N lanes, E-1 slots each. What is handed out is replaced, never written into."""
+
+    history: LaneHistories
+    observation_dim: int
+    streams: list[np.random.Generator]  # one a lane
+    episode: Tensor  # [N, 1] running counter of the episode being played
+    window_episode: Tensor  # [N, E-1]
+    window_start: Tensor  # [N, E-1]
+    past: TensorDict  # [N] the past's part of the context, and each encoder's cache
+    encoded_with: Tensor | None = None  # the weights that encoded it, one after the other
+
+
+class EpisodicMemory(TensorDictModuleBase):
+    """Remembers the episodes of each lane's trial and writes the context of the next decision.
+
+    Put it first in the policy of a collector. Each call must be the next step of every lane, in order: the memory
+    appends the step's token, moves an episode into memory when the next one begins (``is_init``), forgets everything at
+    ``trial_init``, and draws the windows of an episode once at its start from the lane's own random stream.
+
+    With ``scope="lane"`` it forgets nothing at ``trial_init``: the lane's `max_episodes` latest episodes stay visible,
+    of whatever goal or task they were. (Where an environment says at a trial's start that no episode has ended, by a
+    ``"final"`` of zeros, what ran till then is dropped: that is how a collector tries out its policy.)
+
+    A copy (``copy.deepcopy``, ``pickle``, ``torch.save``) remembers what the original remembers and draws what it would
+    draw. In the worker processes of TorchRL's collectors a memory begins empty instead, for their lanes are others, and
+    each worker draws windows of its own: lane n of worker w from the stream of (`seed`, n, w).
+
+    Args:
+        encoder: the encoder, or all encoders (a separate critic), that read the context. The past is encoded with each
+            of them once per episode, and again when their weights have changed, in whatever way and by whatever
+            process. ``None`` keeps no cache; the encoders then encode raw windows at every step, to the same result.
+            They are used, not owned: the memory has no parameters and adds nothing to a state dict.
+        window: tokens T of a window; default: the encoder's.
+        episodes: windows E of a context; default: the encoder's.
+        strategy: ``"recent"``, ``"uniform"``, ``"uniform_last"``, ``"best_return"``, ``"diverse"``, ``"similar"`` or a
+            callable, see `htrmrl_torchrl.memory.strategies`.
+        scope: what may be seen: ``"trial"``, the running trial; ``"lane"``, earlier trials too.
+        max_episodes: how many ended episodes of a lane are remembered, the latest; ``None``: all of the trial. Needed
+            with ``scope="lane"``. Give the storage the same two.
+        seed: of the lanes' random streams.
+
+    Shapes:
+        ``observation`` ``[*batch, o]`` and the trial keys (see `htrmrl_torchrl.keys`) -> ``"context"`` ``[*batch]``,
+        ``("window", "episode")`` and ``("window", "start")`` ``[*batch, E-1]``, ``("window", "current")``
+        ``[*batch, 1]``.
+
+    Raises:
+        ValueError: if neither an encoder nor sizes are given, the strategy or scope is unknown, or the strategy draws
+            windows that do not exist or asks for embeddings without an encoder.
+        MismatchError: (a ValueError) from the first call, if an entry is missing or has another shape or size.
+        KeyError: if the environment does not give an ended episode's final step.
+
+    Example:
+        >>> from torchrl.envs import GymEnv, TransformedEnv
+        >>> from htrmrl_torchrl import TrialTransform
+        >>> env = TransformedEnv(GymEnv("Pendulum-v1"), TrialTransform(episodes_per_trial=2))
+        >>> memory = EpisodicMemory(window=4, episodes=3)
+        >>> memory(env.reset())["context", "current"].shape
+        torch.Size([4, 6])
+    """
+
+    def __init__(
+        self,
+        encoder: HierarchicalEncoder | Sequence[HierarchicalEncoder] | None = None,
+        *,
+        window: int | None = None,
+        episodes: int | None = None,
+        strategy: str | WindowStrategy = "uniform",
+        scope: Scope = "trial",
+        max_episodes: int | None = None,
+        seed: int = 0,
+    ) -> None:
+        super().__init__()
+        check_scope(scope, max_episodes)
+        encoders = () if encoder is None else (encoder,) if isinstance(encoder, HierarchicalEncoder) else tuple(encoder)
+        if encoders:
+            window = encoders[0].window if window is None else window
+            episodes = encoders[0].episodes if episodes is None else episodes
+        if window is None or episodes is None or window < 1 or episodes < 1:
+            raise ValueError(f"window={window} and episodes={episodes} must be at least 1; give them or an encoder.")
+        # A tuple hides the encoders from Module registration: their weights belong to the actor's state dict alone.
+        self._encoders = tuple(e for e in encoders if e.remembers)
+        # Listed once: walking the modules at every step would cost as much as the attention. Their tables, not what is
+        # in them: a move to another device replaces buffers.
+        modules = [module for encoder in self._encoders for module in encoder.modules()]
+        self._watched = tuple(table for m in modules for table in (m._parameters, m._buffers) if table)
+        self.window, self.episodes = window, episodes
+        self._embedder = encoders[:1]  # for strategies that ask for embeddings, whether the encoder remembers or not
+        self.strategy = make_strategy(strategy)
+        self.scope, self.max_episodes = scope, max_episodes
+        self.seed = seed
+        self.in_keys: list[NestedKey] = [
+            keys.OBSERVATION, keys.PREV_ACTION, keys.PREV_REWARD, keys.IS_INIT, keys.TRIAL_INIT,
+            keys.FINAL_OBSERVATION, keys.FINAL_ACTION, keys.FINAL_REWARD,
+        ]  # fmt: skip
+        self.out_keys: list[NestedKey] = [keys.CONTEXT, keys.WINDOW_EPISODE, keys.WINDOW_START, keys.WINDOW_CURRENT]
+        self._state: _LaneState | None = None
+        self._restored: dict[str, Any] | None = None
+        self._process = os.getpid()
+
+    @torch.no_grad()
+    def forward(self, tensordict: TensorDictBase) -> TensorDictBase:
+        if sent_to_worker(self._process):
+            self.restart()
+        batch = tensordict.batch_size
+        flat = tensordict if len(batch) == 1 else tensordict.select(*self.in_keys, strict=False).reshape(-1)
+        if self._state is None:
+            check_step(flat, encoders=self._embedder)
+        token = make_token(flat)  # [N, x]
+        trial = flat.get(keys.TRIAL_INIT).squeeze(-1)
+        state = self._state
+        if state is None or len(state.history) != len(token):
+            self._state = state = self._fresh_state(token, flat.get(keys.OBSERVATION).shape[-1])
+            trial = torch.ones_like(trial)  # nothing is known of lanes that appear: they begin here
+        elif not state.history.is_like(token):
+            self._move(state, token)
+        begins = (trial | flat.get(keys.IS_INIT).squeeze(-1)).nonzero().squeeze(-1)
+        if len(begins):
+            self._begin_episodes(state, flat, token, begins, trial)
+        state.history.append(token)
+        if self._encoders:
+            self._follow_weights(state)
+        current, mask = state.history.current(self.window)
+        context = state.past.copy().set(keys.CURRENT[1], current).set(keys.CURRENT_MASK[1], mask)
+        tensordict.set(keys.CONTEXT, context.reshape(batch))
+        # Copies, for a collector's reset writes zeros into what it was handed.
+        tensordict.set(keys.WINDOW_EPISODE, state.window_episode.clone().reshape(*batch, -1))
+        tensordict.set(keys.WINDOW_START, state.window_start.clone().reshape(*batch, -1))
+        return tensordict.set(keys.WINDOW_CURRENT, state.episode.clone().reshape(*batch, 1))
+
+    def forget(self) -> None:
+        """Drops all lanes: the next call begins new trials everywhere, whatever its flags. Random streams go on."""
+        kept = self.checkpoint_state()
+        kept.pop("history", None)
+        self._restored, self._state = kept, None
+
+    def snapshot(self) -> Any:
+        """What all lanes remember now, the running episode included, for `go_back`."""
+        return copy.deepcopy(self._state)
+
+    def go_back(self, snapshot: Any) -> None:
+        """Forgets what was lived since `snapshot`, which may be used again; the random streams go on."""
+        streams = None if self._state is None else self._state.streams
+        self._state = copy.deepcopy(snapshot)
+        if self._state is not None and streams is not None:
+            self._state.streams = streams
+
+    def drop_running(self, lanes: Tensor | None = None) -> None:
+        """Forgets the episodes that run on `lanes` (numbers ``[n]``, default all), which then never count as ended."""
+        if self._state is not None:
+            self._state.history.drop_running(lanes)
+        elif self._restored is not None and "history" in self._restored:
+            ran = range(self._restored["lanes"]) if lanes is None else lanes.tolist()
+            self._restored = self._restored | {"history": without_running(self._restored["history"], ran)}
+
+    def restart(self) -> None:
+        """Back to how it was built: drops all lanes, and their random streams begin again from the seed."""
+        self._restored = self._state = None
+        self._process = os.getpid()
+
+    def checkpoint_state(self) -> dict[str, Any]:
+        """Random streams and episode counters, exact at trial boundaries; the episodes themselves where a new trial
+        still sees them (``scope="lane"``)."""
+        if self._state is None:
+            return dict(self._restored or {"lanes": 0})
+        state = {
+            "lanes": len(self._state.history),
+            "episode": self._state.episode.flatten().tolist(),
+            "streams": [json.dumps(rng.bit_generator.state) for rng in self._state.streams],
+        }
+        return state if self.scope == "trial" else state | {"history": self._state.history.checkpoint_state()}
+
+    def load_checkpoint_state(self, state: dict[str, Any]) -> None:
+        """Continues where `checkpoint_state` was taken; the next step must begin a trial in every lane."""
+        self._restored, self._state = state, None
+
+    def __getstate__(self) -> dict[str, Any]:
+        handed = {"_state": handed_over(self._state), "_restored": handed_over(self._restored)}
+        return {**super().__getstate__(), **handed}
+
+    def _fresh_state(self, token: Tensor, observation_dim: int) -> _LaneState:
+        n, slots = len(token), self.episodes - 1
+        none = torch.full((n, slots), -1, dtype=torch.long, device=token.device)
+        saved = self._restored if self._restored is not None and self._restored["lanes"] == n else None
+        self._restored = None
+        worker = worker_number() or 0
+        streams = [np.random.default_rng([self.seed, lane, worker]) for lane in range(n)]
+        for rng, stream in zip(streams, saved["streams"] if saved else (), strict=False):
+            rng.bit_generator.state = json.loads(stream)
+        history = LaneHistories(token, scope=self.scope, max_episodes=self.max_episodes)
+        if saved is not None and "history" in saved:
+            history.load_checkpoint_state(saved["history"])
+        return _LaneState(
+            history=history,
+            observation_dim=observation_dim,
+            streams=streams,
+            episode=torch.tensor(
+                saved["episode"] if saved else [worker * EPISODES_A_WORKER - 1] * n, device=token.device
+            ).unsqueeze(-1),
+            window_episode=none,
+            window_start=none,
+            past=TensorDict(
+                past=token.new_zeros(n, slots, self.window, token.shape[-1]),
+                past_mask=torch.zeros(n, slots, self.window, dtype=torch.bool, device=token.device),
+                past_id=none,
+                slot_mask=none >= 0,
+                batch_size=[n],
+            ),
+        )
+
+    def _begin_episodes(
+        self, state: _LaneState, flat: TensorDictBase, token: Tensor, lanes: Tensor, trial: Tensor
+    ) -> None:
+        if self.scope == "trial":
+            ends = lanes[~trial[lanes]]
+        else:
+            running = state.history.running()[lanes] > 0
+            nothing_ended = trial[lanes] & (final_token(flat)[lanes] == 0).all(-1)
+            state.history.drop_running(lanes[nothing_ended])
+            ends = lanes[running & ~nothing_ended]
+        if len(ends):
+            state.history.append(final_token(flat)[ends], ends)
+        state.history.begin_episodes(lanes, new_trial=trial[lanes], counter=state.episode[lanes].squeeze(-1))
+        state.episode = state.episode.index_add(0, lanes, torch.ones_like(lanes).unsqueeze(-1))
+        if self.episodes > 1:
+            self._draw_windows(state, token, lanes)
+            self._encode(state, lanes)
+
+    def _draw_windows(self, state: _LaneState, token: Tensor, lanes: Tensor) -> None:
+        """Draws what the episodes that begin on ``lanes`` with ``token`` ``[N, x]`` will see of the past."""
+        slots = self.episodes - 1
+        episode, start, windows = [], [], []
+        for lane in lanes.tolist():
+            ended = state.history.ended(lane)
+            past = self._past(state, lane, token[lane])
+            drawn = sorted(self.strategy(past, slots=slots, window=self.window, rng=state.streams[lane]))
+            _check_drawn(drawn, ended, slots)
+            empty = [-1] * (slots - len(drawn))
+            episode.append(empty + [ended[e].counter for e, _ in drawn])
+            start.append(empty + [int(s) for _, s in drawn])
+            windows.append(state.history.windows(lane, drawn, slots=slots, window=self.window))
+        window_episode, window_start = lanes.new_tensor(episode), lanes.new_tensor(start)  # [lanes, E-1]
+        # Unique to the lane's episode, not to its rows in the history, which the next trial uses again.
+        past_id = (lanes.unsqueeze(-1) << 44) + (window_episode << 22) + window_start
+        shown = {
+            "past": torch.stack([tokens for tokens, _ in windows]),
+            "past_mask": torch.stack([mask for _, mask in windows]),
+            "past_id": torch.where(window_episode >= 0, past_id, -1),
+            "slot_mask": window_episode >= 0,
+        }
+        state.window_episode = state.window_episode.index_copy(0, lanes, window_episode)
+        state.window_start = state.window_start.index_copy(0, lanes, window_start)
+        state.past = state.past.copy().update({k: state.past[k].index_copy(0, lanes, v) for k, v in shown.items()})
+
+    def _past(self, state: _LaneState, lane: int, token: Tensor) -> PastEpisodes:
+        """What the lane's strategy may look at when an episode begins with ``token`` ``[x]``."""
+        history = state.history
+
+        def embed(windows: Sequence[Window]) -> Array:
+            tokens, mask = history.windows(lane, list(windows), slots=len(windows), window=self.window)
+            return _as_array(self._embedder[0].embed_windows(tokens, mask))
+
+        def present() -> Array:
+            rows = token.new_zeros(1, self.window, len(token))
+            rows[0, -1] = token
+            mask = torch.arange(self.window, device=token.device) == self.window - 1
+            return _as_array(self._embedder[0].embed_windows(rows, mask.unsqueeze(0)))[0]
+
+        return PastEpisodes(
+            [length for _, _, length in history.ended(lane)],
+            tokens=lambda episode: _as_array(history.tokens(lane, episode)),
+            observation_dim=state.observation_dim,
+            earlier=history.earlier(lane),
+            embed=embed if self._embedder else None,
+            present=present if self._embedder else None,
+        )
+
+    def _encode(self, state: _LaneState, lanes: Tensor) -> None:
+        for encoder in self._encoders:
+            rows = state.past[lanes]
+            cache = encoder.encode_past(rows["past"], rows["past_mask"], rows["past_id"], rows["slot_mask"])
+            key = encoder.cache_key[1:]
+            old = state.past.get(key, None)
+            old = cache.new_zeros(len(state.history), *cache.shape[1:]) if old is None else old
+            state.past = state.past.copy().set(key, old.index_copy(0, lanes, cache))
+
+    def _follow_weights(self, state: _LaneState) -> None:
+        """Encodes the past of all lanes anew if the weights are others than those that encoded it.
+
+        Their values are compared (under 1% of a step of 20 lanes with the default model): torch's ``_version`` counts
+        neither changes through ``.data``, as TorchRL's weight updates are, nor another process's to shared memory.
+        """
+        # Read before encoding: a collector's worker receives weights in a thread of its own, at any time.
+        weights = torch.cat([t.reshape(-1) for table in self._watched for t in table.values() if t is not None])
+        known = state.encoded_with
+        if known is None or known.dtype != weights.dtype or not torch.equal(known, weights):
+            self._encode(state, torch.arange(len(state.history), device=weights.device))
+            state.encoded_with = weights
+
+    def _move(self, state: _LaneState, token: Tensor) -> None:
+        """To the type and device that tokens have now, after a policy's ``.to()`` or ``.double()``."""
+        state.history.move(token)
+        state.episode, state.window_episode, state.window_start = (
+            tensor.to(token.device) for tensor in (state.episode, state.window_episode, state.window_start)
+        )
+        raw = state.past.select("past", "past_mask", "past_id", "slot_mask")  # the cache is encoded anew
+        state.past = raw.apply(lambda t: t.to(token) if t.is_floating_point() else t.to(token.device))
+        state.encoded_with = None
+
+
+def _as_array(tensor: Tensor) -> Array:
+    array: Array = tensor.cpu().numpy()
+    array.flags.writeable = False  # a strategy looks, and changes nothing
+    return array
+
+
+def _check_drawn(drawn: list[Window], ended: list[Ended], slots: int) -> None:
+    if len(drawn) > slots:
+        raise ValueError(f"The window strategy returned {len(drawn)} windows for {slots} slots.")
+    for episode, start in drawn:
+        if not (0 <= episode < len(ended) and 0 <= start < ended[episode].length):
+            lengths = [length for _, _, length in ended]
+            raise ValueError(
+                f"The window strategy returned ({episode}, {start}), but the remembered episodes have {lengths} "
+                "tokens; return pairs (index of an episode, index of its token)."
+            )

@@ -1,0 +1,183 @@
+"""What each lane remembers: one growing table of tokens per lane.
+
+::
+
+    lane 0    x0 x1 x2 x3 | x0 x1 x2 x3 | x0 x1 .       two ended episodes of three steps, the third is running
+    lane 1    x0 x1 .                                   a trial has just begun: the row is used from its start again
+
+With ``scope="lane"`` a new trial does not forget; the row's oldest tokens go when they are no longer remembered.
+"""
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from htrmrl_torchrl.memory.past import Scope, Window
+from htrmrl_torchrl.memory.windows import window_at
+
+_FIRST_CAPACITY = 512
+
+
+class Ended(NamedTuple):
+    """An ended episode: the lane's running number of it, its first row in the table, and its tokens."""
+
+    counter: int
+    first: int
+    length: int
+
+
+class LaneHistories:
+    """Tokens of the remembered and the running episodes of N lanes.
+
+    Args:
+        token: ``[N, x]``, for its sizes, type and device.
+        scope: ``"trial"``: a new trial forgets its lane; ``"lane"``: it does not.
+        max_episodes: how many ended episodes of a lane are remembered, the latest; ``None`` for all.
+    """
+
+    def __init__(self, token: Tensor, *, scope: Scope = "trial", max_episodes: int | None = None) -> None:
+        self.scope, self.max_episodes = scope, max_episodes
+        self._lanes = torch.arange(len(token), device=token.device)
+        self._table = token.new_zeros(len(token), _FIRST_CAPACITY, token.shape[-1])
+        self._count = torch.zeros_like(self._lanes)  # used rows
+        self._first = torch.zeros_like(self._lanes)  # where the running episode begins
+        self._ended: list[list[Ended]] = [[] for _ in token]  # oldest first
+        self._earlier = [0] * len(token)  # how many of these are of earlier trials
+
+    def __len__(self) -> int:
+        return len(self._lanes)
+
+    def is_like(self, token: Tensor) -> bool:
+        """Whether ``token`` ``[N, x]`` has the type and device of those that are here."""
+        return token.dtype == self._table.dtype and token.device == self._table.device
+
+    def move(self, token: Tensor) -> None:
+        """Moves all to the type and device of ``token``."""
+        self._table = self._table.to(token)
+        self._lanes, self._count, self._first = (
+            index.to(token.device) for index in (self._lanes, self._count, self._first)
+        )
+
+    def append(self, token: Tensor, lanes: Tensor | None = None) -> None:
+        """Adds one token ``[lanes, x]`` to each of the lanes (all by default)."""
+        lanes = self._lanes if lanes is None else lanes
+        if int(self._count.max()) >= self._table.shape[1]:
+            self._make_room()
+        self._table[lanes, self._count[lanes]] = token
+        self._count[lanes] += 1
+
+    def begin_episodes(self, lanes: Tensor, *, new_trial: Tensor, counter: Tensor) -> None:
+        """Ends the running episodes of `lanes`, number `counter`, or forgets all where a new trial is to forget.
+
+        Args:
+            lanes, new_trial, counter: ``[n]``. A lane where nothing runs has nothing to end.
+        """
+        for lane, trial, number in zip(lanes.tolist(), new_trial.tolist(), counter.tolist(), strict=True):
+            ended = self._ended[lane]
+            if trial and self.scope == "trial":
+                ended.clear()
+                self._count[lane] = 0
+                continue
+            first = int(self._first[lane])
+            if length := int(self._count[lane]) - first:
+                ended.append(Ended(number, first, length))
+            self._earlier[lane] = len(ended) if trial else self._earlier[lane]
+            # By number, not by how many there are: that is how the storage knows what may still be drawn.
+            while self.max_episodes is not None and ended and ended[0].counter <= number - self.max_episodes:
+                ended.pop(0)
+                self._earlier[lane] = max(0, self._earlier[lane] - 1)
+        self._first[lanes] = self._count[lanes]
+
+    def drop_running(self, lanes: Tensor | None = None) -> None:
+        """Forgets the running episodes of `lanes` ``[n]`` (all by default); what has ended stays."""
+        lanes = self._lanes if lanes is None else lanes
+        self._count[lanes] = self._first[lanes]
+
+    def running(self) -> Tensor:
+        """Tokens of the running episodes, ``[N]``; 0 where none has begun."""
+        return self._count - self._first
+
+    def ended(self, lane: int) -> list[Ended]:
+        """The lane's remembered episodes, oldest first."""
+        return self._ended[lane]
+
+    def earlier(self, lane: int) -> int:
+        """How many of these are of earlier trials."""
+        return self._earlier[lane]
+
+    def tokens(self, lane: int, episode: int) -> Tensor:
+        """Tokens ``[n, x]`` of a remembered episode, by its index in `ended`."""
+        _, first, length = self._ended[lane][episode]
+        return self._table[lane, first : first + length]
+
+    def current(self, window: int) -> tuple[Tensor, Tensor]:
+        """The newest ``window`` tokens of the running episodes, ``[N, T, x]``, and their mask ``[N, T]``."""
+        row = self._lanes * self._table.shape[1]
+        return window_at(self._table.flatten(0, 1), row + self._count - 1, row + self._first, window)
+
+    def windows(self, lane: int, drawn: list[Window], *, slots: int, window: int) -> tuple[Tensor, Tensor]:
+        """Windows (index among the ended episodes, first token), right-aligned into ``slots``.
+
+        Returns:
+            tokens ``[slots, T, x]`` and mask ``[slots, T]``; slots without a window are masked.
+        """
+        first, newest = [0] * (slots - len(drawn)), [-1] * (slots - len(drawn))
+        for episode, start in drawn:
+            _, begin, length = self._ended[lane][episode]
+            first.append(begin + start)
+            newest.append(begin + min(start + window, length) - 1)
+        return window_at(self._table[lane], self._lanes.new_tensor(newest), self._lanes.new_tensor(first), window)
+
+    def _make_room(self) -> None:
+        """Moves what is remembered to the rows' start; doubles the table where that does not free half of it."""
+        for lane, ended in enumerate(self._ended):
+            oldest = ended[0].first if ended else int(self._first[lane])
+            if oldest:
+                kept = int(self._count[lane]) - oldest
+                self._table[lane, :kept] = self._table[lane, oldest : oldest + kept].clone()
+                self._ended[lane] = [Ended(counter, first - oldest, length) for counter, first, length in ended]
+                self._first[lane] -= oldest
+                self._count[lane] = kept
+        if 2 * int(self._count.max()) > self._table.shape[1]:
+            self._table = torch.cat([self._table, torch.zeros_like(self._table)], 1)
+
+    def checkpoint_state(self) -> dict[str, Any]:
+        """All remembered tokens, lane by lane ``[rows, x]``, the numbers and lengths of episodes, and what runs."""
+        rows = []
+        for lane, ended in enumerate(self._ended):
+            rows += [self.tokens(lane, episode) for episode in range(len(ended))]
+            rows.append(self._table[lane, int(self._first[lane]) : int(self._count[lane])])
+        return {
+            "tokens": torch.cat(rows).cpu(),
+            "ended": [[[counter, length] for counter, _, length in ended] for ended in self._ended],
+            "running": self.running().tolist(),
+        }
+
+    def load_checkpoint_state(self, state: dict[str, Any]) -> None:
+        """Puts back what `checkpoint_state` returned, into a history of as many lanes."""
+        tokens, begin = state["tokens"].to(self._table.device), 0
+        for lane, (ended, running) in enumerate(zip(state["ended"], state["running"], strict=True)):
+            for counter, length in ended:
+                self._ended[lane].append(Ended(counter, int(self._count[lane]), length))
+                self._count[lane] += length
+            self._first[lane] = self._count[lane]
+            self._count[lane] += running
+        self._earlier = [len(ended) for ended in self._ended]
+        while self._table.shape[1] < int(self._count.max()):
+            self._table = torch.cat([self._table, torch.zeros_like(self._table)], 1)
+        for lane, count in enumerate(self._count.tolist()):
+            self._table[lane, :count] = tokens[begin : begin + count]
+            begin += count
+
+
+def without_running(state: dict[str, Any], lanes: Sequence[int]) -> dict[str, Any]:
+    """What `LaneHistories.checkpoint_state` returned, without the running episodes of `lanes`."""
+    kept, begin = [], 0
+    running = [0 if lane in lanes else length for lane, length in enumerate(state["running"])]
+    for ended, ran, runs in zip(state["ended"], state["running"], running, strict=True):
+        length = sum(length for _, length in ended)
+        kept.append(state["tokens"][begin : begin + length + runs])
+        begin += length + ran
+    return {"tokens": torch.cat(kept), "ended": state["ended"], "running": running}

@@ -1,1 +1,0 @@
-"""Networks and memory: transformer layers, hierarchical encoder, episodic memory, heads."""

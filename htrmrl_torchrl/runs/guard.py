@@ -1,0 +1,221 @@
+"""Faults that a run survives: collections that begin anew and updates that are taken back.
+
+A fault is a NaN or an infinity (observation, reward, action, anything in a batch, loss, gradient) or, with
+``env.restart_workers``, a worker that failed. What it touched is dropped whole, so that nothing of it is learned from:
+
+    collecting   the batch is abandoned, its frames don't count; all lanes begin new trials, with the memory of before
+    updating     weights, optimizer and normalisers go back to where they were before the update
+    evaluating   the evaluation is repeated; it changes nothing
+
+An update is taken back from its first step on, not from the one that failed: by then the steps before have made weights
+whose losses are not finite, while the ones before the update have just played a batch that is. After
+``faults.max_in_a_row`` of them, with nothing completed in between, the run ends.
+"""
+
+import copy
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+import torch
+from tensordict import TensorDictBase
+from torch import Tensor, nn
+from torch.optim import Optimizer
+from torchrl.collectors import Collector
+from torchrl.envs import EnvBase
+from tqdm import tqdm
+
+from htrmrl_torchrl import keys
+from htrmrl_torchrl.memory.episodic import EpisodicMemory
+from htrmrl_torchrl.memory.recurrent import RecurrentMemory
+from htrmrl_torchrl.ppo.objectives import NormalizedClipPPOLoss
+from htrmrl_torchrl.ppo.reward_norm import TaskRewardNormalizer
+from htrmrl_torchrl.envs import TrialEnv
+from htrmrl_torchrl.faults import Fault, NonFiniteError, WorkerFault, check_finite
+from htrmrl_torchrl.runs.console import STDERR
+from htrmrl_torchrl.faults import UserError
+
+Result = TypeVar("Result")
+STAGES = ("collecting", "updating", "evaluating")
+
+
+class TooManyFaults(UserError):
+    """Fault upon fault, with nothing completed in between: one sentence and exit code 3."""
+
+    exit_code = 3
+
+
+@dataclass
+class Update:
+    """Whether the update took place."""
+
+    completed: bool = False
+
+
+class FaultGuard:
+    """Lets a run survive faults, counts them, and ends it where they don't stop.
+
+    Args:
+        max_in_a_row: how many in a row end the run.
+        restart_workers: whether a failed worker is survived too; otherwise its :class:`WorkerFault` goes through.
+        progress: the run's counters; ``faults``, ``divergences`` and ``worker_restarts`` are kept there.
+        memory: what collecting changes.
+        loss, optimizer, rewards: what an update changes.
+    """
+
+    def __init__(
+        self,
+        *,
+        max_in_a_row: int,
+        restart_workers: bool,
+        progress: dict[str, Any],
+        memory: EpisodicMemory | RecurrentMemory,
+        loss: nn.Module,
+        optimizer: Optimizer,
+        rewards: TaskRewardNormalizer,
+    ) -> None:
+        self.max_in_a_row, self.restart_workers = max_in_a_row, restart_workers
+        self._progress, self._memory, self._optimizer = progress, memory, optimizer
+        self._changed: tuple[nn.Module | Optimizer, ...] = (loss, optimizer, rewards)
+        self._in_row = 0
+        self._seen = {"divergences": 0, "worker_restarts": 0}
+
+    def batches(self, collector: Collector) -> Iterator[TensorDictBase]:
+        """What the collector collects, without the batches that a fault cut short or spoilt.
+
+        Raises:
+            WorkerFault: if a worker fails and may not be restarted.
+            TooManyFaults: if the limit is reached.
+        """
+        remembered, abandoned = self._memory.checkpoint_state(), False
+        while True:
+            try:
+                if abandoned:
+                    collector.reset()
+                    self._memory.load_checkpoint_state(remembered)
+                    if isinstance(self._memory, EpisodicMemory):
+                        # The environment's last step is of the abandoned batch: episodes before it have lost their end.
+                        self._memory.drop_running()
+                # Not iter(collector), which shuts everything down at the first exception.
+                for batch in collector.iterator():
+                    check_finite(batch.items(True, True))
+                    remembered = self._memory.checkpoint_state()
+                    yield batch
+                return
+            except Fault as fault:
+                self._note(fault, "collecting", "all lanes begin new trials")
+                abandoned = True
+
+    @contextmanager
+    def update(self) -> Iterator["Update"]:
+        """An update that happens as a whole or, where something is not finite, not at all.
+
+        Raises:
+            TooManyFaults: if the limit is reached.
+        """
+        before = [copy.deepcopy(part.state_dict()) for part in self._changed]
+        update = Update()
+        try:
+            yield update
+        except NonFiniteError as fault:
+            # load_state_dict writes in place, so that the memory notices that its cached windows are of other weights.
+            for part, state in zip(self._changed, before, strict=True):
+                part.load_state_dict(state)
+            self._optimizer.zero_grad(set_to_none=True)
+            self._note(fault, "updating", "the weights are those before the update")
+        else:
+            update.completed = True
+            self._in_row = 0
+
+    def evaluate(self, run: Callable[[], Result]) -> Result:
+        """What ``run`` returns, repeated after a fault.
+
+        Raises:
+            WorkerFault: if a worker fails and may not be restarted.
+            TooManyFaults: if the limit is reached.
+        """
+        while True:
+            try:
+                result = run()
+            except Fault as fault:
+                self._note(fault, "evaluating", "it is repeated")
+            else:
+                self._in_row = 0
+                return result
+
+    def metrics(self, env: EnvBase) -> dict[str, float]:
+        """``faults/*`` and ``env/*``: how many there were in this run so far."""
+        counts = self._counts()
+        metrics = {f"faults/{stage}": float(counts[stage]) for stage in STAGES}  # in this order after a restart too
+        if isinstance(env, TrialEnv):
+            now = {"divergences": env.divergences, "worker_restarts": env.worker_restarts}
+            for name, count in now.items():
+                self._progress[name] = self._progress.get(name, 0) + count - self._seen[name]
+                metrics[f"env/{name}"] = float(self._progress[name])
+            self._seen = now
+        return metrics
+
+    def _counts(self) -> dict[str, int]:
+        counts: dict[str, int] = self._progress.setdefault("faults", {})
+        for stage in STAGES:
+            counts.setdefault(stage, 0)
+        return counts
+
+    def _note(self, fault: Fault, stage: str, consequence: str) -> None:
+        if isinstance(fault, WorkerFault) and not self.restart_workers:
+            raise fault
+        self._in_row += 1
+        self._counts()[stage] += 1
+        tqdm.write(f"fault while {stage}, {consequence}: {fault}", file=STDERR)
+        if self._in_row >= self.max_in_a_row:
+            raise TooManyFaults(
+                f"the run ended after {self._in_row} faults in a row (faults.max_in_a_row), the last one while "
+                f"{stage}: {str(fault).strip().splitlines()[-1]}; the weights are those before it"
+            ) from fault
+
+
+def check_targets(targets: TensorDictBase) -> None:
+    """Raise :class:`NonFiniteError` unless advantages and value targets are finite, and so are their squares.
+
+    Squares are what the value normaliser keeps: one that overflows would spoil the values of all lanes at once.
+    """
+    check_finite(targets.items())
+    check_finite((f"square of {name}", target.square()) for name, target in targets.items())
+
+
+def check_losses(losses: TensorDictBase, minibatch: TensorDictBase, loss: NormalizedClipPPOLoss) -> None:
+    """Raise :class:`NonFiniteError` unless all terms are finite: which one is not, and from which lanes that comes."""
+    try:
+        check_finite(losses.items())
+    except NonFiniteError as fault:
+        raise NonFiniteError(f"{fault}{_lanes_to_blame(minibatch, loss)}") from None
+
+
+def clip_gradients(module: nn.Module, max_norm: float) -> Tensor:
+    """``torch.nn.utils.clip_grad_norm_`` that names the first gradient that is not finite instead of spreading it.
+
+    Returns:
+        The norm before clipping.
+
+    Raises:
+        NonFiniteError: before any gradient is changed.
+    """
+    norm = torch.nn.utils.get_total_norm([p.grad for p in module.parameters() if p.grad is not None])
+    if not norm.isfinite():
+        named = [(f"gradient of {name}", p.grad) for name, p in module.named_parameters() if p.grad is not None]
+        check_finite(named, axis="row")
+        raise NonFiniteError(f"norm of the gradients is not finite ({norm.item()})")
+    torch.nn.utils.clip_grads_with_norm_(module.parameters(), max_norm, norm)
+    return norm
+
+
+@torch.no_grad()
+def _lanes_to_blame(minibatch: TensorDictBase, loss: NormalizedClipPPOLoss) -> str:
+    """Lanes whose frames give no finite ratio or value; nothing where only the sum over many frames overflows."""
+    seen = minibatch.copy()
+    log_prob = loss.actor_network.get_dist(seen).log_prob(minibatch[keys.ACTION])
+    value = loss.critic_network(seen)[keys.STATE_VALUE].squeeze(-1)
+    finite = (log_prob - minibatch[keys.LOG_PROB]).exp().isfinite() & value.isfinite()
+    lanes = minibatch[keys.LANE][~finite].unique().tolist()
+    return f", from lanes {', '.join(map(str, lanes))}" if lanes else ""

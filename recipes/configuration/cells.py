@@ -1,0 +1,192 @@
+"""Cells of an ablation: which there are, which are finished, and what they say together.
+
+A cell is one run of a training recipe, with one value of every axis and one seed. Its folder follows from its values,
+so that the same command finds it again.
+"""
+
+import json
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
+from hydra.core.override_parser.types import ChoiceSweep, Glob, Override, RangeSweep
+
+from htrmrl_torchrl.faults import UserError
+from htrmrl_torchrl.runs.console import reason, say
+from recipes.configuration.compose import UNREADABLE, load_config, parse_override
+from recipes.configuration.paths import path_override, safe_name
+
+MOST_CELLS = 10_000
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One run: its values on the axes ``{key: value as written}``, all its overrides and its folder."""
+
+    values: dict[str, str]
+    overrides: list[str]
+    run_dir: Path
+    total_frames: int
+
+    def summary(self) -> dict[str, Any] | None:
+        """What the run left when it ended, unless it has to go on, if only to write a damaged summary anew."""
+        from recipes.configuration.run_folder import read_summary  # late: torch takes a while
+
+        try:
+            summary = read_summary(self.run_dir)
+        except ValueError:
+            return None
+        return None if summary is None or summary["progress"]["frames"] < self.total_frames else summary
+
+
+def expand(overrides: Sequence[str]) -> tuple[list[str], list[dict[str, str]]]:
+    """The axes (keys with several values) and all combinations ``{key: value}``, as Hydra's ``--multirun`` reads them.
+
+    Raises:
+        UserError: for an override that cannot be read, or a sweep without end.
+
+    Example:
+        >>> expand(["a=1,2", "b=x", "seed=range(1,3)"])[0]
+        ['a', 'seed']
+    """
+    parsed = [parse_override(override) for override in overrides]
+    _check_sweeps(parsed)
+    try:
+        (combinations,) = BasicSweeper.split_arguments(parsed, max_batch_size=None)
+    except UNREADABLE as error:
+        raise UserError(next(iter(str(error).splitlines()), type(error).__name__)) from error
+    cells = [dict(pair.split("=", 1) for pair in combination) for combination in combinations]
+    axes = [key for key in cells[0] if len({cell[key] for cell in cells}) > 1]
+    return axes, cells
+
+
+def _check_sweeps(overrides: Sequence[Override]) -> None:
+    """Raise UserError unless every key is there once, and the combinations are not more than anybody can want."""
+    cells = 1
+    for key, *others in _by_key(overrides).values():
+        if others:
+            raise UserError(f"{key.input_line!r} and {others[0].input_line!r} are of the same key: give it once")
+        cells *= _number_of_values(key)
+        if cells > MOST_CELLS:
+            raise UserError(f"these overrides span more than {MOST_CELLS:,} cells: sweep fewer values")
+
+
+def _by_key(overrides: Sequence[Override]) -> dict[str, list[Override]]:
+    grouped: dict[str, list[Override]] = {}
+    for override in overrides:
+        grouped.setdefault(override.key_or_group, []).append(override)
+    return grouped
+
+
+def _number_of_values(override: Override) -> int:
+    """Without making them: a range may be without end."""
+    sweep = override.value()
+    if isinstance(sweep, Glob):
+        raise UserError(f"{override.input_line!r} is a pattern of files: write the values, {override.key_or_group}=a,b")
+    if not isinstance(sweep, RangeSweep):
+        return len(sweep.list) if isinstance(sweep, ChoiceSweep) else 1
+    start, stop, step = sweep.start, sweep.stop, sweep.step
+    if start is None or stop is None or not step or not math.isfinite(span := (stop - start) / step) or span <= 0:
+        raise UserError(f"{override.input_line!r} has no values: write range(start,stop,step) that comes to an end")
+    return math.ceil(span)
+
+
+def plan(recipe: str, overrides: Sequence[str], out: Path) -> tuple[list[str], list[Cell]]:
+    """Axes (without the seed) and cells, every one's configuration checked.
+
+    Raises:
+        UserError: for the first cell that cannot run, or whose folder holds a run with other settings.
+    """
+    from recipes.configuration.run_folder import check_same_run  # late: torch takes a while
+
+    axes, combinations = expand(overrides)
+    if "run_dir" in combinations[0]:
+        raise UserError("run_dir is each cell's own: give out=<folder> instead")
+    if "resume" in combinations[0]:
+        raise UserError("resume is the sweep's own: finished cells are skipped and stopped ones go on; leave it out")
+    cells = []
+    for values in combinations:
+        swept = {key: values[key] for key in axes if key != "seed"}
+        run_dir = out / _folder_name(swept) / f"seed={values.get('seed', '')}"
+        pairs = [*(f"{key}={value}" for key, value in values.items()), path_override("run_dir", run_dir)]
+        try:
+            config = load_config(recipe, pairs)
+        except UserError as error:
+            shown = " ".join(f"{key}={values[key]}" for key in axes)
+            raise UserError(f"the cell {shown or run_dir}: {error}") from error
+        check_same_run(config, run_dir)
+        cells.append(Cell(swept, pairs, run_dir, config.total_frames))
+    return [key for key in axes if key != "seed"], cells
+
+
+def _folder_name(values: dict[str, str]) -> str:
+    return safe_name(",".join(f"{key}={value}" for key, value in values.items()) or "all")
+
+
+@dataclass(frozen=True)
+class Row:
+    """Runs that differ in their seed only: the metric of each, and what they cost."""
+
+    values: dict[str, str]
+    scores: list[float]
+    frames_per_second: float
+    seconds: float
+
+    @property
+    def mean(self) -> float:
+        return sum(self.scores) / len(self.scores)
+
+    @property
+    def interval(self) -> tuple[float, float] | None:
+        """95% over seeds; none of a single one, or of equal ones."""
+        from htrmrl_torchrl.evaluation.intervals import interval_over_runs  # late: scipy takes a while
+
+        return interval_over_runs(self.scores)
+
+
+def tabulate(cells: Sequence[Cell], metric: str) -> list[Row]:
+    """One row for each combination of the axes, in the order of the sweep, from the cells that are finished.
+
+    Speed is frames over the seconds that collection and update took, evaluations and start-up not included, and a
+    row's is the mean over its seeds; so is its number of seconds.
+
+    Raises:
+        UserError: if a finished cell does not have the metric.
+    """
+    groups: dict[str, list[tuple[Cell, dict[str, Any]]]] = {}
+    for cell in cells:
+        if (summary := cell.summary()) is not None:
+            groups.setdefault(json.dumps(cell.values), []).append((cell, summary))
+    rows = []
+    for members in groups.values():
+        scores, speeds, durations = [], [], []
+        for cell, summary in members:
+            if metric not in summary["metrics"]:
+                raise UserError(
+                    f"metric is {metric} but the runs have none of that name; they have "
+                    f"{', '.join(sorted(summary['metrics']))}"
+                )
+            seconds = _seconds(cell.run_dir / "metrics.csv")
+            scores.append(float(summary["metrics"][metric]))
+            durations.append(seconds)
+            speeds.append(summary["progress"]["frames"] / seconds)
+        count = len(members)
+        rows.append(Row(members[0][0].values, scores, sum(speeds) / count, sum(durations) / count))
+    return rows
+
+
+def _seconds(path: Path) -> float:
+    """What collection and update took, from the rows that can be read; not a number where there are none."""
+    from htrmrl_torchrl.runs.loggers import read_rows  # late: torch takes a while
+
+    try:
+        rows, damaged = read_rows(path)
+    except OSError as error:
+        say(f"warning: {path} cannot be read ({reason(error)}); the speed of this run is unknown")
+        return math.nan
+    if damaged:
+        say(f"warning: {path} has {damaged} damaged rows; the speed of this run leaves them out")
+    return sum(value for (_, name, value), _ in rows if name in ("time/collect", "time/update")) or math.nan

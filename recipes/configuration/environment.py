@@ -1,0 +1,100 @@
+"""From a recipe's configuration to environments and to success on held-out goals."""
+
+import sys
+from pathlib import Path
+from typing import Any
+
+from omegaconf import DictConfig
+from tensordict import TensorDictBase
+from torchrl.envs import EnvBase
+
+from htrmrl_torchrl import EpisodicStorage, evaluate, keys, make_env
+from htrmrl_torchrl.agent.networks import Networks
+from htrmrl_torchrl.envs import task_names
+from htrmrl_torchrl.envs.factory import is_dotted_path
+from htrmrl_torchrl.evaluation.report import evaluation_metrics
+from htrmrl_torchrl.runs.console import spared
+from htrmrl_torchrl.specs import MismatchError
+
+
+def training_environment(config: DictConfig) -> EnvBase:
+    """The environment that the configuration asks for, on the split ``train``."""
+    settings: dict[str, Any] = {
+        "episodes_per_trial": config.env.episodes_per_trial,
+        "horizon": config.env.horizon,
+        "seed": config.seed,
+        "benchmark_seed": config.env.benchmark_seed,
+        "num_workers": config.env.num_workers,
+        "worker_timeout": config.env.worker_timeout,
+        "backend": config.env.backend,
+    }
+    if is_dotted_path(config.env.name):
+        settings = {name: settings[name] for name in ("episodes_per_trial", "seed")}
+    return make_env(config.env.name, split="train", num_envs=config.env.num_envs, **settings)
+
+
+def check_horizon(config: DictConfig, batch: TensorDictBase, storage: EpisodicStorage) -> None:
+    """Whether the episodes of a factory's environment fit ``env.horizon``, which sizes batches and storage.
+
+    Raises:
+        MismatchError: if one, of those that ``storage`` holds with ``batch`` ``[N, T]`` in it, has more steps.
+    """
+    frames, lane = storage.table["frames"], storage.table["lane"]
+    runs = ~batch["next", keys.DONE][:, -1, 0]  # an episode that goes on has one step more at least
+    longest = max(int(frames.max()), int((frames[lane.bincount().cumsum(0) - 1] + runs).max()))
+    if longest > config.env.horizon:
+        raise MismatchError(
+            f"env.horizon is {config.env.horizon} but an episode has at least {longest} steps; make it the most steps "
+            f"of an episode, or end episodes there in the factory, StepCounter(max_steps={config.env.horizon})."
+        )
+
+
+def names_of_tasks(config: DictConfig, split: str) -> list[str]:
+    """What the split's task indices stand for."""
+    return [config.env.name] if is_dotted_path(config.env.name) else task_names(config.env.name, split)
+
+
+def adaptation_episodes(config: DictConfig) -> int:
+    """Episodes before those that count, in evaluations beside training: as many as a training trial has by default."""
+    asked = config.eval.adaptation_episodes
+    return int(config.env.episodes_per_trial if asked is None else asked)
+
+
+LOWEST = -sys.float_info.max  # plain JSON, unlike an infinity
+
+
+def score_on_val(metrics: dict[str, float]) -> float:
+    """What the best checkpoint is chosen by: success on ``val``, or return where the benchmark defines no success."""
+    return metrics.get("eval/val_success", metrics.get("eval/val_return", LOWEST))
+
+
+def evaluate_on_held_out(config: DictConfig, networks: Networks, folder: Path, *, frames: int) -> dict[str, float]:
+    """Success on fixed grids of held-out goals (``val``) and tasks (``test``), beside training: ``eval/*``.
+
+    Environments and memory are its own; only the weights are shared. A report of each goes into ``folder``.
+    """
+    metrics: dict[str, float] = {}
+    if is_dotted_path(config.env.name):  # a foreign environment has no goals to make a grid of
+        return metrics
+    for split in ("val", "test"):
+        report = evaluate(
+            networks,
+            config.env.name,
+            split=split,
+            protocol=config.eval.protocol,
+            goals_per_task=config.eval.goals_per_task,
+            adaptation_episodes=adaptation_episodes(config),
+            horizon=config.env.horizon if config.eval.horizon is None else config.eval.horizon,
+            benchmark_seed=config.env.benchmark_seed,
+            seed=config.seed,
+            num_envs=config.env.num_envs,
+            num_workers=config.env.num_workers,
+            worker_timeout=config.env.worker_timeout,
+        )
+        report.runs[0]["frames"] = frames
+        path = folder / f"{split}_{frames:012d}.json"
+        with spared(str(path)):
+            folder.mkdir(exist_ok=True)  # without parents: a run folder that was moved away is not made anew
+            report.save(path)
+        metrics |= evaluation_metrics(report)
+    return metrics

@@ -1,0 +1,97 @@
+"""From what a user says, a run folder or a file or a pattern, to checkpoint files.
+
+A path that is there is that path; only where nothing is there is it read as a pattern.
+"""
+
+import glob
+from collections.abc import Sequence
+from pathlib import Path
+
+from omegaconf import DictConfig
+
+from htrmrl_torchrl.faults import UserError
+from recipes.configuration.paths import kind_of, names_in
+
+
+def find_checkpoints(pattern: str | None) -> list[Path]:
+    """The checkpoint files that the user means; of a run folder the best one on ``val``, else the newest."""
+    if pattern is None:
+        raise UserError("checkpoint is missing: give a run folder or a checkpoint file, checkpoint=runs/ml10_ppo_seed1")
+    found = [Path(pattern)] if kind_of("checkpoint", pattern) else sorted(map(Path, glob.glob(pattern)))
+    if not found:
+        raise UserError(f"checkpoint is '{pattern}' but nothing is there")
+    return [_of_run(path) if path.is_dir() else _file(path) for path in found]
+
+
+def one_checkpoint(pattern: str | None) -> Path:
+    """The checkpoint file that the user means, where several make no sense."""
+    paths = find_checkpoints(pattern)
+    if len(paths) > 1:
+        raise UserError(f"checkpoint is '{pattern}', which are {len(paths)} checkpoints: give one of them")
+    return paths[0]
+
+
+def check_checkpoints(paths: Sequence[Path]) -> None:
+    """Raise UserError for the first one that cannot be read or is no checkpoint."""
+    from htrmrl_torchrl.checkpoints.checkpoint import check_archive  # late: torch takes a while
+
+    for path in paths:
+        try:
+            check_archive(path)
+        except OSError as error:
+            raise UserError(f"{path} cannot be read: {error.strerror}") from error
+        except ValueError as error:
+            raise UserError(str(error)) from error
+
+
+def run_folder_of(checkpoint: Path) -> Path:
+    """The folder of the run that a checkpoint belongs to."""
+    return checkpoint.parents[1] if checkpoint.parent.name == "checkpoints" else checkpoint.parent
+
+
+def goals_of(config: DictConfig, checkpoints: Sequence[Path]) -> tuple[str, int]:
+    """Benchmark and seed of its goals: as the user says, else those that the agents were trained on.
+
+    Raises:
+        UserError: if they were trained on goals of several seeds.
+    """
+    from htrmrl_torchrl.checkpoints.checkpoint import read_environment  # late: torch takes a while
+
+    trained = [read_environment(path) for path in checkpoints]
+    benchmark = config.benchmark or trained[0].name
+    if config.benchmark_seed is not None:
+        return benchmark, config.benchmark_seed
+    seeds = sorted({env.benchmark_seed for env in trained if env.name == benchmark})
+    if len(seeds) > 1:
+        raise UserError(
+            f"benchmark_seed is null but these agents were trained on goals of the seeds {seeds}: give one of them"
+        )
+    return benchmark, seeds[0] if seeds else 0
+
+
+def trained_trial_lengths(checkpoints: Sequence[Path]) -> list[int]:
+    """Episodes of a trial in the agents' training, each number once."""
+    from htrmrl_torchrl.checkpoints.checkpoint import read_environment  # late: torch takes a while
+
+    return sorted({read_environment(path).episodes_per_trial for path in checkpoints})
+
+
+def _file(path: Path) -> Path:
+    """Reading a device or a pipe might never end."""
+    if (kind := kind_of("checkpoint", path)) != "file":
+        raise UserError(
+            f"checkpoint is '{path}', a {kind or 'link to nowhere'}: give a run folder or a checkpoint file"
+        )
+    return path
+
+
+def _of_run(run_dir: Path) -> Path:
+    from htrmrl_torchrl.checkpoints.checkpoint import checkpoints_of  # late: torch takes a while
+
+    folder = run_dir / "checkpoints"
+    if kind_of("checkpoint", folder) == "folder":
+        names_in("checkpoint", folder)  # refuses one that cannot be looked into
+        for kind in ("best", "step"):
+            if files := checkpoints_of(folder, kind):
+                return files[-1]
+    raise UserError(f"checkpoint is '{run_dir}', a folder without checkpoints/: give a run folder or a checkpoint file")

@@ -1,0 +1,145 @@
+"""From a recipe's configuration to the parts that training is composed of."""
+
+import os
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any
+
+import torch
+from omegaconf import DictConfig
+from tensordict import TensorDictBase
+from torchrl.collectors import Collector
+from torchrl.envs import EnvBase
+
+from htrmrl_torchrl import (
+    EpisodicReplayBuffer,
+    EpisodicStorage,
+    NormalizedClipPPOLoss,
+    TaskRewardNormalizer,
+    TrialGAE,
+    keys,
+)
+from htrmrl_torchrl.agent.networks import Networks
+from htrmrl_torchrl.specs import check_action
+from recipes.configuration.environment import names_of_tasks
+from recipes.configuration.relations import batches_per_update, frames_of_context, frames_per_batch
+from recipes.configuration.run_folder import plain
+
+
+def make_repeatable(device: str) -> None:
+    """A run on a GPU is the same every time, as on the CPU: by default its sums are taken in any order.
+
+    Call it before the first tensor is on the device.
+    """
+    if torch.device(device).type == "cuda":
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+        torch.use_deterministic_algorithms(True)
+
+
+def agent_arguments(config: DictConfig, env: EnvBase) -> dict[str, Any]:
+    """Everything that `build_networks` takes, in plain numbers and strings.
+
+    Raises:
+        MismatchError: if the environment's actions are discrete.
+    """
+    check_action(env.action_spec_unbatched)
+    action = env.action_spec_unbatched.space
+    encoder = plain(config.encoder)
+    return {
+        "observation_dim": env.observation_spec[keys.OBSERVATION].shape[-1],
+        "action_low": action.low.tolist(),
+        "action_high": action.high.tolist(),
+        "encoder_kind": encoder.pop("kind"),
+        **encoder,
+        "reward_scale": config.env.reward_scale,
+        **plain(config.memory),
+        **plain(config.policy),
+        "critic_kind": config.critic.kind,
+        "value_norm": config.loss.value_norm,
+        "seed": config.seed,
+    }
+
+
+def ppo_loss(config: DictConfig, networks: Networks) -> NormalizedClipPPOLoss:
+    """PPO's loss; it also moves the networks to the device."""
+    return NormalizedClipPPOLoss(
+        networks.actor,
+        networks.critic,
+        clip_epsilon=config.loss.clip_epsilon,
+        entropy_coeff=config.loss.entropy_coeff,
+        critic_coeff=config.loss.critic_coeff,
+        loss_critic_type="l2",
+    ).to(config.device)
+
+
+def learning_rate(config: DictConfig, *, frames: int, share: float) -> float:
+    """Adam's learning rate for the update on the batch that begins at ``frames``: a share of what the schedule says."""
+    left = 1 - frames / config.total_frames if config.optim.schedule == "linear" else 1.0
+    return float(config.optim.lr * left * share)
+
+
+def next_share(config: DictConfig, share: float, *, kl: float) -> float:
+    """The share of the scheduled learning rate after an update with this mean KL, held at ``optim.target_kl``."""
+    if config.optim.target_kl is None:
+        return share
+    return min(share * 1.1, 1.0) if kl < config.optim.target_kl else share / 1.1
+
+
+def reward_normalizer(config: DictConfig) -> TaskRewardNormalizer:
+    """What brings the rewards of all tasks to one size, where ``loss.reward_norm`` lets it adapt."""
+    tasks = names_of_tasks(config, "train")
+    return TaskRewardNormalizer(num_tasks=len(tasks), gamma=config.loss.gamma).to(config.device)
+
+
+def advantages(config: DictConfig) -> TrialGAE:
+    """What turns a batch into advantages and value targets."""
+    return TrialGAE(
+        gamma=config.loss.gamma,
+        lmbda=config.loss.gae_lambda,
+        credit=config.loss.credit,
+        bootstrap=config.loss.bootstrap,
+        advantage_norm=config.loss.advantage_norm,
+    )
+
+
+def replay_buffer(config: DictConfig, networks: Networks) -> EpisodicReplayBuffer:
+    """Room for what an update learns from and for what its contexts show of earlier batches."""
+    return EpisodicReplayBuffer(
+        storage=EpisodicStorage(
+            config.collector.grow_to * frames_per_batch(config) + frames_of_context(config),
+            window=networks.encoder.window,
+            episodes=networks.encoder.episodes,
+            scope=config.memory.scope,
+            max_episodes=config.memory.max_episodes,
+        ),
+        batch_size=config.loss.minibatch_frames,
+        segment_frames=config.loss.segment_frames,
+    )
+
+
+def collector_of(config: DictConfig, env: EnvBase, networks: Networks) -> Collector:
+    """TorchRL's collector, which plays one batch after the other without end."""
+    return Collector(
+        env,
+        networks.policy,
+        frames_per_batch=frames_per_batch(config),
+        total_frames=-1,
+        policy_device=config.device,
+        env_device="cpu",
+        storing_device=config.device,
+        auto_register_policy_transforms=False,
+    )
+
+
+def grown(
+    batches: Iterable[TensorDictBase], config: DictConfig, progress: Mapping[str, Any]
+) -> Iterator[TensorDictBase]:
+    """As many successive batches ``[N, T]`` in one, ``[N, m * T]``, as the update that follows is to learn from.
+
+    They are of the same policy, and whole trials each, so it is as if more lanes had played at once.
+    """
+    parts = []
+    for batch in batches:
+        parts.append(batch)
+        if len(parts) >= batches_per_update(config, frames=progress["frames"]):
+            yield torch.cat(parts, 1) if len(parts) > 1 else batch
+            parts = []

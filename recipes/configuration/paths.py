@@ -1,0 +1,204 @@
+"""Paths on the command line: read as they are written, and shown to be writable before any work starts.
+
+A path may hold every character that the file system allows, so it is not read in Hydra's grammar, where ``=``, commas,
+brackets and quotes mean something:
+
+    out=runs/encoder.window=1/seed=1    is that folder
+    out=~/results                       is in the home folder, in every recipe; ./~ is a folder of that name
+    run_dir=runs/x_${seed}              follows another key, unless something of that very name is there
+    out='"my results"'                  what is quoted for Hydra may stay so
+    out=null                            is no path, where the shipped default is none
+"""
+
+import hashlib
+import os
+import re
+import stat
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Quote, QuotedString
+from hydra.errors import HydraException
+
+from htrmrl_torchrl.faults import UserError
+from htrmrl_torchrl.runs.lock import LOCK
+
+PATHS = ("checkpoint", "out", "resume", "run_dir")  # the keys, of all recipes, that are paths
+_TRIED = bytes(4096)  # a full disk shows only when something is written
+
+
+# ------------------------------------------------------------------------------------------------------- reading
+
+
+def in_hydras_words(override: str) -> str:
+    """An override of a path as Hydra's grammar has to see it; every other override as it is.
+
+    Example:
+        >>> in_hydras_words("out=a=b,c")
+        "out='a=b,c'"
+        >>> in_hydras_words("seed=1,2")
+        'seed=1,2'
+    """
+    key, equals, text = override.partition("=")
+    if key not in PATHS or not equals or text == "null":
+        return override
+    if _is_there(text) and os.path.expanduser(text) == text:
+        return path_override(key, text)
+    return f"{key}={_quoted(_unquoted(text))}"
+
+
+def path_override(key: str, path: str | Path) -> str:
+    """The override that sets ``key`` to exactly this path, whatever its characters; for the recipes' own commands."""
+    text = f"./{path}" if str(path).startswith(("~", "???")) else str(path)
+    return f"{key}={_quoted(literally(text))}"
+
+
+def literally(text: str) -> str:
+    """Text that OmegaConf reads as ``text``: ``${`` begins an interpolation, unless a backslash is before it."""
+    return re.sub(r"(\\*)\$\{", lambda match: 2 * match[1] + r"\${", text)
+
+
+def expanded(key: str, text: str) -> str:
+    """The path with a leading ``~`` or ``~user`` replaced by that home folder.
+
+    Raises:
+        UserError: if there is no such user, or the text is no path at all.
+    """
+    if "\0" in text:
+        raise UserError(f"{key} is {text!r} but a path has no zero byte")
+    try:
+        return str(Path(text).expanduser()) if text.startswith("~") else text
+    except RuntimeError as error:  # pathlib's for an unknown user
+        raise UserError(
+            f"{key} is '{text}' but there is no such home folder; ./{text} is a path of that name"
+        ) from error
+
+
+def _is_there(text: str) -> bool:
+    """Whether something of this very name is there; what follows the last ``${...}/`` may be new."""
+    end = text.find("/", text.rfind("${")) if "${" in text else -1
+    try:
+        return os.path.lexists(text if end < 0 else text[:end])
+    except ValueError:  # a zero byte
+        return False
+
+
+def _unquoted(text: str) -> str:
+    if len(text) > 1 and text[0] == text[-1] and text[0] in "'\"":
+        try:
+            return str(OverridesParser.create().parse_override(f"x={text}").value())
+        except HydraException:  # quotes within, as in 'a' and 'b'
+            return text
+    return text
+
+
+def _quoted(text: str) -> str:
+    return QuotedString(text=text, quote=Quote.single).with_quotes()
+
+
+def safe_name(text: str, *, longest: int = 80) -> str:
+    """A name for a file or folder: readable, free of what shells and file systems mind, different for different texts.
+
+    Example:
+        >>> safe_name("ML10"), safe_name("a b")
+        ('ML10', 'a_b-c8687a08')
+    """
+    safe = re.sub(r"[^A-Za-z0-9_.,=-]+", "_", text)[:longest]
+    return safe if safe == text else f"{safe}-{hashlib.sha256(text.encode(errors='surrogateescape')).hexdigest()[:8]}"
+
+
+# ------------------------------------------------------------------------------------------------------- looking
+
+
+def kind_of(key: str, path: str | Path) -> str | None:
+    """What is at a path, links followed: ``"folder"``, ``"file"``, ``"device"`` (or a pipe or socket), or None.
+
+    Raises:
+        UserError: if that cannot be found out: a name that is too long, a folder that may not be looked into.
+    """
+    try:
+        mode = os.stat(path).st_mode
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    except OSError as error:
+        raise UserError(f"{key} is '{path}' but it cannot be looked at: {error.strerror}") from error
+    return "folder" if stat.S_ISDIR(mode) else "file" if stat.S_ISREG(mode) else "device"
+
+
+def names_in(key: str, folder: Path) -> list[str]:
+    """What is in a folder. Raises UserError if it cannot be looked into."""
+    try:
+        return os.listdir(folder)
+    except OSError as error:
+        raise UserError(f"{key} is '{folder}' but it cannot be looked into: {error.strerror}") from error
+
+
+# ------------------------------------------------------------------------------------------------------- writing
+
+
+def check_folder(key: str, folder: Path, *, name: str = "x" * 100) -> None:
+    """Raise UserError unless a file ``name`` can be written into ``folder``, which may not be there yet.
+
+    It is tried beside the place: in the nearest folder that exists, with the folders that are missing. So nothing is
+    left, and several recipes that start together do not meet.
+    """
+    place = folder.absolute()
+    missing: list[str] = []
+    while (kind := kind_of(key, place)) is None and place != place.parent:
+        if os.path.islink(place):
+            raise UserError(f"{key} is '{folder}' but {place} is a link to nowhere: choose another folder")
+        missing.insert(0, place.name)
+        place = place.parent
+    if kind != "folder":
+        raise UserError(f"{key} is '{folder}' but {place} is a {kind}: choose a folder that can be created")
+    try:
+        with tempfile.TemporaryDirectory(prefix=".try-", dir=place) as tried:
+            inside = Path(tried, *missing)
+            inside.mkdir(parents=True, exist_ok=True)
+            (inside / name).write_bytes(_TRIED)
+    except OSError as error:
+        raise UserError(
+            f"{key} is '{folder}' but nothing can be written there ({error.strerror}): choose another folder"
+        ) from error
+
+
+def check_file(key: str, path: Path) -> None:
+    """Raise UserError unless the file can be written; one that is there may be replaced, a folder or device not."""
+    kind = kind_of(key, path)
+    if kind not in (None, "file"):
+        example = f", {key}={path / 'name'}" if kind == "folder" else ""
+        raise UserError(f"{key} is '{path}', a {kind}: give the file to write{example}")
+    # The name that it has until it is whole is longer, see `htrmrl_torchrl.checkpoints.files`.
+    check_folder(key, path.parent, name=f".{path.name}.stage")
+
+
+@contextmanager
+def writing(what: str) -> Iterator[None]:
+    """Turns a disk that is full, or otherwise unwilling, into a UserError that says what could not be written."""
+    try:
+        yield
+    except OSError as error:
+        raise UserError(f"{what} could not be written: {error.strerror or error}") from error
+
+
+def check_run_folder(run_dir: str, resume: str) -> None:
+    """Raise UserError unless a run can go into ``run_dir`` and ``resume`` is a word or the path of a checkpoint.
+
+    Nothing is tried in the folder here: another process may hold its lock, which `runs.lock` reports.
+    """
+    folder = Path(run_dir)
+    place = folder.absolute()
+    while (kind := kind_of("run_dir", place)) is None:
+        place = place.parent
+    if kind != "folder":
+        raise UserError(f"run_dir is '{run_dir}' but {place} is a {kind}: choose a folder that can be created")
+    if not os.access(place, os.W_OK | os.X_OK):
+        raise UserError(f"run_dir is '{run_dir}' but {place} is not writable: choose a folder that can be written")
+    if resume == "never" and place == folder.absolute() and any(name != LOCK for name in names_in("run_dir", place)):
+        raise UserError(f"resume is never but run_dir '{run_dir}' is not empty: choose another run_dir or resume=auto")
+    if resume not in ("auto", "never") and (found := kind_of("resume", resume)) != "file":
+        there = "none is there" if found is None else f"a {found} is there"
+        raise UserError(f"resume is {resume!r} but must be auto, never or the path of a checkpoint, and {there}")

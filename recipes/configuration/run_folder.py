@@ -1,0 +1,371 @@
+"""What a run folder says about its run: where it stopped, with which settings, and how it ended.
+
+A start first checks everything (`where_to_start`, and what the recipe builds after it), and only then changes the
+folder (`take_over`): the checkpoints before the curve, so that whatever ends it in between leaves a run that can
+continue.
+"""
+
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+from yaml import YAMLError
+
+from htrmrl_torchrl.checkpoints.checkpoint import RunCheckpoints, latest_checkpoint, read_component, set_aside
+from htrmrl_torchrl.checkpoints.files import write_whole
+from htrmrl_torchrl.checkpoints.versions import versions
+from htrmrl_torchrl.evaluation.protocols import named_protocol
+from htrmrl_torchrl.faults import UserError
+from htrmrl_torchrl.runs.console import reason, say, spared
+from htrmrl_torchrl.runs.loggers import RunLogger, read_rows
+from htrmrl_torchrl.runs.signals import command_to_continue, gone_back
+from recipes.configuration.compose import load_config
+from recipes.configuration.environment import adaptation_episodes
+from recipes.configuration.relations import longer_trials
+from recipes.configuration.rules import FREE, flatten
+
+_REPORT = re.compile(r"(?:val|test)_([0-9]+)\.json")  # of an evaluation beside training
+_STAGE = re.compile(r"\..+\.stage")  # what a kill leaves of a file that was being replaced
+
+
+class UnsavedEnd(UserError):
+    """A run that played all its frames and could not save its end: one sentence and exit code 1."""
+
+    exit_code = 1
+
+
+@dataclass(frozen=True)
+class Start:
+    """Where a run begins: at a checkpoint, or anew; ``damaged`` are newer checkpoints, with what is wrong with each."""
+
+    checkpoint: Path | None
+    damaged: dict[Path, str] = field(default_factory=dict)
+    follows: bool = False  # the checkpoint is the newest of the folder: nothing is beyond it
+
+
+def where_to_start(config: DictConfig, run_dir: Path) -> Start:
+    """Where the run goes on from, or begins; changes nothing.
+
+    Raises:
+        UserError: for a run with other settings, and for results without a checkpoint to go on from.
+    """
+    if config.resume == "never":
+        return Start(None)
+    if config.resume != "auto":
+        _check_settings(config, Path(config.resume))
+        check_same_run(config, run_dir)
+        return Start(Path(config.resume))
+    try:
+        path, damaged = latest_checkpoint(run_dir / "checkpoints")
+        results = _results(run_dir)
+    except OSError as error:
+        raise UserError(
+            f"run_dir is '{run_dir}' but {error.filename} cannot be read ({reason(error)}), so where the run stands is "
+            "unknown: make it readable (mounted, with permission), or choose another run_dir"
+        ) from error
+    if path is not None:
+        _check_settings(config, path)
+        return Start(path, damaged, follows=True)
+    if damaged:
+        broken, why = next(iter(damaged.items()))
+        raise UserError(
+            f"run_dir '{run_dir}' has no whole checkpoint to go on from, {broken} is damaged ({why}): choose another "
+            "run_dir, or remove this one"
+        )
+    if results:
+        raise UserError(
+            f"run_dir '{run_dir}' holds results of a run ({', '.join(results)}) but no checkpoints/step-* to go on "
+            f"from: put its checkpoints back, {_continue_from_best(run_dir)}choose another run_dir, or remove this one"
+        )
+    return Start(None)
+
+
+def _results(run_dir: Path) -> list[str]:
+    """What starting anew would delete or mix with another run, by its name in the folder."""
+    names = _entries(run_dir)
+    found = [name for name in ("summary.json",) if name in names]
+    if "metrics.csv" in names and not _is_without_rows(run_dir / "metrics.csv"):
+        found.append("metrics.csv")
+    found += ["evaluations"] if any(map(_REPORT.fullmatch, _entries(run_dir / "evaluations"))) else []
+    saved = [name for name in _entries(run_dir / "checkpoints") if name.endswith(".torchrl")]
+    return found + [f"checkpoints/{name}" for name in sorted(saved)]
+
+
+def _is_without_rows(path: Path) -> bool:
+    try:
+        with path.open("rb") as file:
+            return len(file.read(100).splitlines()) <= 1
+    except OSError:  # unreadable is not empty
+        return False
+
+
+def _entries(folder: Path) -> list[str]:
+    """Names in a folder; none of one that is not there. Raises OSError where it cannot be read, or is a dead link."""
+    try:
+        return os.listdir(folder)
+    except FileNotFoundError:
+        if folder.is_symlink():
+            raise
+        return []
+
+
+def _continue_from_best(run_dir: Path) -> str:
+    best = sorted((run_dir / "checkpoints").glob("best-*.torchrl"))
+    return f"continue from the best one with resume={best[-1]}, " if best else ""
+
+
+def _check_settings(config: DictConfig, path: Path) -> None:
+    try:
+        own = flatten(read_component(path, "config"))
+    except (OSError, ValueError) as error:
+        raise UserError(str(error)) from error
+    before = flatten(load_config("base")) | own  # a key that is younger than the run: base.yaml has what was before it
+    # The encoder's kind first: it changes other keys as well.
+    for key, value in sorted(flatten(config).items(), key=lambda item: item[0] != "encoder.kind"):
+        if before.get(key) != value and not key.startswith(FREE):
+            raise UserError(
+                f"{path} is of a run with {key}={before.get(key)} and this one has {key}={value}: a run goes on with "
+                "its own settings, so choose another run_dir"
+            )
+
+
+def check_same_run(config: DictConfig, run_dir: Path) -> None:
+    """Raises `UserError` if ``config.yaml`` of a run folder has other settings; a damaged one says nothing."""
+    path = run_dir / "config.yaml"
+    try:
+        text = path.read_text(encoding="utf-8")
+        if "${" in text:  # ours has values only, and what another file refers to is not looked up
+            raise ValueError("it has references")
+        before = flatten(DictConfig(OmegaConf.create(text)))
+    except FileNotFoundError:
+        return
+    except (OSError, ValueError, YAMLError, OmegaConfBaseException, RecursionError) as error:
+        say(f"warning: {path} cannot be read ({type(error).__name__}) and is written anew")
+        return
+    for key, value in flatten(config).items():
+        if key in before and before[key] != value and not key.startswith(FREE):
+            raise UserError(
+                f"{run_dir} holds a run with {key}={before[key]} and this one has {key}={value}: choose another "
+                "folder, or remove that one"
+            )
+
+
+def take_over(
+    run_dir: Path, config: DictConfig, checkpoints: RunCheckpoints, start: Start, *, frames: int
+) -> RunLogger:
+    """Makes the folder that of a run at ``frames``, the marked boundary, and opens the metrics.
+
+    A new run leaves its first checkpoint, which also shows that one can be written. What is beyond ``frames`` is
+    dropped; damaged files get another name.
+
+    Raises:
+        UserError: if something cannot be written; the run can still be continued from where it was.
+    """
+    text = OmegaConf.to_yaml(config, resolve=True)
+    with _refused(run_dir):
+        for path, why in start.damaged.items():
+            say(f"warning: {path} is damaged ({why}) and now called {set_aside(path).name}; using {start.checkpoint}")
+        (run_dir / "checkpoints").mkdir(exist_ok=True)
+        if not start.follows:
+            checkpoints.rewind()
+        gone_back()
+        _sweep(run_dir)
+        _drop_beyond(run_dir, frames)
+        _set_aside_unreadable(run_dir / "metrics.csv")
+        write_whole(run_dir / "config.yaml", text)
+        continues = any(os.path.lexists(run_dir / name) for name in ("metrics.csv", "tensorboard"))
+        logger = RunLogger(run_dir, resume_from_frames=frames if continues else None)
+        if logger.damaged is not None:
+            say(
+                f"warning: {logger.csv_path} has rows that cannot be read, which are left out; as it was it is now "
+                f"called {logger.damaged.name}"
+            )
+        logger.log_text("config", f"```yaml\n{text}```")
+    return logger
+
+
+@contextmanager
+def _refused(run_dir: Path) -> Iterator[None]:
+    """A folder that cannot be written is a fault of the user's; nothing empty is left in it."""
+    try:
+        yield
+    except OSError as error:
+        with suppress(OSError):
+            (run_dir / "checkpoints").rmdir()
+        raise UserError(
+            f"run_dir is '{run_dir}' but {error.filename or 'its checkpoint'} cannot be written: {reason(error)}"
+        ) from error
+
+
+def _sweep(run_dir: Path) -> None:
+    for folder in (run_dir, run_dir / "evaluations"):
+        for name in filter(_STAGE.fullmatch, _entries(folder)):
+            (folder / name).unlink()
+
+
+def remove_records(run_dir: Path) -> None:
+    """Takes back what `take_over` left of a run that never began."""
+    for name in ("checkpoints", "tensorboard"):
+        shutil.rmtree(run_dir / name, ignore_errors=True)
+    for name in ("config.yaml", "metrics.csv"):
+        (run_dir / name).unlink(missing_ok=True)
+
+
+def _drop_beyond(run_dir: Path, frames: int) -> None:
+    """Removes the summary of another end than this one, and the training's evaluations that will be played again."""
+    reports = run_dir / "evaluations"
+    for name in _entries(reports):
+        if (match := _REPORT.fullmatch(name)) and int(match[1]) > frames:
+            (reports / name).unlink()
+    try:
+        summary = read_summary(run_dir)
+    except ValueError as error:
+        aside = set_aside(run_dir / "summary.json").name
+        say(f"warning: {error} and now called {aside}; the run writes a new one at its end")
+    else:
+        if summary is not None and summary["progress"]["frames"] != frames:
+            (run_dir / "summary.json").unlink()
+
+
+def _set_aside_unreadable(path: Path) -> None:
+    """Gives a file another name that is there and cannot be read: a dead link, a folder, no permission."""
+    try:
+        with path.open("rb") as file:
+            file.read(1)
+    except OSError as error:
+        if os.path.lexists(path):
+            say(f"warning: {path} cannot be read ({reason(error)}) and is now called {set_aside(path).name}")
+
+
+def read_summary(run_dir: Path) -> dict[str, Any] | None:
+    """What a run left in ``summary.json`` when it ended; None if it left nothing.
+
+    Raises:
+        ValueError: what is wrong with a damaged one.
+    """
+    path = run_dir / "summary.json"
+    try:
+        summary: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        whole = type(summary["progress"]["frames"]) is int
+        summary["metrics"] = {name: float(value) for name, value in summary["metrics"].items()}
+    except FileNotFoundError:
+        if not path.is_symlink():
+            return None
+        raise ValueError(f"{path} is damaged (a link to nothing)") from None
+    except OSError as error:
+        raise ValueError(f"{path} is damaged (cannot be read: {reason(error)})") from error
+    except (ValueError, LookupError, TypeError, AttributeError, RecursionError):
+        whole = False
+    if not whole:
+        raise ValueError(f"{path} is damaged (not a run's summary)")
+    return summary
+
+
+def leave_boundary(checkpoints: RunCheckpoints, *, asked: bool) -> None:
+    """Saves where the iteration began that could not end; if the user has asked to stop, says how to go on.
+
+    Raises:
+        SystemExit: with code 1, if the user has asked and it could not be saved.
+    """
+    try:
+        saved = checkpoints.save()
+    except OSError as error:
+        say(f"error: the checkpoint could not be written ({reason(error)}); older ones are as they were")
+        if asked:
+            raise SystemExit(1) from None
+    else:
+        say(f"{'stopped' if asked else 'failed'}; where the iteration began is kept in {saved}, continue with")
+        say(f"    {command_to_continue()}")
+
+
+def plain(config: Any) -> dict[str, Any]:
+    """A configuration or a part of it as a plain dictionary."""
+    container: Any = OmegaConf.to_container(config, resolve=True)
+    return container
+
+
+def commit_of_code() -> str:
+    """The state of the code, for the record."""
+    if shutil.which("git") is None:
+        return "unknown"
+    command = ["git", "describe", "--always", "--dirty"]
+    answer = subprocess.run(command, cwd=Path(__file__).parent, capture_output=True, text=True)
+    return answer.stdout.strip() or "unknown"
+
+
+def write_summary(run_dir: Path, config: DictConfig, progress: dict[str, Any], metrics: dict[str, float]) -> None:
+    """Leaves command, versions, settings and last metrics in ``summary.json``."""
+    summary = {
+        "command": " ".join(["python", *sys.argv]),
+        "versions": versions(),
+        "config": plain(config),
+        "progress": progress,
+        "metrics": metrics,
+    }
+    write_whole(run_dir / "summary.json", json.dumps(summary, indent=2))
+
+
+def complete_summary(run_dir: Path, config: DictConfig, progress: dict[str, Any]) -> None:
+    """Writes the summary of a run whose end is saved but not summed up, from ``metrics.csv``."""
+    if read_summary(run_dir) is not None:  # of this end, or `take_over` had removed it
+        return
+    rows, _ = read_rows(run_dir / "metrics.csv")
+    metrics = {name: value for (frames, name, value), _ in rows if frames == progress["frames"]}
+    with spared("the summary"):
+        write_summary(run_dir, config, progress, metrics)
+
+
+def finish(
+    run_dir: Path,
+    config: DictConfig,
+    checkpoints: RunCheckpoints,
+    progress: dict[str, Any],
+    metrics: dict[str, float],
+) -> None:
+    """Sums up a run at its end and says so, if the end is on disk.
+
+    Raises:
+        UnsavedEnd: if the last checkpoint could not be written, not now either.
+    """
+    try:
+        checkpoints.save()
+    except OSError as error:
+        raise UnsavedEnd(
+            f"the run has played its {progress['frames']:,} frames but its last checkpoint could not be written "
+            f"({reason(error)}): once it can be, the same command continues from the newest one in {run_dir}"
+        ) from error
+    with spared("the summary"):
+        write_summary(run_dir, config, progress, metrics)
+    print_results(run_dir, config, metrics)
+
+
+def print_results(run_dir: Path, config: DictConfig, metrics: dict[str, float]) -> None:
+    """The last metrics in a few lines on the terminal."""
+    print(f"\nfinished, everything is in {run_dir}")
+    for source, meaning in (
+        ("train/", "training, last batch"),
+        ("eval/val_", "held-out goals"),
+        ("eval/test_", "test"),
+    ):
+        name = "success" if f"{source}success" in metrics else "return"  # for benchmarks that define no success
+        if f"{source}{name}" not in metrics:
+            continue
+        prefix = f"{source}{name}_by_episode/"
+        curve = {int(metric.removeprefix(prefix)): x for metric, x in metrics.items() if metric.startswith(prefix)}
+        by_episode = " ".join(f"{curve[k]:.2f}" for k in sorted(curve))
+        print(f"{name} {metrics[f'{source}{name}']:.2f} on {meaning + ',':21} by episode {by_episode}")
+    if any(metric.startswith("eval/") for metric in metrics):
+        protocol = named_protocol(config.eval.protocol).changed(adaptation_episodes=adaptation_episodes(config))
+        for note in longer_trials(protocol.trial_length, trained=[config.env.episodes_per_trial]):
+            print(note)
+    print(f"curves: tensorboard --logdir {run_dir.parent}")

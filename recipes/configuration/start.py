@@ -1,0 +1,28 @@
+"""How a training recipe starts: at once able to be stopped, and importing nothing that takes seconds before it is."""
+
+from typing import TYPE_CHECKING
+
+from htrmrl_torchrl.runs.signals import command_to_continue, ending_at_once
+
+if TYPE_CHECKING:
+    from omegaconf import DictConfig
+
+
+def start_training(config_name: str) -> None:
+    """Run the recipe of ``configs/<config_name>.yaml`` with the overrides on the command line."""
+    # Until there is an iteration to lose, a signal loses nothing: what is on disk is where the run stands.
+    with ending_at_once(sentence=_stopped, status=0):
+        from recipes.configuration.compose import run_recipe
+
+        run_recipe(_train, config_name=config_name)
+
+
+def _stopped() -> str:
+    return f"stopped; nothing is lost, continue with\n    {command_to_continue()}"
+
+
+def _train(config: "DictConfig") -> None:
+    """One training run in ``run_dir``; continues where a run there has stopped."""
+    from recipes.ppo import train
+
+    train(config)

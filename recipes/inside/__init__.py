@@ -1,0 +1,1 @@
+"""What `look_inside` is made of."""

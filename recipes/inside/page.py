@@ -1,0 +1,234 @@
+"""The figures, numbers and page of an inspection, from its recordings."""
+
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from htrmrl_torchrl.encoders.hierarchical import HierarchicalEncoder
+from htrmrl_torchrl.inspection import attention
+from htrmrl_torchrl.inspection import attention_figures as looks
+from htrmrl_torchrl.inspection import embedding_figures as points
+from htrmrl_torchrl.inspection.embeddings import Separation, separation
+from htrmrl_torchrl.inspection.page import Picture, Section, Table, write_page
+from htrmrl_torchrl.inspection.recording import Recording
+from htrmrl_torchrl.inspection.retrieval import retrieve
+from htrmrl_torchrl.media import write_figure
+from htrmrl_torchrl.memory.strategies import STRATEGIES
+from recipes.inside.play import TRAINED, UNTRAINED
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+Recordings = Mapping[str, Mapping[str, Recording]]  # by split, then by network
+MOMENTS = {"first decision": 0, "last decision": -1}
+
+
+def write_inspection(folder: Path, about: dict[str, Any], recordings: Recordings) -> dict[str, Any]:
+    """Leaves ``index.html`` and its figures in ``folder``; returns the numbers that are on the page."""
+    folder.mkdir(parents=True, exist_ok=True)
+    looked = list(recordings)[-1]  # the split that was asked for
+    told = {split: _separations(by_network) for split, by_network in recordings.items()}
+    sections = [_adaptation(folder, recordings)]
+    networks = about["networks"][TRAINED]
+    if isinstance(networks.encoder, HierarchicalEncoder):
+        sections += list(_attention(folder, about, recordings[looked], looked))
+    sections.append(_embeddings(folder, about, recordings, told))
+    trials = {split: len(by_network[TRAINED].task) for split, by_network in recordings.items()}
+    facts = [
+        ("checkpoint", f"{about['checkpoint']}, {about['frames']:,} frames"),
+        ("benchmark", f"{about['benchmark']}, goals of benchmark seed {about['benchmark_seed']}"),
+        ("played", f"{trials} trials of {about['episodes']} episodes of {about['horizon']} steps, sampled actions"),
+        ("control", f"an untrained network of the same sizes, seed {about['seed']}, on the same tasks and goals"),
+        ("command", about["command"]),
+        ("versions", ", ".join(f"{name} {number}" for name, number in about["versions"].items())),
+    ]
+    write_page(folder / "index.html", title=f"Inside {about['benchmark']}", facts=facts, sections=sections)
+    return {
+        **{name: value for name, value in about.items() if name != "networks"},
+        "trials": trials,
+        "success_by_episode": {
+            split: {label: recording.success.double().mean(0).tolist() for label, recording in by_network.items()}
+            for split, by_network in recordings.items()
+        },
+        "attention": {
+            split: {label: _attention_numbers(recording) for label, recording in by_network.items()}
+            for split, by_network in recordings.items()
+        },
+        "separation": {
+            split: {
+                moment: {label: [one and asdict(one) for one in of] for label, of in by_label.items()}
+                for moment, by_label in by_moment.items()
+            }
+            for split, by_moment in told.items()
+        },
+    }
+
+
+def _adaptation(folder: Path, recordings: Recordings) -> Section:
+    curves = {f"{split}, {label}": one for split, of in recordings.items() for label, one in of.items()}
+    return Section(
+        title="Adaptation",
+        text="Success by episode of the trial. What a memory is worth shows in later episodes above earlier ones.",
+        pictures=[
+            _save(points.plot_success(curves), folder / "adaptation.png", "Success at any step of an episode; band: "
+                  "95% over goals, within tasks. Sampled actions in all episodes.")
+        ],
+    )  # fmt: skip
+
+
+def _attention(
+    folder: Path, about: dict[str, Any], recordings: Mapping[str, Recording], split: str
+) -> Iterator[Section]:
+    trained = recordings[TRAINED]
+    names = {label: _names(about, recording, split) for label, recording in recordings.items()}
+    (trial, *_) = looks.telling_trials(trained, count=1)
+    numbers = {label: _attention_numbers(recording) for label, recording in recordings.items()}
+    rows: list[list[str | float]] = [
+        [name, *(of.get(name, math.nan) for of in numbers.values())] for name in numbers[TRAINED]
+    ]
+    upper = trained.slot_attention is not None
+    pictures = [
+        _save(looks.plot_heads(recordings), folder / "heads.png", "How evenly each head looks around, in decisions "
+              "that leave a choice: 1 at all places alike, 0 at a single one.")
+    ]  # fmt: skip
+    for label, recording in recordings.items():
+        pictures.append(
+            _save(looks.plot_maps(recording, trial=trial), folder / f"maps_{label}.png", f"{label.capitalize()}: all "
+                  "of the attention in a trial's last decision, by layer and head; the last row is the present's.")
+        )  # fmt: skip
+    yield Section(
+        title="Attention by head",
+        text="Relative entropy is entropy over that of looking at all places alike. A head at 1 tells nothing apart, "
+        "one at 0 always looks at one place; the untrained network shows where training began."
+        + ("" if upper else " This encoder has one level: it attends within the running episode's window alone."),
+        tables=[Table(head=[f"split {split}", *numbers], rows=rows)],
+        pictures=pictures,
+    )
+    if not upper or trained.slot_episode.shape[-1] == 0:
+        return
+    yield Section(
+        title="Attention through a trial",
+        text="Which episodes of its trial a decision looks at, before and after the first success (green).",
+        pictures=[
+            _save(looks.plot_trials(recordings, titles=names), folder / "trials.png", "Columns: decisions in the "
+                  "order of time; rows: the episode whose windows are looked at, 'now' is the running one. Last layer "
+                  "of the upper level, mean over heads. Green: success."),
+            _save(looks.plot_around_success(recordings), folder / "around_success.png", "What is looked at before "
+                  "and after the first success, over all trials that have one. Dashed: if all windows were looked at "
+                  "alike. Trained lines away from their dashed ones are what training made of the memory."),
+        ],
+    )  # fmt: skip
+    encoder, last = about["networks"][TRAINED].encoder, trained.tokens.shape[1] - 1
+    if not last:
+        return
+    shown = retrieve(encoder, trained, trial=trial, episode=last, seed=about["seed"])
+    yield Section(
+        title="Retrieval",
+        text=f"What each window strategy shows of the same trial ({names[TRAINED][trial]}) to its episode {last + 1}, "
+        "and where that episode's last decision would look. The network was trained with "
+        f"'{_strategy_of(about)}'; with another strategy it sees what it was not trained on.",
+        pictures=[
+            _save(looks.plot_retrieval(trained, shown, trial=trial, window=encoder.window),
+                  folder / "retrieval.png", "Boxes are windows, their colour the attention on them (in the title: what "
+                  "is left for the present); blue: rewards; green: first success.")
+        ],
+    )  # fmt: skip
+
+
+def _embeddings(folder: Path, about: dict[str, Any], recordings: Recordings, told: Mapping[str, Any]) -> Section:
+    pictures, tables = [], []
+    for split, by_network in recordings.items():
+        names = {label: _names(about, recording, split) for label, recording in by_network.items()}
+        kinds = "goals" if len(about["tasks"][split]) == 1 else "tasks"
+        pictures.append(
+            _save(points.plot_embeddings(by_network, names=names), folder / f"embeddings_{split}.png",
+                  f"{split}: context vectors of each episode's last decision, principal components of each network's "
+                  f"own vectors; left by {kinds}, right by episode of the trial.")
+        )  # fmt: skip
+        pictures.append(
+            _save(points.plot_separation(told[split]), folder / f"separation_{split}.png",
+                  f"{split}: share of context vectors whose nearest other one (of the same episode of other trials) is "
+                  f"of the same of {kinds}. At the first decision nothing of the episode is known but where it starts, "
+                  "so what is told apart beyond the first episode comes from memory.")
+        )  # fmt: skip
+        tables += [_separation_table(split, moment, by_label) for moment, by_label in told[split].items()]
+    return Section(
+        title="Embeddings",
+        text="Whether the context vectors tell similar tasks apart (goals, where there is one task), as a number: "
+        "nearest-neighbour purity and mean silhouette by episode. Where tasks start from different observations an "
+        "untrained network tells them apart too, so it is the control that counts, and the rise over episodes.",
+        tables=tables,
+        pictures=pictures,
+    )
+
+
+def _separations(recordings: Mapping[str, Recording]) -> dict[str, dict[str, list[Separation | None]]]:
+    """By moment, then by network: one for each episode."""
+    return {
+        moment: {
+            label: [
+                separation(recording.hidden[:, k, look].double().numpy(), points.labels_of(recording))
+                for k in range(recording.hidden.shape[1])
+            ]
+            for label, recording in recordings.items()
+        }
+        for moment, look in MOMENTS.items()
+    }
+
+
+def _separation_table(split: str, moment: str, told: Mapping[str, list[Separation | None]]) -> Table:
+    episodes = [k for k, one in enumerate(told[TRAINED]) if one is not None]
+    head = [f"{split}, {moment}: episode", *(str(k + 1) for k in episodes)]
+    rows: list[list[str | float]] = []
+    for name in ("purity", "silhouette"):
+        for label, separations in told.items():
+            rows.append([f"{name}, {label}", *(getattr(separations[k], name) for k in episodes)])
+    for name, meaning in (("chance", "purity by chance"), ("high", "purity that 97.5% of shuffled labels stay below")):
+        rows.append([meaning, *(getattr(told[TRAINED][k], name) for k in episodes)])
+    return Table(head=head, rows=rows)
+
+
+def _attention_numbers(recording: Recording) -> dict[str, float]:
+    """What attention comes to in a few numbers."""
+    numbers: dict[str, float] = {}
+    for name, entropies in (
+        ("relative entropy within the window", attention.window_entropy(recording)),
+        ("relative entropy over windows", attention.slot_entropy(recording)),
+    ):
+        if entropies is not None:
+            numbers[f"{name}, mean over heads"] = entropies.mean().item()
+            numbers[f"{name}, lowest head"] = entropies.min().item()
+    if recording.slot_attention is not None and recording.slot_episode.shape[-1]:
+        share = attention.attention_by_episode(recording)[..., :-1].sum(-1)  # [N, K, S]
+        held = (recording.slot_episode >= 0).sum(-1, keepdim=True)  # [N, K, 1]
+        some = (held > 0).expand_as(share)
+        numbers["share of attention on past episodes, once there are some"] = share[some].mean().item()
+        numbers["the same, if all windows were looked at alike"] = (
+            (held / (held + 1)).expand_as(share)[some].mean().item()
+        )
+        numbers["attention on a successful window over that on a failed one"] = attention.success_preference(recording)
+    return {name: value for name, value in numbers.items() if math.isfinite(value)}
+
+
+def _names(about: dict[str, Any], recording: Recording, split: str) -> list[str]:
+    """Of each trial: its task, or its goal where there is one task."""
+    tasks = about["tasks"][split]
+    if len(tasks) == 1:
+        return [f"goal {goal}" for goal in recording.goal.tolist()]
+    return [tasks[task] for task in recording.task.tolist()]
+
+
+def _strategy_of(about: dict[str, Any]) -> str:
+    kind = type(about["networks"][TRAINED].memory.strategy)
+    return next((name for name, known in STRATEGIES.items() if known is kind), kind.__name__)
+
+
+def _save(figure: "Figure", path: Path, caption: str) -> Picture:
+    write_figure(figure, path)
+    write_figure(figure, path.with_suffix(".pdf"))
+    return Picture(path=path, caption=caption)
+
+
+__all__ = ["UNTRAINED", "write_inspection"]

@@ -1,0 +1,155 @@
+"""`recipes/look_inside.py` without its first lines: play, look, measure, draw, and write one page."""
+
+import json
+import shlex
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from omegaconf import DictConfig
+
+from htrmrl_torchrl.faults import UserError
+from recipes.configuration.find import check_checkpoints, goals_of, one_checkpoint, run_folder_of
+from recipes.configuration.paths import check_folder, writing
+from recipes.configuration.rules import NOT_EMPTY, SEED, at_least, check_device, check_relations, check_values, one_of
+from recipes.configuration.sizes import fits_memory, trial_needs
+
+if TYPE_CHECKING:
+    from htrmrl_torchrl.agent.networks import Networks
+    from htrmrl_torchrl.inspection.recording import Recording
+
+RULES = {
+    "checkpoint": replace(NOT_EMPTY, kind=str),
+    "benchmark": replace(NOT_EMPTY, kind=str),
+    "split": one_of("train", "val", "test"),
+    "goals_per_task": at_least(1, kind=int),
+    "trials_per_goal": at_least(1, kind=int),
+    "episodes": at_least(1, kind=int),
+    "horizon": at_least(1, kind=int),
+    "looks": at_least(1),
+    "benchmark_seed": at_least(0, kind=int),
+    "seed": SEED,
+    "device": NOT_EMPTY,
+    "num_envs": at_least(1),
+    "num_workers": at_least(0),
+    "out": replace(NOT_EMPTY, kind=str),
+}
+TRAINED, UNTRAINED = "trained", "untrained"
+
+
+def check(config: DictConfig, defaults: DictConfig) -> None:
+    """Raise UserError for the first fault that shows before a checkpoint is read."""
+    check_values(config, defaults, RULES)
+    check_device(config.device)
+    needs = trial_needs(episodes=config.episodes or 1, horizon=config.horizon or 1, trials=config.trials_per_goal or 1)
+    check_relations([fits_memory(needs)])
+
+
+def run(config: DictConfig) -> None:
+    """Look inside a trained agent, and inside an untrained one of the same sizes as the control."""
+    path = one_checkpoint(config.checkpoint)
+    folder = Path(config.out) if config.out else run_folder_of(path) / "inspection"
+    check_folder("out", folder)
+    check_checkpoints([path])
+    from htrmrl_torchrl.checkpoints.files import write_whole
+    from recipes.inside.page import write_inspection
+
+    started = time.perf_counter()
+    try:
+        about, recordings = _play(config, path)
+    except (ValueError, FileNotFoundError) as error:
+        raise UserError(str(error)) from error
+    print(_table(recordings))
+    with writing(f"the inspection in {folder}"):
+        numbers = write_inspection(folder, about, recordings)
+        write_whole(folder / "inspection.json", json.dumps(numbers, indent=2))
+    print(f"{time.perf_counter() - started:.0f} s; open {folder / 'index.html'} in a browser")
+
+
+def _table(recordings: dict[str, dict[str, "Recording"]]) -> str:
+    """Success by episode, which would otherwise be lost with a disk that takes no figures."""
+    return "\n".join(
+        f"success on {split}, {label + ',':10} by episode "
+        + " ".join(f"{share:.2f}" for share in recording.success.double().mean(0).tolist())
+        for split, by_label in recordings.items()
+        for label, recording in by_label.items()
+    )
+
+
+def _play(config: DictConfig, path: Path) -> tuple[dict[str, Any], dict[str, dict[str, "Recording"]]]:
+    """What was inspected and how, and recordings by split and by network."""
+    import torch
+
+    from htrmrl_torchrl.agent.networks import build_networks, load_networks
+    from htrmrl_torchrl.checkpoints.checkpoint import read_component, read_environment
+    from htrmrl_torchrl.checkpoints.versions import versions
+    from htrmrl_torchrl.envs import check_name, num_goals, task_names
+    from htrmrl_torchrl.envs.factory import is_dotted_path, resolve_horizon
+
+    trained = load_networks(path)
+    settings, progress = read_environment(path), read_component(path, "progress")
+    benchmark, benchmark_seed = goals_of(config, [path])
+    if is_dotted_path(benchmark):  # first: what a file says is not imported, not even to see what it is
+        raise ValueError(
+            f"{benchmark!r} is a factory, whose goals nobody knows; look into a built-in benchmark, benchmark=NAME."
+        )
+    check_name(benchmark)
+    goals = config.goals_per_task or min(4, num_goals(benchmark))
+    if goals > num_goals(benchmark):
+        raise ValueError(f"goals_per_task is {goals} but must be at most {num_goals(benchmark)} in {benchmark}.")
+    before = settings.horizon if benchmark == settings.name else None
+    splits = list(dict.fromkeys(["train", config.split]))
+    tasks = {split: task_names(benchmark, split) for split in splits}
+    about = {
+        "checkpoint": str(path),
+        "frames": progress["frames"],
+        "benchmark": benchmark,
+        "tasks": tasks,
+        "goals_per_task": goals,
+        "trials_per_goal": {n: config.trials_per_goal or (8 if len(names) == 1 else 1) for n, names in tasks.items()},
+        "episodes": config.episodes or settings.episodes_per_trial,
+        "horizon": resolve_horizon(benchmark, config.horizon or before),
+        "seed": config.seed,
+        "benchmark_seed": benchmark_seed,
+        "command": shlex.join(["python", *sys.argv]),
+        "versions": versions(),
+        "networks": {TRAINED: trained},
+    }
+    with torch.random.fork_rng():
+        torch.manual_seed(config.seed)
+        about["networks"][UNTRAINED] = build_networks(**read_component(path, "agent"))
+    recordings = {
+        split: {label: _record(config, about, networks, split) for label, networks in about["networks"].items()}
+        for split in splits
+    }
+    return about, recordings
+
+
+def _record(config: DictConfig, about: dict[str, Any], networks: "Networks", split: str) -> "Recording":
+    from htrmrl_torchrl import make_env
+    from htrmrl_torchrl.evaluation import goal_grid
+    from htrmrl_torchrl.evaluation.evaluator import check_sizes
+    from htrmrl_torchrl.inspection.recording import record_trials
+
+    grid = goal_grid(num_tasks=len(about["tasks"][split]), goals_per_task=about["goals_per_task"])
+    pairs = [pair for pair in grid for _ in range(about["trials_per_goal"][split])]
+    lanes = min(config.num_envs, len(pairs))
+    env = make_env(
+        about["benchmark"],
+        split=split,
+        num_envs=lanes,
+        num_workers=min(config.num_workers, lanes),
+        episodes_per_trial=about["episodes"],
+        horizon=about["horizon"],
+        benchmark_seed=about["benchmark_seed"],
+        pairs=pairs,
+    )
+    try:
+        networks.encoder.to(config.device), networks.actor.to(config.device)
+        check_sizes(networks.encoder, env)
+        every = max(1, about["horizon"] // config.looks)
+        return record_trials(networks, env, trials=len(pairs), every=every, seed=config.seed)
+    finally:
+        env.close()

@@ -1,0 +1,1 @@
+"""What `benchmark` measures, stage by stage."""
