@@ -6,11 +6,11 @@ import pytest
 import torch
 
 from htrmrl_torchrl import keys
+from htrmrl_torchrl.evaluation.report import evaluation_metrics
 from htrmrl_torchrl.ppo.metrics import (
     attention_entropy,
     critic_metrics,
     episode_outcomes,
-    evaluation_metrics,
     explained_variance,
     memory_metrics,
     process_metrics,
