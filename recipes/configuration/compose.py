@@ -35,7 +35,7 @@ from recipes.configuration.rules import check_choice, check_keys, validate
 os.environ.setdefault("GOMP_SPINCOUNT", "2000")
 
 Check = Callable[[DictConfig, DictConfig], None]
-CONFIG_DIR = Path(__file__).resolve().parents[1] / "configs"
+CONFIG_DIR = Path(__file__).resolve().parents[2] / "configs"
 
 # What a parser raises for text that it cannot read: too deep, too long a number. Around parsers alone.
 UNREADABLE = (HydraException, OmegaConfBaseException, RecursionError, ValueError, OverflowError)

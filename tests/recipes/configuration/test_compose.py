@@ -14,7 +14,7 @@ from recipes.configuration.compose import Check, run_recipe
 from recipes.configuration.rules import validate
 from tests.recipes.runs import python_path
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[3]
 
 # overrides -> parts of the sentence: the key, what was received, what is allowed
 WRONG: dict[str, tuple[list[str], list[str]]] = {
