@@ -24,6 +24,7 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from htrmrl_torchrl.envs.opengl import check_import
 from htrmrl_torchrl.faults import UserError
 from htrmrl_torchrl.runs.console import unfailing_output
 from recipes.configuration.paths import PATHS, expanded, in_hydras_words, literally
@@ -88,7 +89,7 @@ def refusing() -> Iterator[None]:
 def _check_rendering() -> None:
     """An unusable ``MUJOCO_GL`` is a fault of the user's as well, and shows in the first import of the library."""
     try:
-        import htrmrl_torchrl  # noqa: F401
+        check_import()
     except RuntimeError as error:
         raise UserError(str(error)) from error
 
