@@ -1,6 +1,6 @@
 """In-context meta-reinforcement learning with hierarchical transformers (HTrMRL, arXiv 2402.06402), TorchRL-native."""
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from htrmrl_torchrl._lazy import lazy_names
 from htrmrl_torchrl.envs.opengl import check_import
@@ -42,7 +42,7 @@ __all__ = [
     "make_env",
 ]
 
-_get = lazy_names(
+__getattr__ = lazy_names(
     __name__,
     {
         "EpisodicMemory": "memory.episodic",
@@ -64,9 +64,5 @@ _get = lazy_names(
         "make_actor_critic": "agent",
         "make_env": "envs",
     },
+    before=check_import,  # an unusable MUJOCO_GL makes the import of TorchRL fail without saying why
 )
-
-
-def __getattr__(name: str) -> Any:
-    check_import()  # an unusable MUJOCO_GL makes the import of TorchRL fail without saying why
-    return _get(name)

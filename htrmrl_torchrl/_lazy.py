@@ -9,12 +9,19 @@ from importlib import import_module
 from typing import Any
 
 
-def lazy_names(package: str, homes: Mapping[str, str]) -> Callable[[str], Any]:
-    """A module-level ``__getattr__`` (PEP 562) for a package whose names live in the modules ``homes[name]``."""
+def lazy_names(
+    package: str, homes: Mapping[str, str], *, before: Callable[[], None] | None = None
+) -> Callable[[str], Any]:
+    """A module-level ``__getattr__`` (PEP 562) for a package whose names live in the modules ``homes[name]``.
+
+    ``before`` is called before one of them is imported.
+    """
 
     def get(name: str) -> Any:
         if name not in homes:
             raise AttributeError(f"module {package!r} has no attribute {name!r}")
+        if before is not None:
+            before()
         return getattr(import_module(f"{package}.{homes[name]}"), name)
 
     return get

@@ -3,6 +3,7 @@
 from typing import TYPE_CHECKING
 
 from htrmrl_torchrl._lazy import lazy_names
+from htrmrl_torchrl.envs.opengl import check_import
 
 if TYPE_CHECKING:
     from htrmrl_torchrl.agent.agent import HTrMRLAgent
@@ -31,4 +32,5 @@ __getattr__ = lazy_names(
         "load_networks": "networks",
         "make_actor_critic": "heads",
     },
+    before=check_import,
 )

@@ -1,13 +1,19 @@
-"""Success rates that say how they were obtained."""
+"""Evaluation: success rates that say how they were obtained."""
 
-from htrmrl_torchrl.evaluation.evaluator import evaluate
-from htrmrl_torchrl.evaluation.exact import ExactPolicy
-from htrmrl_torchrl.evaluation.plots import plot_adaptation, plot_tasks
-from htrmrl_torchrl.evaluation.protocols import PROTOCOLS, Protocol
-from htrmrl_torchrl.evaluation.report import EvaluationReport, ProtocolMismatchError
-from htrmrl_torchrl.evaluation.stages import StageReport, play_stages
-from htrmrl_torchrl.evaluation.trials import goal_grid, play_trials
-from htrmrl_torchrl.evaluation.video import Video, record_trial, write_video
+from typing import TYPE_CHECKING
+
+from htrmrl_torchrl._lazy import lazy_names
+from htrmrl_torchrl.envs.opengl import check_import
+
+if TYPE_CHECKING:
+    from htrmrl_torchrl.evaluation.evaluator import evaluate
+    from htrmrl_torchrl.evaluation.exact import ExactPolicy
+    from htrmrl_torchrl.evaluation.plots import plot_adaptation, plot_tasks
+    from htrmrl_torchrl.evaluation.protocols import PROTOCOLS, Protocol
+    from htrmrl_torchrl.evaluation.report import EvaluationReport, ProtocolMismatchError
+    from htrmrl_torchrl.evaluation.stages import StageReport, play_stages
+    from htrmrl_torchrl.evaluation.trials import goal_grid, play_trials
+    from htrmrl_torchrl.evaluation.video import Video, record_trial, write_video
 
 __all__ = [
     "PROTOCOLS",
@@ -26,3 +32,25 @@ __all__ = [
     "record_trial",
     "write_video",
 ]
+
+__getattr__ = lazy_names(
+    __name__,
+    {
+        "PROTOCOLS": "protocols",
+        "EvaluationReport": "report",
+        "ExactPolicy": "exact",
+        "Protocol": "protocols",
+        "ProtocolMismatchError": "report",
+        "StageReport": "stages",
+        "Video": "video",
+        "evaluate": "evaluator",
+        "goal_grid": "trials",
+        "play_stages": "stages",
+        "play_trials": "trials",
+        "plot_adaptation": "plots",
+        "plot_tasks": "plots",
+        "record_trial": "video",
+        "write_video": "video",
+    },
+    before=check_import,
+)

@@ -42,7 +42,7 @@ def say(sentence: str) -> None:
 @contextmanager
 def unfailing_output() -> Iterator[None]:
     """Meanwhile nothing that is printed on stdout or stderr can fail, nor can Python's own flush at exit."""
-    _occupy_standard_descriptors()
+    occupy_standard_descriptors()
     before = sys.stdout, sys.stderr
     for name, stream in zip(("stdout", "stderr"), before, strict=True):
         setattr(sys, name, _unfailing(stream))
@@ -61,7 +61,7 @@ def _unfailing(stream: TextIO | None) -> _Unfailing:
     return _Unfailing(lambda: own)
 
 
-def _occupy_standard_descriptors() -> None:
+def occupy_standard_descriptors() -> None:
     """A file that got the number of a closed stdout would be written to by whatever prints below Python."""
     while (descriptor := os.open(os.devnull, os.O_RDWR)) <= 2:
         os.set_inheritable(descriptor, True)

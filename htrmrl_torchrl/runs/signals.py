@@ -22,7 +22,7 @@ from multiprocessing import resource_tracker
 from types import FrameType
 from typing import Any, NoReturn
 
-from htrmrl_torchrl.runs.console import say
+from htrmrl_torchrl.runs.console import occupy_standard_descriptors, say
 
 NUMBERS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1)
 
@@ -134,6 +134,7 @@ def _shield_resource_tracker() -> None:
 
     By itself it is deaf to Ctrl-C and SIGTERM only. It inherits the others as blocked.
     """
+    occupy_standard_descriptors()  # or its pipe would get the number of a closed stdout or stderr
     before = signal.pthread_sigmask(signal.SIG_BLOCK, NUMBERS)
     try:
         resource_tracker.ensure_running()
