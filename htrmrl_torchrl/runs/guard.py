@@ -27,14 +27,13 @@ from torchrl.envs import EnvBase
 from tqdm import tqdm
 
 from htrmrl_torchrl import keys
+from htrmrl_torchrl.envs import TrialEnv
+from htrmrl_torchrl.faults import Fault, NonFiniteError, UserError, WorkerFault, check_finite
 from htrmrl_torchrl.memory.episodic import EpisodicMemory
 from htrmrl_torchrl.memory.recurrent import RecurrentMemory
 from htrmrl_torchrl.ppo.objectives import NormalizedClipPPOLoss
 from htrmrl_torchrl.ppo.reward_norm import TaskRewardNormalizer
-from htrmrl_torchrl.envs import TrialEnv
-from htrmrl_torchrl.faults import Fault, NonFiniteError, WorkerFault, check_finite
 from htrmrl_torchrl.runs.console import STDERR
-from htrmrl_torchrl.faults import UserError
 
 Result = TypeVar("Result")
 STAGES = ("collecting", "updating", "evaluating")

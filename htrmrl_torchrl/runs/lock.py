@@ -16,8 +16,8 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from htrmrl_torchrl.runs.console import say
 from htrmrl_torchrl.faults import UserError
+from htrmrl_torchrl.runs.console import say
 
 LOCK = ".lock"  # in a run folder, of the process that runs in it
 _SECONDS_TO_SIGN = 2.0  # between taking the lock and having said who has it pass microseconds

@@ -8,9 +8,9 @@ import sys
 
 import pytest
 
+from htrmrl_torchrl.faults import UserError
 from htrmrl_torchrl.runs.lock import holder as holder_of
 from htrmrl_torchrl.runs.lock import locked
-from htrmrl_torchrl.faults import UserError
 from tests.recipes.runs import FRAMES, ROOT, frames_on_disk, python_path, run, start, wait_for
 
 # Waits for a start signal, takes the lock, says so, and keeps it until its stdin is closed.
