@@ -4,7 +4,6 @@ The other recipes named ``*_ppo.py`` call `train` with their configuration.
 """
 
 import time
-from collections import defaultdict
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -12,20 +11,19 @@ from typing import Any
 import torch
 from omegaconf import DictConfig
 from tensordict import TensorDictBase
-from tensordict.nn import TensorDictSequential
 from torchrl import torchrl_logger
 
-from htrmrl_torchrl import HierarchicalEncoder, final_values, keys
-from htrmrl_torchrl.agent.heads import keep_std_at_floor, value_head
+from htrmrl_torchrl import HierarchicalEncoder, keys
 from htrmrl_torchrl.agent.networks import Networks, build_networks
 from htrmrl_torchrl.checkpoints.checkpoint import RunCheckpoints, checkpoints_of, frames_of
 from htrmrl_torchrl.envs import TrialEnv
-from htrmrl_torchrl.faults import UserError, check_finite
+from htrmrl_torchrl.faults import UserError
 from htrmrl_torchrl.inspection.progress import look_inside
 from htrmrl_torchrl.ppo.metrics import attention_entropy, critic_metrics, process_metrics, training_metrics
+from htrmrl_torchrl.ppo.update import Learner, Updated, update
 from htrmrl_torchrl.progress import progress_bar
 from htrmrl_torchrl.runs.console import STDERR, say, spared
-from htrmrl_torchrl.runs.guard import FaultGuard, check_losses, check_targets, clip_gradients
+from htrmrl_torchrl.runs.guard import FaultGuard
 from htrmrl_torchrl.runs.lock import LOCK, locked
 from htrmrl_torchrl.runs.signals import Interrupts
 from htrmrl_torchrl.specs import MismatchError
@@ -92,13 +90,20 @@ def _train(config: DictConfig) -> None:
     networks = build_networks(**agent)
     loss = ppo_loss(config, networks)
     optimizer = torch.optim.Adam(loss.parameters(), lr=config.optim.lr)
-    bf16 = config.compute.autocast == "bf16"
-    autocast = torch.autocast(torch.device(config.device).type, torch.bfloat16, enabled=bf16)
-    if config.compute.compile:
-        networks.encoder.compiled_part.compile(dynamic=True)
     rewards = reward_normalizer(config)
-    gae = advantages(config)
     buffer = replay_buffer(config, networks)
+    learner = Learner(
+        networks=networks,
+        loss=loss,
+        optimizer=optimizer,
+        advantages=advantages(config),
+        buffer=buffer,
+        rewards=rewards if config.loss.reward_norm else None,
+        epochs=config.loss.epochs,
+        target_kl=config.loss.target_kl,
+        max_grad_norm=config.loss.max_grad_norm,
+        normalize_observations=config.env.observation_norm,
+    )
     collector = collector_of(config, env, networks)
 
     # A run goes on from its last checkpoint as if nothing had happened.
@@ -167,96 +172,37 @@ def _train(config: DictConfig) -> None:
             frames = buffer.extend(batch)
             check_horizon(config, batch, buffer.storage)
 
-            # 2 and 3 happen as a whole or not at all.
-            sums: dict[str, float] = defaultdict(float)
-            updates = passes = 0
-            with guard.update() as update:
-                # 2. Advantages and value targets from the values that the policy left in the rollout.
-                check_finite([("square of reward", batch["next", keys.REWARD].square())])
-                if config.loss.reward_norm:
-                    rewards.adapt(batch)
-                ends = None
-                if config.loss.bootstrap or not batch["next", keys.DONE][:, -1].all():
-                    ends = final_values(buffer, frames, TensorDictSequential(networks.encoder, networks.critic))
-                targets = gae(rewards(batch) if config.loss.reward_norm else batch, final_values=ends)
-                check_targets(targets)
-                buffer.assign(frames, targets)
-
-                # 3. Several epochs of PPO over minibatches that mix all tasks.
-                value_head(networks.critic).adapt(targets[keys.VALUE_TARGET])
-                for group in optimizer.param_groups:
-                    group["lr"] = learning_rate(config, frames=progress["frames"], share=progress["rate_share"])
-                for _ in range(config.loss.epochs):
-                    kl_before, updates_before = sums["ppo/kl"], updates
-                    for minibatch in buffer:
-                        with autocast:
-                            losses = loss(minibatch)
-                        check_losses(losses, minibatch, loss)
-                        if not updates:
-                            sums["ppo/first_minibatch_ratio"] = losses["mean_ratio"].item()
-                        total = losses["loss_objective"] + losses["loss_entropy"] + losses["loss_critic"]
-                        optimizer.zero_grad(set_to_none=True)
-                        total.backward()
-                        norm = clip_gradients(loss, config.loss.max_grad_norm)
-                        optimizer.step()
-                        keep_std_at_floor(networks.actor)
-                        updates += 1
-                        for name, value in _loss_metrics(losses, norm).items():
-                            sums[name] += value
-                    passes += 1
-                    kl = (sums["ppo/kl"] - kl_before) / (updates - updates_before)
-                    if config.loss.target_kl is not None and kl > config.loss.target_kl:
-                        break
-                if config.env.observation_norm:
-                    networks.encoder.tokens.adapt(batch[keys.OBSERVATION])
+            # 2. One PPO update, as a whole or not at all.
+            updated = None
+            rate = learning_rate(config, frames=progress["frames"], share=progress["rate_share"])
+            with guard.update():
+                updated = update(learner, batch, frames, learning_rate=rate)
             collector.update_policy_weights_()
             progress["frames"] += batch.numel()
-            updated = time.perf_counter()
+            learned = time.perf_counter()
             torch.set_num_threads(1)
 
-            # 4. Log, evaluate on held-out goals and tasks, save.
+            # 3. Measure, and now and then evaluate on held-out goals and tasks.
             metrics = training_metrics(batch, names_of_tasks(config, "train")) | guard.metrics(env)
-            if update.completed:
-                ratio = sums.pop("ppo/first_minibatch_ratio")
-                metrics |= {name: value / updates for name, value in sums.items()}
-                metrics |= {"ppo/first_minibatch_ratio": ratio, "ppo/epochs": passes}
-                metrics["ppo/learning_rate"] = optimizer.param_groups[0]["lr"]
+            if updated is not None:
+                metrics |= _learning_metrics(config, networks, batch, updated)
                 progress["rate_share"] = next_share(config, progress["rate_share"], kl=metrics["ppo/kl"])
-                metrics |= critic_metrics(batch, targets[keys.VALUE_TARGET], names_of_tasks(config, "train"))
-                metrics |= _inspect(networks, minibatch)
             finished = progress["frames"] >= config.total_frames
             if finished or progress["frames"] - progress["evaluated"] >= config.eval.every_frames:
                 folder = run_dir / "evaluations"
-                evaluate = partial(evaluate_on_held_out, config, networks, folder, frames=progress["frames"])
-                metrics |= guard.evaluate(evaluate)
-                metrics |= look_inside(
-                    networks, minibatch if update.completed else None, metrics, progress, logger,
-                    total_frames=config.total_frames,
-                )  # fmt: skip
+                metrics |= guard.evaluate(
+                    partial(evaluate_on_held_out, config, networks, folder, frames=progress["frames"])
+                )
+                minibatch = None if updated is None else updated.minibatch
+                metrics |= look_inside(networks, minibatch, metrics, progress, logger, total_frames=config.total_frames)
                 progress["evaluated"] = progress["frames"]
-            now = time.perf_counter()
-            metrics |= {
-                "time/collect": collected - clock,
-                "time/update": updated - collected,
-                "time/evaluate": now - updated,
-                "time/frames_per_second": batch.numel() / (now - clock),
-            }
-            metrics |= process_metrics()
-            clock = now
+            metrics |= _timings(batch, begun=clock, collected=collected, learned=learned) | process_metrics()
+            clock = time.perf_counter()
+
+            # 4. Log and save.
             with spared("metrics"):
                 logger.log(metrics, frames=progress["frames"])
-            score = score_on_val(metrics)
-            is_best = score > progress["best_val_success"]
-            progress["best_val_success"] = max(score, progress["best_val_success"])
-            is_due = finished or progress["frames"] - progress["saved"] >= config.checkpoint.every_frames
-            progress["saved"] = progress["frames"] if is_due else progress["saved"]
-            checkpoints.mark()
-            with spared("the best checkpoint"):
-                if is_best:
-                    checkpoints.save_best(score)
-            with spared("the checkpoint"):
-                if is_due:
-                    checkpoints.save()
+            _save(config, checkpoints, progress, score=score_on_val(metrics), finished=finished)
             shown = "success" if "train/success" in metrics else "return"
             bar.set_postfix_str(f"{shown} {metrics.get(f'train/{shown}', float('nan')):.2f}", refresh=False)
             bar.update(min(batch.numel(), bar.total - bar.n))  # the last batch may go beyond
@@ -280,16 +226,40 @@ def _train(config: DictConfig) -> None:
         interrupts.release()
 
 
-def _loss_metrics(losses: TensorDictBase, norm: torch.Tensor) -> dict[str, float]:
+def _learning_metrics(
+    config: DictConfig, networks: Networks, batch: TensorDictBase, updated: Updated
+) -> dict[str, float]:
+    """What an update says of itself, of the critic, the std and the attention."""
+    metrics = dict(updated.metrics)
+    metrics |= critic_metrics(batch, updated.targets[keys.VALUE_TARGET], names_of_tasks(config, "train"))
+    return metrics | _inspect(networks, updated.minibatch)
+
+
+def _timings(batch: TensorDictBase, *, begun: float, collected: float, learned: float) -> dict[str, float]:
+    now = time.perf_counter()
     return {
-        "loss/objective": losses["loss_objective"].item(),
-        "loss/critic": losses["loss_critic"].item(),
-        "loss/entropy": losses["loss_entropy"].item(),
-        "loss/gradient_norm": norm.item(),
-        "ppo/kl": losses["kl_approx"].item(),
-        "ppo/clip_fraction": losses["clip_fraction"].item(),
-        "ppo/entropy": losses["entropy"].item(),
+        "time/collect": collected - begun,
+        "time/update": learned - collected,
+        "time/evaluate": now - learned,
+        "time/frames_per_second": batch.numel() / (now - begun),
     }
+
+
+def _save(
+    config: DictConfig, checkpoints: RunCheckpoints, progress: dict[str, Any], *, score: float, finished: bool
+) -> None:
+    """The best checkpoint and the periodic one, where they are due."""
+    is_best = score > progress["best_val_success"]
+    progress["best_val_success"] = max(score, progress["best_val_success"])
+    is_due = finished or progress["frames"] - progress["saved"] >= config.checkpoint.every_frames
+    progress["saved"] = progress["frames"] if is_due else progress["saved"]
+    checkpoints.mark()
+    with spared("the best checkpoint"):
+        if is_best:
+            checkpoints.save_best(score)
+    with spared("the checkpoint"):
+        if is_due:
+            checkpoints.save()
 
 
 @torch.no_grad()

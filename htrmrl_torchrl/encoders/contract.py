@@ -6,7 +6,7 @@ import torch
 from tensordict import TensorDict, TensorDictBase
 from tensordict.nn import TensorDictModuleBase
 from tensordict.utils import NestedKey
-from torch import Tensor, nn
+from torch import Tensor
 
 from htrmrl_torchrl import keys
 from htrmrl_torchrl.encoders.tokens import TokenNormalizer
@@ -91,11 +91,6 @@ class ContextEncoder(TensorDictModuleBase):
     def own_key(self) -> str | None:
         """Where in the context the memory leaves something for this encoder alone, if it does."""
         return None
-
-    @property
-    def compiled_part(self) -> nn.Module:
-        """The part that `torch.compile` is worth trying on."""
-        raise NotImplementedError
 
 
 def check_sizes(*, least: int = 1, **sizes: int) -> None:

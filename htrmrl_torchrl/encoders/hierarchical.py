@@ -13,7 +13,7 @@ are computed once for all decisions of an episode.
 import torch
 from tensordict import TensorDictBase
 from tensordict.utils import NestedKey
-from torch import Tensor, nn
+from torch import Tensor
 
 from htrmrl_torchrl import keys
 from htrmrl_torchrl.encoders.contract import ContextEncoder, Inside, check_sizes
@@ -123,11 +123,6 @@ class HierarchicalEncoder(ContextEncoder):
     @property
     def own_key(self) -> str | None:
         return self.cache_key[1]
-
-    @property
-    def compiled_part(self) -> nn.Module:
-        """Most of the arithmetic is in the windows."""
-        return self.intra
 
     @property
     def remembers(self) -> bool:

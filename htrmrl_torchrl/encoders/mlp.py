@@ -60,11 +60,6 @@ class MemorylessEncoder(ContextEncoder):
         )
         self.mlp = feature_mlp(observation_dim, d_model, mlp_layers, nn.ReLU)
 
-    @property
-    def compiled_part(self) -> nn.Module:
-        """All of it."""
-        return self.mlp
-
     def forward(self, tensordict: TensorDictBase) -> TensorDictBase:
         observation = self.tokens(tensordict.get(keys.CURRENT)[..., -1, :])[..., : self.observation_dim]
         return tensordict.set(self.out_keys[0], self.mlp(observation))

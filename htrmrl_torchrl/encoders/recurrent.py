@@ -98,11 +98,6 @@ class RecurrentEncoder(ContextEncoder):
     def own_key(self) -> str | None:
         return self.state_key
 
-    @property
-    def compiled_part(self) -> nn.Module:
-        """The GRU is one kernel already."""
-        return self.mlp
-
     def forward(self, tensordict: TensorDictBase) -> TensorDictBase:
         context = tensordict.get(keys.CONTEXT)
         hidden = context.get((keys.STATE_AFTER[1], self.state_key), None)

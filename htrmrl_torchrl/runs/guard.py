@@ -18,20 +18,17 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
-import torch
 from tensordict import TensorDictBase
-from torch import Tensor, nn
+from torch import nn
 from torch.optim import Optimizer
 from torchrl.collectors import Collector
 from torchrl.envs import EnvBase
 from tqdm import tqdm
 
-from htrmrl_torchrl import keys
 from htrmrl_torchrl.envs import TrialEnv
 from htrmrl_torchrl.faults import Fault, NonFiniteError, UserError, WorkerFault, check_finite
 from htrmrl_torchrl.memory.episodic import EpisodicMemory
 from htrmrl_torchrl.memory.recurrent import RecurrentMemory
-from htrmrl_torchrl.ppo.objectives import NormalizedClipPPOLoss
 from htrmrl_torchrl.ppo.reward_norm import TaskRewardNormalizer
 from htrmrl_torchrl.runs.console import STDERR
 
@@ -172,49 +169,3 @@ class FaultGuard:
                 f"the run ended after {self._in_row} faults in a row (faults.max_in_a_row), the last one while "
                 f"{stage}: {str(fault).strip().splitlines()[-1]}; the weights are those before it"
             ) from fault
-
-
-def check_targets(targets: TensorDictBase) -> None:
-    """Raise :class:`NonFiniteError` unless advantages and value targets are finite, and so are their squares.
-
-    Squares are what the value normaliser keeps: one that overflows would spoil the values of all lanes at once.
-    """
-    check_finite(targets.items())
-    check_finite((f"square of {name}", target.square()) for name, target in targets.items())
-
-
-def check_losses(losses: TensorDictBase, minibatch: TensorDictBase, loss: NormalizedClipPPOLoss) -> None:
-    """Raise :class:`NonFiniteError` unless all terms are finite: which one is not, and from which lanes that comes."""
-    try:
-        check_finite(losses.items())
-    except NonFiniteError as fault:
-        raise NonFiniteError(f"{fault}{_lanes_to_blame(minibatch, loss)}") from None
-
-
-def clip_gradients(module: nn.Module, max_norm: float) -> Tensor:
-    """``torch.nn.utils.clip_grad_norm_`` that names the first gradient that is not finite instead of spreading it.
-
-    Returns:
-        The norm before clipping.
-
-    Raises:
-        NonFiniteError: before any gradient is changed.
-    """
-    norm = torch.nn.utils.get_total_norm([p.grad for p in module.parameters() if p.grad is not None])
-    if not norm.isfinite():
-        named = [(f"gradient of {name}", p.grad) for name, p in module.named_parameters() if p.grad is not None]
-        check_finite(named, axis="row")
-        raise NonFiniteError(f"norm of the gradients is not finite ({norm.item()})")
-    torch.nn.utils.clip_grads_with_norm_(module.parameters(), max_norm, norm)
-    return norm
-
-
-@torch.no_grad()
-def _lanes_to_blame(minibatch: TensorDictBase, loss: NormalizedClipPPOLoss) -> str:
-    """Lanes whose frames give no finite ratio or value; nothing where only the sum over many frames overflows."""
-    seen = minibatch.copy()
-    log_prob = loss.actor_network.get_dist(seen).log_prob(minibatch[keys.ACTION])
-    value = loss.critic_network(seen)[keys.STATE_VALUE].squeeze(-1)
-    finite = (log_prob - minibatch[keys.LOG_PROB]).exp().isfinite() & value.isfinite()
-    lanes = minibatch[keys.LANE][~finite].unique().tolist()
-    return f", from lanes {', '.join(map(str, lanes))}" if lanes else ""

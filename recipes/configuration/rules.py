@@ -87,7 +87,6 @@ RULES: dict[str, Rule] = {
     "loss.max_grad_norm": POSITIVE,
     "loss.credit": one_of("episode", "trial"),
     "loss.advantage_norm": one_of("batch", "task", "none"),
-    "compute.autocast": one_of("none", "bf16"),
     "optim.lr": POSITIVE,
     "optim.schedule": one_of("constant", "linear"),
     "optim.target_kl": Rule("greater than 0", lambda value: value > 0, float),

@@ -107,7 +107,6 @@ def update(config: DictConfig) -> list[dict[str, Any]]:
         contenders[name] = _learner(networks, minibatches)
         if not sizes:
             contenders["dense"] = _learner(dense, _minibatches(dense))
-            contenders["default, autocast=bf16"] = _learner(networks, minibatches, autocast=True)
     default = next(iter(contenders))
     measured = interleaved(contenders, rounds=config.rounds)
     return [
@@ -135,18 +134,14 @@ def _minibatches(networks: Networks) -> Iterator[TensorDictBase]:
         yield from buffer
 
 
-def _learner(
-    networks: Networks, minibatches: Iterator[TensorDictBase], *, autocast: bool = False
-) -> Callable[[], float]:
+def _learner(networks: Networks, minibatches: Iterator[TensorDictBase]) -> Callable[[], float]:
     loss = NormalizedClipPPOLoss(networks.actor, networks.critic, critic_coeff=0.5, loss_critic_type="l2")
     optimizer = torch.optim.Adam(loss.parameters(), lr=1e-5)
-    device = next(loss.parameters()).device.type
 
     def measure() -> float:
         start = time.perf_counter()
         for _ in range(2):
-            with torch.autocast(device, torch.bfloat16, enabled=autocast):
-                losses = loss(next(minibatches))
+            losses = loss(next(minibatches))
             optimizer.zero_grad(set_to_none=True)
             (losses["loss_objective"] + losses["loss_critic"]).backward()
             torch.nn.utils.clip_grad_norm_(loss.parameters(), 1.0)

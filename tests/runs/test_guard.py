@@ -19,7 +19,8 @@ from htrmrl_torchrl.agent.heads import value_head
 from htrmrl_torchrl.agent.networks import load_networks
 from htrmrl_torchrl.checkpoints.checkpoint import latest_checkpoint, read_component
 from htrmrl_torchrl.faults import NonFiniteError, WorkerFault
-from htrmrl_torchrl.runs.guard import FaultGuard, TooManyFaults, check_losses, check_targets, clip_gradients
+from htrmrl_torchrl.ppo.checks import check_losses, check_targets, clip_gradients
+from htrmrl_torchrl.runs.guard import FaultGuard, TooManyFaults
 from tests.helpers import WALKS, Walk, assert_same
 from tests.ppo.test_parity import Pipeline
 from tests.recipes.runs import python_path, wait_for

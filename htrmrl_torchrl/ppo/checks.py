@@ -1,0 +1,55 @@
+"""What must be finite in an update, and which name a fault gets: checked before a weight could learn from it."""
+
+import torch
+from tensordict import TensorDictBase
+from torch import Tensor, nn
+
+from htrmrl_torchrl import keys
+from htrmrl_torchrl.faults import NonFiniteError, check_finite
+from htrmrl_torchrl.ppo.objectives import NormalizedClipPPOLoss
+
+
+def check_targets(targets: TensorDictBase) -> None:
+    """Raise :class:`NonFiniteError` unless advantages and value targets are finite, and so are their squares.
+
+    Squares are what the value normaliser keeps: one that overflows would spoil the values of all lanes at once.
+    """
+    check_finite(targets.items())
+    check_finite((f"square of {name}", target.square()) for name, target in targets.items())
+
+
+def check_losses(losses: TensorDictBase, minibatch: TensorDictBase, loss: NormalizedClipPPOLoss) -> None:
+    """Raise :class:`NonFiniteError` unless all terms are finite: which one is not, and from which lanes that comes."""
+    try:
+        check_finite(losses.items())
+    except NonFiniteError as fault:
+        raise NonFiniteError(f"{fault}{_lanes_to_blame(minibatch, loss)}") from None
+
+
+def clip_gradients(module: nn.Module, max_norm: float) -> Tensor:
+    """``torch.nn.utils.clip_grad_norm_`` that names the first gradient that is not finite instead of spreading it.
+
+    Returns:
+        The norm before clipping.
+
+    Raises:
+        NonFiniteError: before any gradient is changed.
+    """
+    norm = torch.nn.utils.get_total_norm([p.grad for p in module.parameters() if p.grad is not None])
+    if not norm.isfinite():
+        named = [(f"gradient of {name}", p.grad) for name, p in module.named_parameters() if p.grad is not None]
+        check_finite(named, axis="row")
+        raise NonFiniteError(f"norm of the gradients is not finite ({norm.item()})")
+    torch.nn.utils.clip_grads_with_norm_(module.parameters(), max_norm, norm)
+    return norm
+
+
+@torch.no_grad()
+def _lanes_to_blame(minibatch: TensorDictBase, loss: NormalizedClipPPOLoss) -> str:
+    """Lanes whose frames give no finite ratio or value; nothing where only the sum over many frames overflows."""
+    seen = minibatch.copy()
+    log_prob = loss.actor_network.get_dist(seen).log_prob(minibatch[keys.ACTION])
+    value = loss.critic_network(seen)[keys.STATE_VALUE].squeeze(-1)
+    finite = (log_prob - minibatch[keys.LOG_PROB]).exp().isfinite() & value.isfinite()
+    lanes = minibatch[keys.LANE][~finite].unique().tolist()
+    return f", from lanes {', '.join(map(str, lanes))}" if lanes else ""

@@ -1,0 +1,141 @@
+"""One PPO update (Schulman et al. 2017), to be read beside the paper."""
+
+from collections import defaultdict
+from dataclasses import dataclass
+
+import torch
+from tensordict import TensorDictBase
+from tensordict.nn import TensorDictSequential
+from torch import Tensor
+from torch.optim import Optimizer
+
+from htrmrl_torchrl import keys
+from htrmrl_torchrl.agent.heads import keep_std_at_floor, value_head
+from htrmrl_torchrl.agent.networks import Networks
+from htrmrl_torchrl.faults import check_finite
+from htrmrl_torchrl.ppo.checks import check_losses, check_targets, clip_gradients
+from htrmrl_torchrl.ppo.objectives import NormalizedClipPPOLoss, TrialGAE, final_values
+from htrmrl_torchrl.ppo.reward_norm import TaskRewardNormalizer
+from htrmrl_torchrl.replay.buffer import EpisodicReplayBuffer
+
+
+@dataclass(frozen=True, kw_only=True)
+class Learner:
+    """What an update reads and what it changes.
+
+    Args:
+        networks: whose weights are learned; their token and value normalisers adapt once an update.
+        loss, optimizer: of these networks.
+        advantages: makes advantages and value targets of a batch.
+        buffer: holds the batch; a pass over it is an epoch.
+        rewards: scales rewards by task before advantages are made of them; ``None``: rewards as they are.
+        epochs: passes over the batch, at most.
+        target_kl: no further pass once the last one's mean KL to the acting policy is above it; ``None``: all passes.
+        max_grad_norm: gradients are scaled down to this norm.
+        normalize_observations: whether the token normaliser takes in the batch, after the last pass.
+    """
+
+    networks: Networks
+    loss: NormalizedClipPPOLoss
+    optimizer: Optimizer
+    advantages: TrialGAE
+    buffer: EpisodicReplayBuffer
+    rewards: TaskRewardNormalizer | None
+    epochs: int
+    target_kl: float | None
+    max_grad_norm: float
+    normalize_observations: bool
+
+
+@dataclass(frozen=True)
+class Updated:
+    """What an update leaves: value targets ``[N, T]``, the last minibatch, and ``loss/*`` and ``ppo/*``."""
+
+    targets: TensorDictBase
+    minibatch: TensorDictBase
+    metrics: dict[str, float]
+
+
+def update(learner: Learner, batch: TensorDictBase, frames: Tensor, *, learning_rate: float) -> Updated:
+    """Learns from one batch.
+
+    Args:
+        learner: see there.
+        batch: as collected, ``[N, T]``, one row for each environment.
+        frames: ``[N, T]``, the rows of the buffer that hold it, as `EpisodicReplayBuffer.extend` returned them.
+        learning_rate: of this update.
+
+    Raises:
+        NonFiniteError: as soon as a target, loss or gradient is not finite; take the whole update back then.
+    """
+    # 1. Advantages and value targets, from the values that the policy left in the rollout.
+    targets = _targets(learner, batch, frames)
+    learner.buffer.assign(frames, targets)
+    value_head(learner.networks.critic).adapt(targets[keys.VALUE_TARGET])
+
+    # 2. Several epochs over minibatches that mix all tasks.
+    for group in learner.optimizer.param_groups:
+        group["lr"] = learning_rate
+    sums: dict[str, float] = defaultdict(float)
+    first_ratio, steps, passes = None, 0, 0
+    for _ in range(learner.epochs):
+        kl_before, steps_before = sums["ppo/kl"], steps
+        for minibatch in learner.buffer:
+            losses, norm = _step(learner, minibatch)
+            first_ratio = losses["mean_ratio"].item() if first_ratio is None else first_ratio
+            steps += 1
+            for name, value in _loss_metrics(losses, norm).items():
+                sums[name] += value
+        passes += 1
+        kl = (sums["ppo/kl"] - kl_before) / (steps - steps_before)
+        if learner.target_kl is not None and kl > learner.target_kl:
+            break
+
+    # 3. Observations are normalised by what was seen before: the statistics move after the last pass.
+    if learner.normalize_observations:
+        learner.networks.encoder.tokens.adapt(batch[keys.OBSERVATION])
+    assert first_ratio is not None
+    metrics = {name: value / steps for name, value in sums.items()}
+    metrics |= {"ppo/first_minibatch_ratio": first_ratio, "ppo/epochs": passes, "ppo/learning_rate": learning_rate}
+    return Updated(targets, minibatch, metrics)
+
+
+def _targets(learner: Learner, batch: TensorDictBase, frames: Tensor) -> TensorDictBase:
+    check_finite([("square of reward", batch["next", keys.REWARD].square())])
+    scaled, ends = batch, None
+    if learner.rewards is not None:
+        learner.rewards.adapt(batch)
+    if learner.advantages.bootstrap or not batch["next", keys.DONE][:, -1].all():
+        networks = learner.networks
+        ends = final_values(learner.buffer, frames, TensorDictSequential(networks.encoder, networks.critic))
+    if learner.rewards is not None:
+        scaled = learner.rewards(batch)
+    targets = learner.advantages(scaled, final_values=ends)
+    check_targets(targets)
+    return targets
+
+
+def _step(learner: Learner, minibatch: TensorDictBase) -> tuple[TensorDictBase, Tensor]:
+    """One step of the optimizer: the terms of the loss, and the gradients' norm before clipping."""
+    losses = learner.loss(minibatch)
+    check_losses(losses, minibatch, learner.loss)
+    total = losses["loss_objective"] + losses["loss_entropy"] + losses["loss_critic"]
+    learner.optimizer.zero_grad(set_to_none=True)
+    total.backward()
+    norm = clip_gradients(learner.loss, learner.max_grad_norm)
+    learner.optimizer.step()
+    keep_std_at_floor(learner.networks.actor)
+    return losses, norm
+
+
+@torch.no_grad()
+def _loss_metrics(losses: TensorDictBase, norm: Tensor) -> dict[str, float]:
+    return {
+        "loss/objective": losses["loss_objective"].item(),
+        "loss/critic": losses["loss_critic"].item(),
+        "loss/entropy": losses["loss_entropy"].item(),
+        "loss/gradient_norm": norm.item(),
+        "ppo/kl": losses["kl_approx"].item(),
+        "ppo/clip_fraction": losses["clip_fraction"].item(),
+        "ppo/entropy": losses["entropy"].item(),
+    }
