@@ -23,7 +23,7 @@ from htrmrl_torchrl import keys
 from htrmrl_torchrl.agent.networks import Networks, acting_policy, load_networks
 from htrmrl_torchrl.envs.lanes import check_positive
 from htrmrl_torchrl.envs.trial import TrialCounter
-from htrmrl_torchrl.memory.episodic import EpisodicMemory
+from htrmrl_torchrl.memory.contract import memories_of
 from htrmrl_torchrl.memory.past import Scope
 
 ArrayOrTensor = TypeVar("ArrayOrTensor", npt.NDArray[Any], Tensor)
@@ -72,7 +72,7 @@ class HTrMRLAgent:
         check_positive(num_envs=num_envs)
         self.networks, self.num_envs = networks, num_envs
         self._policy = acting_policy(networks, scope=scope, seed=seed).to(device)
-        self._memory = self._policy.module[0]
+        (self._memory,) = memories_of(self._policy)
         self.device = next(self._policy.parameters()).device
         space = networks.action_spec.space
         self.action_low, self.action_high = space.low.to(self.device), space.high.to(self.device)
@@ -146,9 +146,7 @@ class HTrMRLAgent:
         if self._acted is not None and not lanes.all():
             raise RuntimeError("reset(mask) was called between act and observe; close the step with observe first.")
         lanes = lanes.to(self.device)
-        if (
-            isinstance(self._memory, EpisodicMemory) and self._memory.scope == "lane"
-        ):  # else the new trial forgets it anyway
+        if self._memory.remembers_trials:  # else the new trial forgets it anyway
             runs = ~self._counter.is_init.squeeze(-1) | (self._acted is not None)
             self._memory.drop_running((lanes & runs).nonzero().squeeze(-1))
         self._acted = None

@@ -22,6 +22,7 @@ from htrmrl_torchrl import keys
 from htrmrl_torchrl.encoders.contract import ContextEncoder
 from htrmrl_torchrl.encoders.recurrent import RecurrentEncoder
 from htrmrl_torchrl.encoders.tokens import TokenNormalizer
+from htrmrl_torchrl.memory.contract import Memory
 from htrmrl_torchrl.memory.episodic import EpisodicMemory
 from htrmrl_torchrl.memory.recurrent import RecurrentMemory
 from htrmrl_torchrl.specs import MismatchError, check_action
@@ -89,7 +90,7 @@ class ValueHead(nn.Module):
 def make_actor_critic(
     *,
     encoder: ContextEncoder,
-    memory: EpisodicMemory | RecurrentMemory,
+    memory: Memory,
     action_spec: TensorSpec,
     hidden: Sequence[int] = (64, 64),
     std: Std = "independent",
@@ -326,9 +327,7 @@ def _check_kinds(
         )
 
 
-def _check_memory(
-    memory: EpisodicMemory | RecurrentMemory, encoder: ContextEncoder, critic_encoder: ContextEncoder | None
-) -> None:
+def _check_memory(memory: Memory, encoder: ContextEncoder, critic_encoder: ContextEncoder | None) -> None:
     """Refuses a memory whose contexts the encoders cannot read, or which encodes the past with other ones."""
     encoders = [encoder] if critic_encoder is None else [encoder, critic_encoder]
     recurrent = [isinstance(e, RecurrentEncoder) for e in encoders]

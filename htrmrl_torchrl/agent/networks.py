@@ -23,6 +23,7 @@ from htrmrl_torchrl.encoders.inter import AttentionMode
 from htrmrl_torchrl.encoders.mlp import MemorylessEncoder
 from htrmrl_torchrl.encoders.recurrent import RecurrentEncoder
 from htrmrl_torchrl.encoders.transformer import Norm
+from htrmrl_torchrl.memory.contract import Memory
 from htrmrl_torchrl.memory.episodic import EpisodicMemory
 from htrmrl_torchrl.memory.past import Scope
 from htrmrl_torchrl.memory.recurrent import RecurrentMemory
@@ -47,7 +48,7 @@ class Networks(NamedTuple):
     actor: ProbabilisticActor
     critic: TensorDictModuleBase
     encoder: ContextEncoder
-    memory: EpisodicMemory | RecurrentMemory
+    memory: Memory
     action_spec: Bounded
 
 
@@ -264,7 +265,7 @@ def _make_memory(
     scope: Scope,
     max_episodes: int | None,
     seed: int,
-) -> EpisodicMemory | RecurrentMemory:
+) -> Memory:
     if scope != "trial" and not isinstance(encoders[0], HierarchicalEncoder):
         raise ValueError(f"scope={scope!r} must be 'trial' with an encoder that sees no windows of earlier episodes.")
     if recurrent := [encoder for encoder in encoders if isinstance(encoder, RecurrentEncoder)]:

@@ -16,11 +16,9 @@ from tqdm import tqdm
 
 from htrmrl_torchrl import keys
 from htrmrl_torchrl.envs.trial import TrialEnv
-from htrmrl_torchrl.memory.episodic import EpisodicMemory
-from htrmrl_torchrl.memory.recurrent import RecurrentMemory
+from htrmrl_torchrl.memory.contract import Memory, memories_of
 from htrmrl_torchrl.progress import progress_bar
 
-_Memory = EpisodicMemory | RecurrentMemory
 # What an episode's first step tells of the one before.
 _BOUNDARY = (keys.TRIAL_INIT, keys.FINAL_OBSERVATION, keys.FINAL_ACTION, keys.FINAL_REWARD)
 
@@ -81,7 +79,7 @@ def play_trials(
             f"{evaluation_episodes} = {total} are to be played. Build it with episodes_per_trial={total}."
         )
     trials = env.batch_size[0] if trials is None else trials
-    memories = [module for module in policy.modules() if isinstance(module, _Memory)]
+    memories = memories_of(policy)
     for memory in memories:
         memory.restart()
     rounds = math.ceil(trials / env.batch_size[0])
@@ -106,7 +104,7 @@ def _play_round(
     adaptation_episodes: int,
     *,
     mean_action: bool,
-    memories: list[_Memory],
+    memories: list[Memory],
     bar: tqdm,
     look: Callable[[int, TensorDictBase], None] | None,
 ) -> TensorDict:
@@ -141,7 +139,7 @@ def _play_round(
 
 
 def _start_from(
-    boundary: tuple[list[Any], TensorDictBase] | None, now: TensorDictBase, memories: list[_Memory]
+    boundary: tuple[list[Any], TensorDictBase] | None, now: TensorDictBase, memories: list[Memory]
 ) -> tuple[list[Any], TensorDictBase]:
     """Puts `memories` and what `now` tells of the past back to the boundary; the first time, it is the present."""
     if boundary is None:

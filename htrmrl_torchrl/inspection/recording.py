@@ -13,6 +13,7 @@ from htrmrl_torchrl import keys
 from htrmrl_torchrl.agent.networks import Networks, acting_policy
 from htrmrl_torchrl.encoders.contract import Inside
 from htrmrl_torchrl.envs.trial import TrialEnv
+from htrmrl_torchrl.memory.contract import Memory, memories_of
 from htrmrl_torchrl.memory.windows import make_token
 
 
@@ -97,7 +98,7 @@ def record_trials(networks: Networks, env: TrialEnv, *, trials: int, every: int,
     if keys.SUCCESS not in env.full_reward_spec.keys():
         raise ValueError("This environment defines no success, which most of the inspection is about; choose another.")
     acting = acting_policy(networks, seed=seed)
-    memory, actor = acting[0], acting[1]
+    (memory,), actor = memories_of(acting), networks.actor
     steps = sorted({*range(0, env.horizon, every), env.horizon - 1})
     rounds: list[TensorDict] = []
     with (
@@ -120,7 +121,7 @@ def record_trials(networks: Networks, env: TrialEnv, *, trials: int, every: int,
 
 
 def _play_round(
-    networks: Networks, memory: torch.nn.Module, actor: torch.nn.Module, env: TrialEnv, steps: Sequence[int]
+    networks: Networks, memory: Memory, actor: torch.nn.Module, env: TrialEnv, steps: Sequence[int]
 ) -> TensorDict:
     """One trial on every lane, as fields of a `Recording` by name."""
     device = next(networks.encoder.parameters()).device

@@ -131,6 +131,11 @@ class EpisodicMemory(TensorDictModuleBase):
         self._restored: dict[str, Any] | None = None
         self._process = os.getpid()
 
+    @property
+    def remembers_trials(self) -> bool:
+        """Whether a new trial still sees earlier ones."""
+        return self.scope == "lane"
+
     @torch.no_grad()
     def forward(self, tensordict: TensorDictBase) -> TensorDictBase:
         if sent_to_worker(self._process):

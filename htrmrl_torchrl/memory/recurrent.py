@@ -86,6 +86,11 @@ class RecurrentMemory(TensorDictModuleBase):
         self._restored: dict[str, Any] | None = None
         self._process = os.getpid()
 
+    @property
+    def remembers_trials(self) -> bool:
+        """Never: the state is zero at a trial's start."""
+        return False
+
     @torch.no_grad()
     def forward(self, tensordict: TensorDictBase) -> TensorDictBase:
         if sent_to_worker(self._process):
@@ -127,6 +132,9 @@ class RecurrentMemory(TensorDictModuleBase):
         for name, state in lanes.states.items():
             tensordict.set((keys.RECURRENT, name), state.reshape(*batch, -1))
         return tensordict
+
+    def drop_running(self, lanes: Tensor | None = None) -> None:
+        """Nothing: no episode is kept, and the state is zero again when the next trial begins."""
 
     def forget(self) -> None:
         """Drops all lanes: the next call begins new trials everywhere, whatever its flags."""

@@ -27,8 +27,7 @@ from tqdm import tqdm
 
 from htrmrl_torchrl.envs import TrialEnv
 from htrmrl_torchrl.faults import Fault, NonFiniteError, UserError, WorkerFault, check_finite
-from htrmrl_torchrl.memory.episodic import EpisodicMemory
-from htrmrl_torchrl.memory.recurrent import RecurrentMemory
+from htrmrl_torchrl.memory.contract import Memory
 from htrmrl_torchrl.ppo.reward_norm import TaskRewardNormalizer
 from htrmrl_torchrl.runs.console import STDERR
 
@@ -66,7 +65,7 @@ class FaultGuard:
         max_in_a_row: int,
         restart_workers: bool,
         progress: dict[str, Any],
-        memory: EpisodicMemory | RecurrentMemory,
+        memory: Memory,
         loss: nn.Module,
         optimizer: Optimizer,
         rewards: TaskRewardNormalizer,
@@ -90,9 +89,8 @@ class FaultGuard:
                 if abandoned:
                     collector.reset()
                     self._memory.load_checkpoint_state(remembered)
-                    if isinstance(self._memory, EpisodicMemory):
-                        # The environment's last step is of the abandoned batch: episodes before it have lost their end.
-                        self._memory.drop_running()
+                    # The environment's last step is of the abandoned batch: episodes before it have lost their end.
+                    self._memory.drop_running()
                 # Not iter(collector), which shuts everything down at the first exception.
                 for batch in collector.iterator():
                     check_finite(batch.items(True, True))

@@ -1,0 +1,60 @@
+"""What everything else knows of a memory: a TensorDict module that is put first in the policy of a collector."""
+
+from typing import Any, Protocol, runtime_checkable
+
+from tensordict import TensorDictBase
+from tensordict.utils import NestedKey
+from torch import Tensor, nn
+
+
+@runtime_checkable
+class Memory(Protocol):
+    """Remembers what each environment of a batch has experienced, and writes the context of its next decision.
+
+    Each call is the next step of all N environments, in order. A memory of your own need not derive from anything; put
+    it through ``tests/memory/test_contract.py``.
+
+    Attributes:
+        in_keys: observation and trial keys, see `htrmrl_torchrl.keys`.
+        out_keys: ``"context"`` first; then what the replay buffer needs to rebuild it.
+        remembers_trials: whether a new trial still sees earlier ones.
+
+    Example:
+        >>> from htrmrl_torchrl import EpisodicMemory
+        >>> isinstance(EpisodicMemory(window=4, episodes=3), Memory)
+        True
+    """
+
+    in_keys: list[NestedKey]
+    out_keys: list[NestedKey]
+
+    @property
+    def remembers_trials(self) -> bool: ...
+
+    def __call__(self, tensordict: TensorDictBase) -> TensorDictBase: ...
+
+    def restart(self) -> None:
+        """Back to how it was built, random streams included."""
+
+    def forget(self) -> None:
+        """Drops everything: the next call begins new trials everywhere. Random streams go on."""
+
+    def snapshot(self) -> Any:
+        """What is remembered now, for `go_back`."""
+
+    def go_back(self, snapshot: Any) -> None:
+        """Forgets what came after `snapshot`, which may be used again. Random streams go on."""
+
+    def drop_running(self, lanes: Tensor | None = None) -> None:
+        """Forgets the running episodes of environments ``lanes`` ``[n]``, default all: they never count as ended."""
+
+    def checkpoint_state(self) -> dict[str, Any]:
+        """All that the next trial depends on, exact at trial boundaries."""
+
+    def load_checkpoint_state(self, state: dict[str, Any]) -> None:
+        """Goes on where `checkpoint_state` was taken; the next step must begin a trial in every environment."""
+
+
+def memories_of(policy: nn.Module) -> list[Memory]:
+    """The memories in a policy, wherever they stand in it."""
+    return [module for module in policy.modules() if isinstance(module, Memory)]
