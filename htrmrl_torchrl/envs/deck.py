@@ -50,6 +50,11 @@ class TaskDeck:
             pairs.append((task, self._next_goal(task)))
         return pairs
 
+    def deals(self, task: Any, goal: Any) -> bool:
+        """Whether this (task index, goal index) is ever dealt; both may be anything."""
+        whole = type(task) is int and type(goal) is int
+        return whole and 0 <= task < self.num_tasks and 0 <= goal < self.num_goals
+
     def counts(self) -> list[int]:
         """How many lanes play each task now."""
         return np.bincount(self._lane_task[self._lane_task >= 0], minlength=self.num_tasks).tolist()
@@ -77,13 +82,19 @@ class TaskDeck:
         }
 
     def load_state(self, state: dict[str, Any]) -> None:
-        """Put back what :meth:`state` returned; raises ValueError if it is of another number of lanes or tasks."""
+        """Put back what :meth:`state` returned; raises ValueError if it is of other lanes, tasks or goals."""
         received = (len(state["lane_task"]), len(state["dealt"]))
         if received != (len(self._lane_task), self.num_tasks):
             raise ValueError(
                 f"The saved deck is of (lanes, tasks) = {received}, this one is of "
                 f"{(len(self._lane_task), self.num_tasks)}; build the environment with the numbers it was saved with."
             )
+        check_whole("tasks of lanes", state["lane_task"], least=-1, below=self.num_tasks)
+        check_whole("deals of tasks", state["dealt"], least=0, below=2**62)
+        if len(state["goals"]) != self.num_tasks:
+            raise ValueError(f"The saved deck has goals of {len(state['goals'])} tasks, this one has {self.num_tasks}.")
+        for goals in state["goals"]:
+            check_whole("goals", goals, least=0, below=self.num_goals)
         self._rng.bit_generator.state = json.loads(state["rng"])
         self._lane_task[:] = state["lane_task"]
         self._dealt[:] = state["dealt"]
@@ -112,6 +123,10 @@ class FixedGrid:
             self._trials[lane] += 1
         return dealt
 
+    def deals(self, task: Any, goal: Any) -> bool:
+        """Whether this (task index, goal index) is ever dealt; both may be anything."""
+        return (task, goal) in self.pairs
+
     def reseed(self, seed: int) -> None:
         """Nothing here is random."""
 
@@ -126,4 +141,12 @@ class FixedGrid:
                 f"The saved grid is {state['pairs']} on {len(state['trials'])} lanes, this one is {self.pairs} on "
                 f"{len(self._trials)}; pass the same pairs."
             )
+        check_whole("trials of lanes", state["trials"], least=0, below=2**62)
         self._trials[:] = state["trials"]
+
+
+def check_whole(name: str, values: Sequence[Any], *, least: int, below: int) -> None:
+    """Raise ValueError unless all ``values`` of a saved state are whole numbers from ``least`` to below ``below``."""
+    wrong = [value for value in values if type(value) is not int or not least <= value < below]
+    if wrong:
+        raise ValueError(f"The saved {name} are from {least} to {below - 1}, but {wrong[0]!r} is among them.")

@@ -6,7 +6,7 @@ horizons: they are told which (task, goal) each lane plays and they step.
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -101,6 +101,10 @@ class Deck(Protocol):
 
     def deal(self, lanes: Sequence[int]) -> list[tuple[int, int]]:
         """End the trial of these lanes and return each one's next (task index, goal index)."""
+        ...
+
+    def deals(self, task: Any, goal: Any) -> bool:
+        """Whether this (task index, goal index) is ever dealt; both may be anything."""
         ...
 
     def reseed(self, seed: int) -> None:

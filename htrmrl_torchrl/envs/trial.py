@@ -325,8 +325,11 @@ class TrialEnv(EnvBase):
                 f"The saved observation and action have shapes {received}, this environment's are {allowed}; "
                 "build the environment it was saved from."
             )
+        pending = state["pending"] and [tuple(pair) for pair in state["pending"]]
+        if pending and not (len(pending) == len(self._pair) and all(self._deck.deals(*pair) for pair in pending)):
+            raise ValueError(f"The saved (task, goal) pairs, {pending[:3]} and so on, are not of this environment.")
         self._deck.load_state(state["deck"])
-        self._pending = state["pending"] and [tuple(pair) for pair in state["pending"]]
+        self._pending = pending
         self._resets = int(state["resets"])
         self._counter.observation = final["observation"].clone()
         self._counter.action = final["action"].clone()

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from htrmrl_torchrl import keys
 from htrmrl_torchrl.encoders.hierarchical import HierarchicalEncoder
-from htrmrl_torchrl.memory.history import Ended, LaneHistories, without_running
+from htrmrl_torchrl.memory.history import Ended, LaneHistories, check_counters, check_history, without_running
 from htrmrl_torchrl.memory.past import Array, PastEpisodes, Scope, Window, check_scope
 from htrmrl_torchrl.memory.processes import EPISODES_A_WORKER, handed_over, sent_to_worker, worker_number
 from htrmrl_torchrl.memory.strategies import WindowStrategy, make_strategy
@@ -209,7 +209,18 @@ class EpisodicMemory(TensorDictModuleBase):
         return state if self.scope == "trial" else state | {"history": self._state.history.checkpoint_state()}
 
     def load_checkpoint_state(self, state: dict[str, Any]) -> None:
-        """Continues where `checkpoint_state` was taken; the next step must begin a trial in every lane."""
+        """Continues where `checkpoint_state` was taken; the next step must begin a trial in every lane.
+
+        Raises:
+            ValueError: (or another error) for what `checkpoint_state` never returns.
+        """
+        check_counters(state)
+        for stream in state.get("streams", ()):
+            np.random.default_rng().bit_generator.state = json.loads(stream)
+        if state["lanes"] and len(state["streams"]) != state["lanes"]:
+            raise ValueError(f"The saved memory has {len(state['streams'])} random streams for {state['lanes']} lanes.")
+        if "history" in state:
+            check_history(state["history"], lanes=state["lanes"])
         self._restored, self._state = state, None
 
     def __getstate__(self) -> dict[str, Any]:

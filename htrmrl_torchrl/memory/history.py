@@ -181,3 +181,19 @@ def without_running(state: dict[str, Any], lanes: Sequence[int]) -> dict[str, An
         kept.append(state["tokens"][begin : begin + length + runs])
         begin += length + ran
     return {"tokens": torch.cat(kept), "ended": state["ended"], "running": running}
+
+
+def check_counters(state: dict[str, Any]) -> None:
+    """Raise ValueError unless a saved memory counts an episode for each of its lanes, if it has any."""
+    lanes = state["lanes"]
+    counted = state["episode"] if lanes else []
+    if type(lanes) is not int or len(counted) != lanes or not all(type(n) is int and n >= -1 for n in counted):
+        raise ValueError(f"The saved memory counts episodes {counted!r} of {lanes!r} lanes.")
+
+
+def check_history(state: dict[str, Any], *, lanes: int) -> None:
+    """Raise ValueError unless saved tokens are those of the saved episodes of so many lanes."""
+    lengths = [length for ended in state["ended"] for _, length in ended] + list(state["running"])
+    fits = len(state["ended"]) == len(state["running"]) == lanes
+    if not (fits and all(type(n) is int and n >= 0 for n in lengths) and sum(lengths) == len(state["tokens"])):
+        raise ValueError(f"The saved memory's episodes of {lanes} lanes do not have its {len(state['tokens'])} tokens.")

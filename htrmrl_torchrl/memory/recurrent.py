@@ -20,6 +20,7 @@ from torch import Tensor
 
 from htrmrl_torchrl import keys
 from htrmrl_torchrl.encoders.recurrent import RecurrentEncoder
+from htrmrl_torchrl.memory.history import check_counters
 from htrmrl_torchrl.memory.processes import EPISODES_A_WORKER, handed_over, sent_to_worker, worker_number
 from htrmrl_torchrl.memory.windows import carry_over, final_token, make_token
 from htrmrl_torchrl.specs import check_step
@@ -160,7 +161,12 @@ class RecurrentMemory(TensorDictModuleBase):
         return {"lanes": len(self._state.episode), "episode": self._state.episode.flatten().tolist()}
 
     def load_checkpoint_state(self, state: dict[str, Any]) -> None:
-        """Continues the counters of `checkpoint_state`; the next step must begin a trial in every lane."""
+        """Continues the counters of `checkpoint_state`; the next step must begin a trial in every lane.
+
+        Raises:
+            ValueError: (or another error) for what `checkpoint_state` never returns.
+        """
+        check_counters(state)
         self._restored, self._state = state, None
 
     def __getstate__(self) -> dict[str, Any]:

@@ -1,5 +1,6 @@
 """What is saved is what is restored, bit for bit; a resumed run equals one that was never interrupted."""
 
+import copy
 import json
 import os
 import shutil
@@ -604,3 +605,32 @@ def test_other_names_are_passed_over(tmp_path):
     run.save()
     run.checkpoints.rewind()
     assert all((tmp_path / name).exists() for name in ODD)
+
+
+# what a forged file says instead -> of which component
+WRONG = {
+    "a text for a random stream": ("memory", lambda state: state["streams"].__setitem__(0, "{}")),
+    "no random stream": ("memory", lambda state: state["streams"].pop()),
+    "no counters": ("memory", lambda state: state.pop("episode")),
+    "a text for a counter": ("memory", lambda state: state["episode"].__setitem__(0, "1")),
+    "a negative number of lanes": ("memory", lambda state: state.__setitem__("lanes", -1)),
+    "a goal that is not there": ("env", lambda state: state["deck"]["goals"][0].append(4)),
+    "a task that is not there": ("env", lambda state: state["deck"]["lane_task"].__setitem__(0, 9)),
+    "a pair that is not there": ("env", lambda state: state["pending"].__setitem__(0, [0, 77])),
+    "too few pairs": ("env", lambda state: state["pending"].pop()),
+    "a text for a deal": ("env", lambda state: state["deck"]["dealt"].__setitem__(0, "1")),
+    "no random state of the deck": ("env", lambda state: state["deck"].__setitem__("rng", "[]")),
+}
+
+
+@pytest.mark.parametrize("wrong", WRONG)
+def test_states_that_would_fail_in_the_first_step_are_refused(wrong, tmp_path):
+    run = Run(tmp_path)
+    run.iterate()
+    part, change = WRONG[wrong]
+    component = {"memory": run.networks.memory, "env": run.env}[part]
+    state = copy.deepcopy(component.checkpoint_state())
+    component.load_checkpoint_state(copy.deepcopy(state))  # as it is, it is taken
+    change(state)
+    with pytest.raises((ValueError, LookupError, TypeError)):  # all of these name the file when one is read
+        component.load_checkpoint_state(state)
