@@ -77,7 +77,7 @@ def learn(env, kind, *, frames=FRAMES, batches=2):
     return played, seen
 
 
-@pytest.mark.parametrize("kind", ENCODERS)
+@pytest.mark.parametrize("kind", [ENCODERS[0], *(pytest.param(kind, marks=pytest.mark.slow) for kind in ENCODERS[1:])])
 @pytest.mark.parametrize("name", WORKS)
 def test_it_works(name, kind):
     env = WORKS[name].in_trials()

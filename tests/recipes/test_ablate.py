@@ -318,6 +318,7 @@ def test_a_killed_cell_does_not_stop_the_others_and_goes_on_later(tmp_path):
     assert "continuing" in (first / "log.txt").read_text()
 
 
+@pytest.mark.slow
 def test_no_cell_outlives_its_sweep(tmp_path):
     """Not even where the sweep is killed: the cell saves where its iteration began, and ends."""
     cell = tmp_path / "out" / "all" / "seed=1"

@@ -48,7 +48,7 @@ def refusal(monkeypatch, capsys, tmp_path):
     return call
 
 
-@pytest.mark.parametrize("encoder", ENCODERS)
+@pytest.mark.parametrize("encoder", [ENCODERS[0], *(pytest.param(e, marks=pytest.mark.slow) for e in ENCODERS[1:])])
 @pytest.mark.parametrize("name", ["uint8 observations", "unbounded actions", "InitTracker after"])
 def test_it_trains(name, encoder, choose, tmp_path):
     choose(WORKS[name])

@@ -57,7 +57,12 @@ def test_plain_printing_would_fail():
 
 
 @pytest.mark.parametrize(
-    "way", ["closed", pytest.param("full", marks=pytest.mark.slow), pytest.param("unread", marks=pytest.mark.slow)]
+    "way",
+    [
+        pytest.param("closed", marks=pytest.mark.slow),
+        pytest.param("full", marks=pytest.mark.slow),
+        pytest.param("unread", marks=pytest.mark.slow),
+    ],
 )
 def test_a_run_that_is_saved_is_no_failure(way, tmp_path):
     redirected = " ".join(WAYS[way].format(stream=stream) for stream in (1, 2))

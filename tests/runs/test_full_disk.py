@@ -110,6 +110,7 @@ def test_a_full_disk_ends_saves_and_not_the_run(small_disk):
     assert_one_curve(run_dir, max(at for at, _, _ in metrics(run_dir)))
 
 
+@pytest.mark.slow
 def test_an_end_that_cannot_be_saved_is_no_success(tmp_path):
     """Nothing longer than 100 kB can be written (EFBIG), as with a quota: saves end and the run goes on, to say so."""
     run_dir = tmp_path / "run"

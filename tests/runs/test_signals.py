@@ -70,7 +70,7 @@ def iterated(run_dir, times=1):
         pytest.param(signal.SIGINT, False, marks=pytest.mark.slow),
         pytest.param(signal.SIGTERM, True, marks=pytest.mark.slow),
         pytest.param(signal.SIGTERM, False, marks=pytest.mark.slow),
-        (signal.SIGHUP, True),
+        pytest.param(signal.SIGHUP, True, marks=pytest.mark.slow),
         pytest.param(signal.SIGUSR1, True, marks=pytest.mark.slow),
         pytest.param(signal.SIGUSR1, False, marks=pytest.mark.slow),
     ],

@@ -142,7 +142,8 @@ def test_a_table_without_rows_is_no_result(tmp_path):
     assert_one_curve(tmp_path, FRAMES)
 
 
-@pytest.mark.parametrize("closed", ["checkpoints", pytest.param("newest", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("closed", ["checkpoints", "newest"])
 def test_what_may_not_be_read_is_not_absent(closed, whole, finished):
     """In a real process, which has to obey permissions."""
     path = finished / "checkpoints"
