@@ -63,6 +63,7 @@ def test_a_recipe_that_fails_is_no_measurement(monkeypatch):
         _run_recipe("wrong", ["env.num_envs=10"])
 
 
+@pytest.mark.slow
 def test_the_ceiling_is_the_physics_of_the_official_simulators():
     """The same states step by step, so the ceiling leaves out what is around physics and nothing of it."""
     lanes, tasks = np.arange(3), np.arange(3)

@@ -332,6 +332,7 @@ def test_what_does_not_fit_is_one_sentence(case, unfit, tmp_path, monkeypatch, c
     assert {path: path.stat().st_mtime_ns for path in unfit.rglob("*") if path.is_file()} == before
 
 
+@pytest.mark.slow
 def test_a_real_process_says_so_too(unfit, tmp_path):
     asked = [f"run_dir={unfit}", "optim.lr=2e-3"], [f"run_dir={tmp_path}/run", f"resume={unfit}/../flipped.torchrl"]
     for overrides in asked:

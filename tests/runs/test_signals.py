@@ -363,7 +363,8 @@ def stopped_in_a_save(process, run_dir):
     return False
 
 
-@pytest.mark.parametrize("kills", [3, pytest.param(30, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("kills", [3, 30])
 def test_kills_at_any_moment(kills, tmp_path):
     run_dir, rng = tmp_path / "run", random.Random(kills)
     for how in ["any time", "in an iteration", "in a save"] * (kills // 3):

@@ -272,7 +272,7 @@ def in_a_process(
     )
 
 
-@pytest.mark.parametrize("override", ["encoder.widow=5", "env.name=ML1:reech-v3"])
+@pytest.mark.parametrize("override", ["encoder.widow=5", pytest.param("env.name=ML1:reech-v3", marks=pytest.mark.slow)])
 def test_a_real_process_refuses_and_leaves_nothing(override: str, tmp_path: Path) -> None:
     result = in_a_process([override], tmp_path)
     assert result.returncode == 2
