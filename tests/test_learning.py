@@ -89,6 +89,7 @@ def test_an_agent_with_memory_learns_to_explore_once_and_then_exploit(one_thread
     assert first < CEILING < 0.45 < last, (first, last)
 
 
+@pytest.mark.slow
 def test_an_agent_without_memory_does_not(one_thread):
     """Negative control: the same learner, which sees no earlier episode."""
     success = success_by_episode(train(episodes=1, seed=0, iterations=35))

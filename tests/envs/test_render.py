@@ -52,6 +52,7 @@ def play(lanes, look):
     return np.concatenate(seen)
 
 
+@pytest.mark.slow
 def test_the_simulator_does_not_notice_that_it_is_drawn(opengl):
     pictures = []
 

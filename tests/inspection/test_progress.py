@@ -53,6 +53,7 @@ def test_pictures_histograms_and_warnings_said_once(networks, tmp_path, capsys):
     assert histogram.num == 96 and histogram.sum == pytest.approx(float(minibatch["action"][..., 1].sum()), rel=1e-4)
 
 
+@pytest.mark.slow
 def test_a_run_keeps_its_bests_over_a_restart(tmp_path):
     train_here(tmp_path / "run", "total_frames=384", *TINY)
     path, _ = latest_checkpoint(tmp_path / "run" / "checkpoints")

@@ -90,6 +90,7 @@ def windows_of_worker(number, monkeypatch):
     return windows
 
 
+@pytest.mark.slow
 def test_workers_follow_the_weights_and_draw_windows_of_their_own(monkeypatch):
     networks = build()
     env = make_toy()

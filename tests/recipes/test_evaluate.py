@@ -82,6 +82,7 @@ def test_a_pattern_is_one_report_of_all_runs(trained, recipe, tmp_path):
     assert str(report) in out and "2 runs, 95% over runs: " in out
 
 
+@pytest.mark.slow
 def test_reports_that_were_counted_differently_do_not_overwrite_each_other(trained, recipe, tmp_path):
     for seed in (1, 2):
         other = tmp_path / f"toy_seed{seed}" / "checkpoints"

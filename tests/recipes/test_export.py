@@ -38,6 +38,7 @@ def test_one_small_file_that_is_evaluated_like_the_checkpoint(trained, tmp_path)
     assert [run["frames"] for run in found.runs] == [192]
 
 
+@pytest.mark.slow
 def test_no_run_goes_on_from_it(trained, recipe, tmp_path):
     assert recipe(f"checkpoint={trained}", f"out={tmp_path}/agent.torchrl")[2] == 0
     resumed = command(tmp_path / "run", "total_frames=384", f"resume={tmp_path}/agent.torchrl")

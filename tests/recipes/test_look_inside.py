@@ -80,6 +80,7 @@ def test_a_folder_with_figures_and_one_page(inspected, trained):
     assert "trained with 'uniform_last'" in page.text
 
 
+@pytest.mark.slow
 def test_the_same_command_gives_the_same_numbers(trained, recipe, tmp_path, inspected):
     _, error, code = recipe(f"checkpoint={trained}", f"out={tmp_path}/again", *SMALL)
     assert code == 0, error
@@ -98,6 +99,7 @@ def test_baselines_show_what_they_have(encoder, figures, recipe, tmp_path):
     assert bool(numbers["attention"]["test"]["trained"]) == (encoder == "trmrl")
 
 
+@pytest.mark.slow
 def test_training_goals_alone_and_trials_of_one_episode(trained, recipe, tmp_path):
     _, error, code = recipe(f"checkpoint={trained}", f"out={tmp_path}/out", *SMALL, "split=train", "episodes=1")
     assert code == 0, error

@@ -153,6 +153,7 @@ def test_a_baseline_trains_with_ratio_one_and_continues_as_if_nothing_had_happen
     assert attention == ({"attention/intra_entropy", *evenness} if encoder == "trmrl" else set())
 
 
+@pytest.mark.slow
 def test_with_memory_across_trials_too(tmp_path):
     lane = ["memory.scope=lane", "memory.max_episodes=6", "memory.strategy=similar", "loss.reward_norm=true", *TINY]
     train_here(tmp_path / "whole", "total_frames=768", *lane)
@@ -167,6 +168,7 @@ def values_of(run_dir, name):
     return [float(value) for (_, metric), value in sorted(metrics(run_dir).items()) if metric == name]
 
 
+@pytest.mark.slow
 def test_the_learning_rate_falls_in_a_line_and_a_continued_run_stays_on_it(tmp_path):
     linear = ["total_frames=768", "optim.schedule=linear", "optim.lr=1e-2", *TINY]
     train_here(tmp_path / "run", *linear)
@@ -179,6 +181,7 @@ def test_the_learning_rate_falls_in_a_line_and_a_continued_run_stays_on_it(tmp_p
     assert metrics(tmp_path / "run") == straight
 
 
+@pytest.mark.slow
 def test_the_learning_rate_holds_the_kl_and_a_continued_run_goes_on_with_it(tmp_path):
     held = ["optim.schedule=linear", "optim.lr=1e-2", "optim.target_kl=0.01", *TINY]
     train_here(tmp_path / "whole", "total_frames=1152", *held)
@@ -196,6 +199,7 @@ def test_the_learning_rate_holds_the_kl_and_a_continued_run_goes_on_with_it(tmp_
     assert metrics(tmp_path / "whole") == straight
 
 
+@pytest.mark.slow
 def test_batches_grow_and_a_continued_run_goes_on_with_its_own(tmp_path):
     growing = ["total_frames=1536", "collector.grow_to=3", "collector.grow_over=768", *TINY]
     train_here(tmp_path / "run", *growing)

@@ -83,7 +83,9 @@ def one_thread(monkeypatch):
     torch.set_num_threads(before)
 
 
-@pytest.mark.parametrize("choice", CHOICES)
+@pytest.mark.parametrize(
+    "choice", ["all terms", *(pytest.param(c, marks=pytest.mark.slow) for c in CHOICES if c != "all terms")]
+)
 def test_an_iteration_is_what_the_algorithm_says(choice, one_thread, tmp_path):
     overrides = [*TINY, "env.num_workers=0", f"total_frames={FRAMES}", *CHOICES[choice]]
     run(tmp_path / "run", *overrides)

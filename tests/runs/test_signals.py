@@ -429,6 +429,7 @@ def test_going_back_to_an_older_checkpoint(uninterrupted, tmp_path):
 
 
 @pytest.mark.parametrize("replaced", [False, pytest.param(True, marks=pytest.mark.slow)])
+@pytest.mark.slow
 def test_a_folder_that_is_moved_away_is_said_and_not_made_anew(replaced, tmp_path):
     run_dir, moved = tmp_path / "run", tmp_path / "moved"
     process = start(run_dir, LONG, f"eval.every_frames={2 * FRAMES}")

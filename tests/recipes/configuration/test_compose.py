@@ -280,6 +280,7 @@ def test_a_real_process_refuses_and_leaves_nothing(override: str, tmp_path: Path
     assert result.stdout == "" and list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.slow
 def test_a_folder_that_only_the_attempt_shows_to_be_unwritable(tmp_path: Path) -> None:
     """Root may write everywhere by its rights, and in /proc nothing can be made; others may not even try."""
     result = in_a_process(["run_dir=/proc/runs/toy"], tmp_path, script=[str(ROOT / "recipes" / "toy_ppo.py")])
