@@ -341,6 +341,8 @@ def _check_memory(memory: Memory, encoder: ContextEncoder, critic_encoder: Conte
             f"The memory has window={memory.window} and episodes={memory.episodes}, and the encoder was built for "
             f"window={encoder.window} and episodes={encoder.episodes}; give both the same."
         )
+    if not isinstance(memory, EpisodicMemory | RecurrentMemory):
+        return  # one of the user's own
     own = {id(e) for e in encoders}
     if any(id(e) not in own for e in memory._encoders) or (all(recurrent) and len(memory._encoders) < len(encoders)):
         raise MismatchError(
