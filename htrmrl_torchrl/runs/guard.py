@@ -113,7 +113,6 @@ class FaultGuard:
         try:
             yield update
         except NonFiniteError as fault:
-            # load_state_dict writes in place, so that the memory notices that its cached windows are of other weights.
             for part, state in zip(self._changed, before, strict=True):
                 part.load_state_dict(state)
             self._optimizer.zero_grad(set_to_none=True)
