@@ -218,6 +218,23 @@ def wait_for_work(process, pids, seconds):
     wait_for(lambda: all(cpu_seconds(pid) >= goal for pid, goal in goals.items()), process, f"{seconds} s of work")
 
 
+def wait_for_the_stopped(process, stopped):
+    """Until a collection cannot go on because one of its workers is stopped (SIGSTOP)."""
+    others = [pid for pid in workers(process) if pid != stopped]
+
+    def nothing_goes_on():
+        before = _switches(process.pid)
+        asleep = state_of(process.pid) == "S" and all(state_of(pid) == "S" for pid in others)
+        return asleep and state_of(process.pid) == "S" and _switches(process.pid) == before  # it slept all the while
+
+    wait_for(lambda: state_of(stopped) == "T", process, "the worker to stop")
+    wait_for(nothing_goes_on, process, "the collection to wait for the stopped worker")
+
+
+def _switches(pid):
+    return re.findall(r"ctxt_switches:\s*(\d+)", read_process(pid, "status"))
+
+
 def shared_memory(process):
     """The inodes in /dev/shm that a session's processes have mapped: names say nothing of whose they are."""
     inodes = set()

@@ -28,11 +28,13 @@ from tests.recipes.runs import (
     start,
     state_of,
     wait_for,
+    wait_for_the_stopped,
     wait_for_work,
     workers,
 )
 
 LONG = "total_frames=1_000_000"
+LONG_ITERATION = ["env.num_envs=16", "env.horizon=400", "loss.minibatch_frames=6400"]  # of 25,600 frames
 TOTAL = 8 * FRAMES
 # From the signal to the end: one or two where the cores are free. A worker that hangs would be waited for for 60.
 SECONDS = 50.0
@@ -162,21 +164,28 @@ def _handles_signals(pid):
 @pytest.mark.parametrize("first", [signal.SIGINT, signal.SIGTERM])
 def test_a_second_ctrl_c_ends_it_at_once(first, tmp_path):
     """Also where the first could not be obeyed, because a worker hangs (here: is stopped)."""
-    process = start(tmp_path / "run", LONG, "env.num_workers=2")
-    wait_for(iterated(tmp_path / "run"), process, "an iteration")
+    process, one = start_and_stop_a_worker(tmp_path / "run")
     mapped = shared_memory(process)
-    one, _ = workers(process)
-    os.kill(one, signal.SIGSTOP)
-    kept = frames_on_disk(tmp_path / "run")
     os.kill(process.pid, first)
     wait_for(lambda: not _pending(process.pid, first), process, "the first signal's handler")
     errors, seconds = stop(process, signal.SIGINT)
     assert process.returncode == 130, errors
     assert seconds < SECONDS and "stopped at once\n" in errors and "Traceback" not in errors
     assert_nobody_left(process, mapped)
-    done = run(tmp_path / "run", f"total_frames={kept + 4 * FRAMES}")  # and its lock locks nothing
+    done = run(tmp_path / "run", *LONG_ITERATION, "total_frames=100")  # and its lock locks nothing
     assert "continuing" in done.stdout
-    assert_one_curve(tmp_path / "run", kept + 4 * FRAMES)
+    assert [at for at, name, _ in metrics(tmp_path / "run") if name == "train/return"] == [25_600]
+
+
+def start_and_stop_a_worker(run_dir):
+    """A run whose collection waits for a stopped worker, and that worker."""
+    process = start(run_dir, LONG, *LONG_ITERATION, "env.num_workers=2")
+    wait_for((run_dir / "metrics.csv").exists, process, "the end of the start")
+    one, other = workers(process)
+    wait_for_work(process, [one, other], 0.1)  # an iteration takes many times as long
+    os.kill(one, signal.SIGSTOP)
+    wait_for_the_stopped(process, one)
+    return process, one
 
 
 def test_what_was_started_to_ignore_a_signal_ignores_it():
@@ -240,10 +249,7 @@ def _pending(pid, number):
 @pytest.mark.slow
 def test_a_second_sigterm_is_no_second_wish(tmp_path):
     """`timeout` sends one to the process and one to its group."""
-    process = start(tmp_path / "run", LONG, "env.num_workers=2")
-    wait_for(iterated(tmp_path / "run"), process, "an iteration")
-    one, _ = workers(process)
-    os.kill(one, signal.SIGSTOP)  # so that the first one cannot be obeyed before the second is there
+    process, one = start_and_stop_a_worker(tmp_path / "run")  # so that the first is not obeyed before the second
     for _ in range(2):
         os.kill(process.pid, signal.SIGTERM)
         wait_for(lambda: not _pending(process.pid, signal.SIGTERM), process, "the signal's handler")
@@ -351,13 +357,18 @@ def kill_once(run_dir, how, rng):
 
 
 def stopped_in_a_save(process, run_dir):
-    """Stops the process where a save has begun; one that has ended by then lets it go on."""
-    stage = run_dir / "checkpoints" / ".stage"
-    if not stage.exists():
-        return False
+    return (run_dir / "checkpoints" / ".stage").exists() and _stopped(process, run_dir, in_a_save=True)
+
+
+def stopped_between_saves(process, run_dir):
+    return _stopped(process, run_dir, in_a_save=False)
+
+
+def _stopped(process, run_dir, *, in_a_save):
+    """Stops the process; where that is not the moment that is wanted, it goes on."""
     os.kill(process.pid, signal.SIGSTOP)
     wait_for(lambda: state_of(process.pid) == "T", what="the process to stop")
-    if stage.exists():
+    if (run_dir / "checkpoints" / ".stage").exists() == in_a_save:
         return True
     os.kill(process.pid, signal.SIGCONT)
     return False
@@ -434,11 +445,13 @@ def test_a_folder_that_is_moved_away_is_said_and_not_made_anew(replaced, tmp_pat
     run_dir, moved = tmp_path / "run", tmp_path / "moved"
     process = start(run_dir, LONG, f"eval.every_frames={2 * FRAMES}")
     wait_for(iterated(run_dir), process, "an iteration")
+    wait_for(lambda: stopped_between_saves(process, run_dir), process, "a moment between two saves")
     run_dir.rename(moved)
     if replaced:
         shutil.copytree(moved, run_dir)
         (run_dir / ".lock").write_text("of another run")
         before = sorted(run_dir.rglob("*"))
+    os.kill(process.pid, signal.SIGCONT)
     said = ""
     for line in process.stderr:
         said += line
