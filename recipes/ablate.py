@@ -117,7 +117,7 @@ def _start(recipe: str, cell: Cell) -> "subprocess.Popen[bytes] | None":
     if (other := holder(cell.run_dir)) is not None:
         say(f"runs already, as {other}, and is left alone: {cell.run_dir}")
         return None
-    command = [sys.executable, str(Path(__file__).with_name(f"{recipe}.py")), *cell.overrides]
+    command = [sys.executable, "-m", "htrmrl_torchrl.cli", "run", recipe, *cell.overrides]
     try:
         cell.run_dir.mkdir(parents=True, exist_ok=True)
         with (cell.run_dir / "log.txt").open("a") as log:

@@ -7,15 +7,13 @@ the ratios within a round. Needs an otherwise idle machine, and says how idle it
 import json
 import os
 import platform
-import shlex
-import sys
 from pathlib import Path
 from typing import Any
 
 from omegaconf import DictConfig
 
 from htrmrl_torchrl.faults import UserError
-from htrmrl_torchrl.runs.console import spared
+from htrmrl_torchrl.runs.console import command_line, spared
 from htrmrl_torchrl.runs.signals import ending_at_once
 from recipes.configuration.compose import run_recipe
 from recipes.configuration.paths import check_folder, writing
@@ -66,7 +64,7 @@ def run(config: DictConfig) -> None:
         "recipe": _benchmark_learning.recipe,
     }
     report: dict[str, Any] = {
-        "command": shlex.join(["python", *sys.argv]),
+        "command": command_line(),
         "commit": commit_of_code(),
         "machine": {"processor": _processor(), "cores": os.cpu_count()},
         "versions": versions(),

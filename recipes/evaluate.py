@@ -7,8 +7,6 @@ an interval over runs: ``checkpoint='runs/ml10_ppo_seed*'``.
 import hashlib
 import json
 import re
-import shlex
-import sys
 import time
 from collections.abc import Sequence
 from dataclasses import replace
@@ -18,6 +16,7 @@ from typing import TYPE_CHECKING
 from omegaconf import DictConfig
 
 from htrmrl_torchrl.faults import UserError
+from htrmrl_torchrl.runs.console import command_line
 from htrmrl_torchrl.runs.signals import ending_at_once
 from recipes.configuration.compose import run_recipe
 from recipes.configuration.find import (
@@ -44,7 +43,6 @@ from recipes.configuration.sizes import fits_memory, trial_needs
 if TYPE_CHECKING:
     from htrmrl_torchrl.evaluation import EvaluationReport
 
-PICTURE_EVERY = 10  # steps between the pictures of a video
 RULES = {
     "checkpoint": replace(NOT_EMPTY, kind=str),
     "benchmark": replace(NOT_EMPTY, kind=str),
@@ -81,23 +79,16 @@ def run(config: DictConfig) -> None:
     check_checkpoints(paths)
     started = time.perf_counter()
     try:
-        from htrmrl_torchrl.envs.benchmarks import OWN, find_benchmark
-        from htrmrl_torchrl.envs.opengl import choose_backend
+        from htrmrl_torchrl.envs.benchmarks import OWN
         from htrmrl_torchrl.evaluation import evaluate
 
         benchmark, benchmark_seed = goals_of(config, paths)
-        if config.video and find_benchmark(benchmark).needs_opengl:
-            choose_backend()  # before anything is played
         if config.stages and benchmark in OWN:
             raise UserError(
                 f"stages is true but {benchmark} is not of Meta-World, whose simulators say how far an episode came: "
                 "write stages=false"
             )
-    except (
-        RuntimeError,
-        ValueError,
-        FileNotFoundError,
-    ) as error:  # no OpenGL; a wrong MUJOCO_GL shows when MuJoCo is imported
+    except (RuntimeError, ValueError, FileNotFoundError) as error:  # a wrong MUJOCO_GL shows in the first import
         raise UserError(str(error)) from error
     try:
         report = evaluate(
@@ -117,7 +108,7 @@ def run(config: DictConfig) -> None:
             num_workers=config.num_workers,
             worker_timeout=config.worker_timeout,
             progress=True,
-            command=shlex.join(["python", *sys.argv]),
+            command=command_line(),
         )
     except (ValueError, FileNotFoundError) as error:
         raise UserError(str(error)) from error
@@ -127,8 +118,6 @@ def run(config: DictConfig) -> None:
     stem = folder / _name(config, report, paths)
     with writing(f"the evaluation in {folder}"):
         _write(report, paths, stem)
-    if config.video:
-        _record(config, paths[0], benchmark, report, stem)
     if config.stages:
         _write_stages(config, paths[0], benchmark, report, stem)
     print(f"everything is in {stem}*")
@@ -203,40 +192,6 @@ def _write_stages(config: DictConfig, checkpoint: Path, benchmark: str, report: 
     print(f"\n{stages}", flush=True)
     with writing(f"{stem}_stages.json"):
         write_whole(stem.with_name(f"{stem.name}_stages.json"), json.dumps(stages.by_task(), indent=2))
-
-
-def _record(config: DictConfig, checkpoint: Path, benchmark: str, report: "EvaluationReport", stem: Path) -> None:
-    """A trial of each task's first goal, as mp4 and in TensorBoard."""
-
-    from htrmrl_torchrl.agent.networks import acting_policy, load_networks
-    from htrmrl_torchrl.evaluation import ExactPolicy, record_trial, write_video
-    from htrmrl_torchrl.progress import progress_bar
-    from htrmrl_torchrl.runs.loggers import EventFile
-
-    policy = ExactPolicy(acting_policy(load_networks(checkpoint), seed=config.seed))
-    with writing(f"{stem.parent / 'tensorboard'}"):
-        log = EventFile(stem.parent / "tensorboard")
-    with log:
-        for task, name in enumerate(progress_bar(iterable=report.tasks, desc="videos")):
-            video = record_trial(
-                policy,
-                benchmark,
-                split=config.split,
-                task=task,
-                goal=0,
-                adaptation_episodes=report.protocol.adaptation_episodes,
-                evaluation_episodes=report.protocol.evaluation_episodes,
-                mean_action=report.protocol.evaluation_actions == "mean",
-                separate=report.protocol.separate,
-                horizon=report.horizon,
-                seed=config.seed,
-                benchmark_seed=report.benchmark_seed,
-                every=PICTURE_EVERY,
-            )
-            with writing(f"{stem}_{name}.mp4"):
-                write_video(video, stem.with_name(f"{stem.name}_{name}.mp4"))
-                tag = f"video/{config.split}/{name}"
-                log.add_video(tag, video.frames, frames=report.runs[0]["frames"], fps=video.fps)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""A trained agent as one small file: ``python recipes/export.py checkpoint=RUN_OR_CHECKPOINT out=agent.torchrl``."""
+"""Write an agent as one small file: ``python recipes/export.py checkpoint=RUN_OR_CHECKPOINT out=agent.torchrl``."""
 
 from dataclasses import replace
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Learning curves and adaptation curves of one or more runs, from their ``metrics.csv``.
+"""Draw learning curves and adaptation curves of one or more runs: reads their ``metrics.csv``.
 
     python recipes/plot.py runs/toy_ppo_seed* --metric train/success --out curve.png
     python recipes/plot.py runs/ml10_ppo_seed1 --metric eval/val_success eval/test_success --out curve.png

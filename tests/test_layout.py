@@ -30,7 +30,7 @@ def test_library_imports_neither_recipes_nor_config_tools(path: Path) -> None:
 # Each may import those before it, and none behind it.
 ORDER = [
     "_lazy", "keys", "faults", "specs", "progress", "envs", "encoders", "memory", "replay", "checkpoints", "media",
-    "agent", "ppo", "evaluation", "runs", "inspection", "networks",
+    "agent", "ppo", "evaluation", "runs", "inspection", "networks", "cli",
 ]  # fmt: skip
 
 
@@ -75,7 +75,7 @@ assert "torch" not in sys.modules
 
 def test_environment_workers_import_no_torch() -> None:
     recipes = [str(path) for path in sorted((ROOT / "recipes").glob("[!_]*.py")) if path.name != "ppo.py"]
-    assert len(recipes) == 11
+    assert len(recipes) == 13
     command = [sys.executable, "-c", WITHOUT_TORCH, *recipes]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr

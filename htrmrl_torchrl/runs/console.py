@@ -2,8 +2,9 @@
 
 import io
 import os
+import shlex
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from typing import Any, TextIO
 
@@ -32,6 +33,17 @@ class _Unfailing:
 
 
 STDERR: Any = _Unfailing(lambda: sys.stderr)  # one for all: tqdm writes around bars of the same file only
+
+
+program: list[
+    str
+] = []  # the words of the command ``htrmrl`` that started a recipe; none where Python was given its file
+
+
+def command_line(arguments: Sequence[str] | None = None, *, python: str = "python") -> str:
+    """How this process was started, ready for a shell; with other `arguments` where they are given."""
+    words = program or [python, sys.argv[0]]
+    return shlex.join([*words, *(sys.argv[1:] if arguments is None else arguments)])
 
 
 def say(sentence: str) -> None:

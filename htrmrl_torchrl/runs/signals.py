@@ -13,7 +13,6 @@ wait: a second Ctrl-C ends the process from inside the handler.
 import ctypes
 import multiprocessing
 import os
-import shlex
 import signal
 import sys
 from collections.abc import Callable, Iterator
@@ -22,7 +21,7 @@ from multiprocessing import resource_tracker
 from types import FrameType
 from typing import Any, NoReturn
 
-from htrmrl_torchrl.runs.console import occupy_standard_descriptors, say
+from htrmrl_torchrl.runs.console import command_line, occupy_standard_descriptors, say
 
 NUMBERS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1)
 
@@ -98,7 +97,7 @@ def gone_back() -> None:
 def command_to_continue() -> str:
     """What to type to go on with this run, ready for a shell."""
     arguments = [argument for argument in sys.argv[1:] if not (_went_back and argument.startswith("resume="))]
-    return shlex.join([sys.executable, sys.argv[0], *arguments])
+    return command_line(arguments, python=sys.executable)
 
 
 _PR_SET_PDEATHSIG = 1  # prctl(2)

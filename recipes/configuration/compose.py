@@ -2,8 +2,9 @@
 
     python recipes/ml10_ppo.py encoder.window=8 env.name=ML1:push-v3     overrides in Hydra's grammar
     python recipes/ml10_ppo.py seed=2 --cfg                              show the resolved configuration and stop
+    python recipes/ml10_ppo.py --config-dir mine encoder=my_encoder      mine/encoder/my_encoder.yaml as well
 
-Paths are read as they are written, see `_paths`.
+Paths are read as they are written, see `recipes.configuration.paths`.
 
 Hydra's compose API is used instead of ``@hydra.main``: the configuration is checked as a whole before anything is
 built, a fault is one sentence instead of a pruned traceback, and no working directory, ``outputs/`` folder or logging
@@ -12,7 +13,7 @@ is set up behind the recipe's back. Sweeps are for ``recipes/ablate.py``.
 
 import os
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -21,14 +22,16 @@ from hydra import compose, initialize_config_dir
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
 from hydra.errors import HydraException
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
+from yaml import YAMLError
 
 from htrmrl_torchrl.envs.opengl import check_import
 from htrmrl_torchrl.faults import UserError
 from htrmrl_torchrl.runs.console import unfailing_output
-from recipes.configuration.paths import PATHS, expanded, in_hydras_words, literally
-from recipes.configuration.rules import check_choice, check_keys, validate
+from recipes.configuration.help import usage
+from recipes.configuration.paths import PATHS, expanded, in_hydras_words, literally, quoted
+from recipes.configuration.rules import check_choice, check_keys, flatten, validate
 
 # Threads of torch that wait for each other spin, by default for milliseconds. Where cores are shared with workers or
 # other programs, the one waited for may not be running, and an update becomes many times slower. Read when torch is
@@ -39,12 +42,19 @@ Check = Callable[[DictConfig, DictConfig], None]
 CONFIG_DIR = Path(__file__).resolve().parents[2] / "configs"
 
 # What a parser raises for text that it cannot read: too deep, too long a number. Around parsers alone.
-UNREADABLE = (HydraException, OmegaConfBaseException, RecursionError, ValueError, OverflowError)
+UNREADABLE = (HydraException, OmegaConfBaseException, YAMLError, RecursionError, ValueError, OverflowError)
 
 __all__ = ["CONFIG_DIR", "UNREADABLE", "UserError", "load_config", "parse_override", "refusing", "run_recipe"]
 
 
-def run_recipe(main: Callable[[DictConfig], object], *, config_name: str, check: Check = validate) -> None:
+def run_recipe(
+    main: Callable[[DictConfig], object],
+    *,
+    config_name: str,
+    check: Check = validate,
+    arguments: Sequence[str] | None = None,
+    config_dir: Path | None = None,
+) -> None:
     """Run ``main`` with ``configs/<config_name>.yaml`` and the overrides on the command line.
 
     ``main`` receives a read-only, resolved configuration that has been checked. A :class:`UserError`, from the checks
@@ -53,26 +63,49 @@ def run_recipe(main: Callable[[DictConfig], object], *, config_name: str, check:
 
     Args:
         main: the recipe.
-        config_name: name of its file in ``configs``, without the ending.
+        config_name: name of its file, without the ending.
         check: raises :class:`UserError` for the first fault of a configuration, given the shipped one; by default that
             of a training recipe.
+        arguments: overrides and options; by default those of the process.
+        config_dir: a folder with YAML files of the user's own, unless ``--config-dir`` gives one.
     """
-    options = {argument for argument in sys.argv[1:] if argument.startswith("-")}
-    overrides = [argument for argument in sys.argv[1:] if not argument.startswith("-")]
     with refusing():
-        if options & {"-h", "--help"}:
-            print(_help(main, config_name))
+        options, overrides = _read_arguments(sys.argv[1:] if arguments is None else arguments)
+        if (folder := options.get("--config-dir")) is not None:
+            config_dir = Path(folder)
+            if not folder or not config_dir.is_dir():
+                raise UserError(f"--config-dir is '{folder}' but must be a folder with YAML files")
+        if "--help" in options:
+            config, _ = _composed(config_name, (), None, config_dir)
+            groups = {str(key): _files_of(str(key), config_dir) for key in config}
+            print(usage((main.__doc__ or "").strip(), config, groups, config_name=config_name, folder=CONFIG_DIR))
             return
-        if unknown := options - {"--cfg"}:
-            raise UserError(
-                f"unknown option {sorted(unknown)[0]}: known are --help, --cfg and overrides written key=value"
-            )
         _check_rendering()
-        config = load_config(config_name, overrides, check)
+        config = load_config(config_name, overrides, check, config_dir=config_dir)
         if "--cfg" in options:
             print(OmegaConf.to_yaml(config, resolve=True).rstrip())
             return
         main(config)
+
+
+def _read_arguments(arguments: Sequence[str]) -> tuple[dict[str, str], list[str]]:
+    """Options with their values, and overrides."""
+    options, overrides = dict[str, str](), list[str]()
+    rest = iter(arguments)
+    for argument in rest:
+        name, equals, value = argument.partition("=")
+        if not argument.startswith("-"):
+            overrides.append(argument)
+        elif name == "--config-dir":
+            options[name] = value if equals else next(rest, "")
+        elif argument in ("-h", "--help", "--cfg"):
+            options["--help" if argument == "-h" else argument] = ""
+        else:
+            raise UserError(
+                f"unknown option {argument}: known are --help, --cfg, --config-dir <folder> and overrides written "
+                "key=value"
+            )
+    return options, overrides
 
 
 @contextmanager
@@ -94,30 +127,64 @@ def _check_rendering() -> None:
         raise UserError(str(error)) from error
 
 
-def load_config(config_name: str, overrides: Sequence[str] = (), check: Check = validate) -> DictConfig:
+def load_config(
+    config_name: str, overrides: Sequence[str] = (), check: Check = validate, *, config_dir: Path | None = None
+) -> DictConfig:
     """Compose, check, resolve and freeze a configuration.
 
     Args:
-        config_name: name of a file in ``configs``, without the ending.
+        config_name: name of a file in ``configs``, without the ending, or of a training configuration in `config_dir`.
         overrides: ``key=value`` in Hydra's grammar; keys can be changed, not added or removed. ``encoder=<file>``
-            replaces the keys of a group by those of ``configs/encoder/<file>.yaml``.
+            replaces the keys of a group by those of ``encoder/<file>.yaml``.
         check: see `run_recipe`.
+        config_dir: a folder with YAML files of the user's own.
 
     Raises:
         UserError: for the first fault: what was received, what is allowed.
     """
     overrides = [in_hydras_words(override) for override in overrides]
-    with initialize_config_dir(version_base="1.3", config_dir=str(CONFIG_DIR)):
-        chosen = _chosen_files(overrides, compose(config_name))
-        defaults = compose(config_name, overrides=list(chosen.values()))
-        check_keys((key for key in _keys(overrides) if key not in chosen), defaults)
-        try:
-            resolved = OmegaConf.to_container(compose(config_name, overrides=overrides), resolve=True)
-        except UNREADABLE as error:
-            raise UserError(_first_line(error)) from error
-    config = _frozen(resolved)
+    chosen = _chosen_files(overrides, config_dir)
+    own = config_dir is not None and (config_dir / f"{config_name}.yaml").is_file()
+    folder = config_dir if own else CONFIG_DIR
+    with _refused(config_name):
+        defaults, groups = _composed(config_name, chosen.values(), folder, config_dir)
+        if own:  # a file of the user's own may hold what every training configuration holds
+            defaults, _ = _composed("base", groups, CONFIG_DIR, config_dir)
+    check_keys((key for key in _keys(overrides) if key not in chosen), defaults)
+    with _refused(config_name):
+        whole, _ = _composed(config_name, overrides, folder, config_dir)
+        config = _frozen(OmegaConf.to_container(whole, resolve=True))
+    if missing := flatten(defaults).keys() - flatten(config).keys():
+        raise UserError(
+            f"{config_name}.yaml has no {min(missing)}: begin it with 'defaults: [base, _self_]', which gives every key"
+        )
     check(config, defaults)
     return config
+
+
+@contextmanager
+def _refused(name: str) -> Iterator[None]:
+    """Turns what Hydra and OmegaConf say of files and overrides that they cannot read into a UserError."""
+    try:
+        yield
+    except YAMLError as error:
+        raise UserError(f"{name}.yaml cannot be read: {error}") from error
+    except UNREADABLE as error:
+        raise UserError(_first_line(error)) from error
+
+
+def _composed(
+    name: str, overrides: Iterable[str], folder: Path | None, other: Path | None
+) -> tuple[DictConfig, list[str]]:
+    """A file in `folder`, which may build on files in ``configs`` and in the `other` folder, and the files it chose."""
+    folder = folder or CONFIG_DIR
+    search = ",".join(quoted(f"file://{path.absolute()}") for path in (CONFIG_DIR, other) if path not in (folder, None))
+    with initialize_config_dir(version_base="1.3", config_dir=str(folder.absolute())):
+        config = compose(name, overrides=[f"hydra.searchpath=[{search}]", *overrides], return_hydra_config=True)
+    choices = config.hydra.runtime.choices.items()
+    with open_dict(config):
+        del config["hydra"]
+    return config, [f"{group}={file}" for group, file in choices if not group.startswith("hydra/")]
 
 
 def _frozen(resolved: Any) -> DictConfig:
@@ -143,23 +210,21 @@ def _first_line(error: Exception) -> str:
     return next(iter(str(error).splitlines()), type(error).__name__)
 
 
-def _chosen_files(overrides: Sequence[str], defaults: DictConfig) -> dict[str, str]:
+def _chosen_files(overrides: Sequence[str], config_dir: Path | None) -> dict[str, str]:
     """The overrides that choose a group's file, by group, after refusing files that are not there."""
     chosen = {}
     for override in overrides:
         group, _, name = override.partition("=")
-        if group in _groups(defaults):
-            check_choice(group, name, _files_of(group))
+        if group.isidentifier() and (files := _files_of(group, config_dir)):
+            check_choice(group, name, files)
             chosen[group] = override
     return chosen
 
 
-def _groups(defaults: DictConfig) -> list[str]:
-    return [str(key) for key in defaults if (CONFIG_DIR / str(key)).is_dir()]
-
-
-def _files_of(group: str) -> list[str]:
-    return sorted(path.stem for path in (CONFIG_DIR / group).glob("*.yaml"))
+def _files_of(group: str, config_dir: Path | None) -> list[str]:
+    """Names of the files of a group of keys; none where the key is not a group."""
+    folders = [CONFIG_DIR] if config_dir is None else [CONFIG_DIR, config_dir]
+    return sorted({path.stem for folder in folders for path in (folder / group).glob("*.yaml")})
 
 
 def _keys(overrides: Sequence[str]) -> list[str]:
@@ -187,18 +252,3 @@ def parse_override(override: str) -> Override:
             f"cannot read {shown}: overrides are written key=value, and a value with brackets, commas or "
             """spaces is quoted for Hydra too, as in 'env.name="custom:[reach-v3]/[push-v3]"'"""
         ) from None
-
-
-def _help(main: Callable[[DictConfig], object], config_name: str) -> str:
-    with initialize_config_dir(version_base="1.3", config_dir=str(CONFIG_DIR)):
-        config = compose(config_name)
-    choices = "".join(
-        f"{group}=<{'|'.join(_files_of(group))}> replaces that group of keys.\n" for group in _groups(config)
-    )
-    return (
-        f"usage: python {sys.argv[0]} [--help] [--cfg] [key=value ...]\n\n"
-        f"{(main.__doc__ or '').strip()}\n\n"
-        f"{choices}"
-        f"--cfg shows the resolved configuration and stops. Keys and defaults (the files in {CONFIG_DIR} explain each):"
-        f"\n\n{OmegaConf.to_yaml(config)}"
-    )

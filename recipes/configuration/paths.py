@@ -15,7 +15,7 @@ import os
 import re
 import stat
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -47,13 +47,13 @@ def in_hydras_words(override: str) -> str:
         return override
     if _is_there(text) and os.path.expanduser(text) == text:
         return path_override(key, text)
-    return f"{key}={_quoted(_unquoted(text))}"
+    return f"{key}={quoted(_unquoted(text))}"
 
 
 def path_override(key: str, path: str | Path) -> str:
     """The override that sets ``key`` to exactly this path, whatever its characters; for the recipes' own commands."""
     text = f"./{path}" if str(path).startswith(("~", "???")) else str(path)
-    return f"{key}={_quoted(literally(text))}"
+    return f"{key}={quoted(literally(text))}"
 
 
 def literally(text: str) -> str:
@@ -95,7 +95,8 @@ def _unquoted(text: str) -> str:
     return text
 
 
-def _quoted(text: str) -> str:
+def quoted(text: str) -> str:
+    """Text as a value in Hydra's grammar."""
     return QuotedString(text=text, quote=Quote.single).with_quotes()
 
 
@@ -134,6 +135,15 @@ def names_in(key: str, folder: Path) -> list[str]:
         return os.listdir(folder)
     except OSError as error:
         raise UserError(f"{key} is '{folder}' but it cannot be looked into: {error.strerror}") from error
+
+
+def own_configuration(arguments: Sequence[str]) -> Path:
+    """The YAML file of a user's own configuration, the first argument. Raises UserError if it cannot be one."""
+    path = Path(arguments[0]) if arguments else Path()
+    if path.suffix != ".yaml" or kind_of("the configuration", path) != "file":
+        shown = f"'{path}'" if arguments else "missing"
+        raise UserError(f"the configuration is {shown} but must be a file that ends with .yaml, the first argument")
+    return path
 
 
 # ------------------------------------------------------------------------------------------------------- writing

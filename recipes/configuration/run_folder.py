@@ -10,10 +10,10 @@ import os
 import re
 import shutil
 import subprocess
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -26,10 +26,10 @@ from htrmrl_torchrl.checkpoints.files import write_whole
 from htrmrl_torchrl.checkpoints.versions import versions
 from htrmrl_torchrl.evaluation.protocols import named_protocol
 from htrmrl_torchrl.faults import UserError
-from htrmrl_torchrl.runs.console import reason, say, spared
+from htrmrl_torchrl.runs.console import command_line, reason, say, spared
 from htrmrl_torchrl.runs.loggers import RunLogger, read_rows
 from htrmrl_torchrl.runs.signals import command_to_continue, gone_back
-from recipes.configuration.compose import load_config
+from recipes.configuration.compose import CONFIG_DIR, load_config
 from recipes.configuration.environment import adaptation_episodes
 from recipes.configuration.relations import longer_trials
 from recipes.configuration.rules import FREE, flatten
@@ -295,18 +295,19 @@ def plain(config: Any) -> dict[str, Any]:
 
 
 def commit_of_code() -> str:
-    """The state of the code, for the record."""
-    if shutil.which("git") is None:
-        return "unknown"
+    """The state of the code, for the record: the commit of a clone, or the version of an installed package."""
+    if (
+        shutil.which("git") is None or not (CONFIG_DIR.parent / ".git").exists()
+    ):  # without: a git repository around the environment
+        return version("htrmrl_torchrl")
     command = ["git", "describe", "--always", "--dirty"]
-    answer = subprocess.run(command, cwd=Path(__file__).parent, capture_output=True, text=True)
-    return answer.stdout.strip() or "unknown"
+    return subprocess.run(command, cwd=CONFIG_DIR, capture_output=True, text=True).stdout.strip() or "unknown"
 
 
 def write_summary(run_dir: Path, config: DictConfig, progress: dict[str, Any], metrics: dict[str, float]) -> None:
     """Leaves command, versions, settings and last metrics in ``summary.json``."""
     summary = {
-        "command": " ".join(["python", *sys.argv]),
+        "command": command_line(),
         "versions": versions(),
         "config": plain(config),
         "progress": progress,

@@ -1,5 +1,6 @@
 """How a training recipe starts: at once able to be stopped, and importing nothing that takes seconds before it is."""
 
+import sys
 from typing import TYPE_CHECKING
 
 from htrmrl_torchrl.runs.signals import command_to_continue, ending_at_once
@@ -15,6 +16,17 @@ def start_training(config_name: str) -> None:
         from recipes.configuration.compose import run_recipe
 
         run_recipe(_train, config_name=config_name)
+
+
+def start_training_of_file() -> None:
+    """Run the configuration whose YAML file is the first argument; it may build on the shipped ones by their names."""
+    with ending_at_once(sentence=_stopped, status=0):
+        from recipes.configuration.compose import refusing, run_recipe
+        from recipes.configuration.paths import own_configuration
+
+        with refusing():
+            file = own_configuration(sys.argv[1:])
+        run_recipe(_train, config_name=file.stem, config_dir=file.parent, arguments=sys.argv[2:])
 
 
 def _stopped() -> str:

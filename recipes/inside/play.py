@@ -1,8 +1,6 @@
 """`recipes/look_inside.py` without its first lines: play, look, measure, draw, and write one page."""
 
 import json
-import shlex
-import sys
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -11,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from omegaconf import DictConfig
 
 from htrmrl_torchrl.faults import UserError
+from htrmrl_torchrl.runs.console import command_line
 from recipes.configuration.find import check_checkpoints, goals_of, one_checkpoint, run_folder_of
 from recipes.configuration.paths import check_folder, writing
 from recipes.configuration.rules import NOT_EMPTY, SEED, at_least, check_device, check_relations, check_values, one_of
@@ -113,7 +112,7 @@ def _play(config: DictConfig, path: Path) -> tuple[dict[str, Any], dict[str, dic
         "horizon": resolve_horizon(benchmark, config.horizon or before),
         "seed": config.seed,
         "benchmark_seed": benchmark_seed,
-        "command": shlex.join(["python", *sys.argv]),
+        "command": command_line(),
         "versions": versions(),
         "networks": {TRAINED: trained},
     }

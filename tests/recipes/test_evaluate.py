@@ -11,7 +11,6 @@ import sys
 from pathlib import Path
 
 import pytest
-from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from htrmrl_torchrl import evaluate as evaluate_agent
 from htrmrl_torchrl.checkpoints.checkpoint import read_component
@@ -111,16 +110,6 @@ def test_the_goals_are_of_the_seed_that_the_agent_was_trained_with(trained, reci
         assert EvaluationReport.load(path).benchmark_seed == expected
     _, error, code = recipe(f"checkpoint={tmp_path}/seed*", *SMALL)
     assert code == 2 and "trained on goals of the seeds [0, 3]: give one" in error
-
-
-def test_a_video_of_each_task_is_a_file_and_in_tensorboard(trained, recipe, tmp_path):
-    _, error, code = recipe(f"checkpoint={trained}", *SMALL, "video=true", f"out={tmp_path}")
-    assert code == 0, error
-    (clip,) = tmp_path.glob("toy_test_strict_*_hidden-goal.mp4")
-    assert clip.read_bytes()[4:8] == b"ftyp"
-    events = EventAccumulator(str(tmp_path / "tensorboard")).Reload()
-    assert events.Tags()["images"] == ["video/test/hidden-goal"]
-    assert [event.step for event in events.Images("video/test/hidden-goal")] == [192]
 
 
 def test_stages_of_a_meta_world_run(recipe, tmp_path):

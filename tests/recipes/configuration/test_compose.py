@@ -1,5 +1,6 @@
 """A wrong configuration ends in one sentence, exit code 2, and before anything is built."""
 
+import re
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -10,7 +11,7 @@ from omegaconf import DictConfig
 
 from htrmrl_torchrl.faults import UserError
 from recipes import evaluate
-from recipes.configuration.compose import Check, run_recipe
+from recipes.configuration.compose import CONFIG_DIR, Check, load_config, run_recipe
 from recipes.configuration.rules import validate
 from tests.recipes.runs import python_path
 
@@ -148,7 +149,7 @@ WRONG_EVALUATION: dict[str, tuple[list[str], list[str]]] = {
     "device": (["device=abacus"], ["device is 'abacus'", "cpu, cuda"]),
     "lanes": (["num_envs=0"], ["num_envs is 0", "at least 1"]),
     "workers": (["num_workers=-1"], ["num_workers is -1", "at least 0"]),
-    "video": (["video=1"], ["video is 1", "true or false"]),
+    "stages": (["stages=1"], ["stages is 1", "true or false"]),
 }
 
 
@@ -244,8 +245,56 @@ def test_help_and_cfg_show_the_keys_and_stop(
     monkeypatch.setattr(sys, "argv", ["recipe.py", option, "seed=7"])
     run_recipe(never, config_name="toy_ppo")
     out = capsys.readouterr().out
-    assert "num_heads: 4" in out
-    assert ("run_dir: runs/toy_ppo_seed7" in out) == (option == "--cfg")
+    if option == "--cfg":
+        assert "num_heads: 4" in out and "run_dir: runs/toy_ppo_seed7" in out
+    else:  # sentences of base.yaml, of the encoder's file, and the recipe's own value
+        assert "\nencoder.num_heads=4\n    Attention heads of every layer.\n" in out
+        assert "\nenv.horizon=6\n    H, the steps of an episode; at most 500 in Meta-World.\n" in out
+
+
+@pytest.mark.parametrize("config", sorted(path.stem for path in CONFIG_DIR.glob("*.yaml") if path.stem != "base"))
+def test_help_has_a_sentence_for_every_key(config: str, monkeypatch: pytest.MonkeyPatch, capsys) -> None:
+    monkeypatch.setattr(sys, "argv", ["recipe.py", "--help"])
+    run_recipe(never, config_name=config)
+    keys = capsys.readouterr().out.partition("\nKeys and defaults")[2].split("\n\n")[1:]
+    assert len(keys) > 1 and all(re.fullmatch(r"\S+=.*(\n    \S.*)+\n?", entry) for entry in keys)
+
+
+def own(folder: Path, text: str) -> Path:
+    """A folder with a configuration `mine.yaml`."""
+    folder.mkdir()
+    (folder / "mine.yaml").write_text(text)
+    return folder
+
+
+def test_a_configuration_of_ones_own_builds_on_the_shipped_ones(tmp_path: Path) -> None:
+    folder = own(tmp_path / "a, 'folder'=${x}", "defaults:\n  - toy_ppo\n  - _self_\nenv:\n  num_envs: 8\n")
+    config = load_config("mine", ["seed=3", "loss.minibatch_frames=192"], config_dir=folder)
+    assert (config.env.num_envs, config.env.name, config.seed) == (8, "toy", 3)
+    (folder / "encoder").mkdir()
+    (folder / "encoder" / "wide.yaml").write_text("defaults:\n  - htrmrl_toy\n  - _self_\nd_model: 96\n")
+    assert load_config("toy_ppo", ["encoder=wide"], config_dir=folder).encoder.d_model == 96
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("defaults:\n  - base\n  - _self_\nenv:\n  nmae: toy\n", "unknown key 'env.nmae'; the nearest known keys are"),
+        ("defaults:\n  - base\n  - _self_\nseed: one\n", "seed is 'one' but must be an integer"),
+        ("defaults:\n  - base\n  - _self_\nseed: 0.5\n", "seed is 0.5 but must be an integer"),
+        ("defaults:\n  - base\n  - _self_\nenv: 3\n", "env"),
+        ("seed: 1\n", "mine.yaml has no checkpoint.every_frames: begin it with"),
+        ("defaults:\n  - bsae\n", "bsae"),
+        ("seed: [\n", "mine"),
+        ("- 1\n", "mine"),
+        ("", "mine.yaml has no checkpoint.every_frames: begin it with"),
+        ("\x00", "mine"),
+        ("defaults:\n  - base\n  - _self_\nseed: ${oc.env:HOME}\n", "seed"),
+    ],
+)
+def test_a_wrong_configuration_of_ones_own_is_one_sentence(text: str, expected: str, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=re.escape(expected)):
+        load_config("mine", config_dir=own(tmp_path / "own", text))
 
 
 SCRIPT = """
