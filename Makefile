@@ -14,7 +14,7 @@ PY := .venv/bin/python
 PIP := $(PY) -m pip --disable-pip-version-check
 STAMP := .venv/.installed
 # Workers and simulators fill the cores; more threads within each of them only get in each other's way.
-PYTEST = OMP_NUM_THREADS=$(THREADS) MKL_NUM_THREADS=$(THREADS) $(PY) -m pytest -n $(JOBS) --dist loadfile
+PYTEST = OMP_NUM_THREADS=$(THREADS) MKL_NUM_THREADS=$(THREADS) $(PY) -m pytest -n $(JOBS) --dist worksteal
 
 .DEFAULT_GOAL := help
 .PHONY: help venv quickstart ml10 benchmark lint types pytest test test-slow clean \

@@ -1,8 +1,6 @@
 """The README's Python is run as it stands."""
 
 import re
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -13,26 +11,30 @@ ROOT = Path(__file__).resolve().parents[1]
 BLOCKS = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(encoding="utf-8"), re.DOTALL)
 
 
-def execute(code, folder):
-    return subprocess.run([sys.executable, "-c", code], cwd=folder, capture_output=True, text=True, timeout=300)
+@pytest.fixture
+def execute(tmp_path, monkeypatch, capsys):
+    """Runs a block in an empty folder, by itself as a script would; returns what it printed."""
+
+    def run(code):
+        monkeypatch.chdir(tmp_path)
+        exec(compile(code, "README.md", "exec"), {"__name__": "__main__"})
+        return capsys.readouterr().out
+
+    return run
 
 
-def test_embedding_is_short_and_trains_on_pendulum(tmp_path):
+def test_embedding_is_short_and_trains_on_pendulum(execute):
     (code,) = (block for block in BLOCKS if "Pendulum" in block)
     assert len(code.splitlines()) <= 25
     assert "recipes" not in code
-    done = execute(code, tmp_path)
-    assert done.returncode == 0, done.stderr
-    assert len(re.findall(r"return -\d+", done.stdout)) == 3
+    assert len(re.findall(r"return -\d+", execute(code))) == 3
 
 
-def test_an_own_strategy_takes_ten_lines(tmp_path):
+def test_an_own_strategy_takes_ten_lines(execute):
     (code,) = (block for block in BLOCKS if "slots, window, rng" in block)
     (strategy,) = re.findall(r"class Rewarded:\n(?:    .*\n|\n)*", code)
     assert len(strategy.strip().splitlines()) <= 10
-    done = execute(code, tmp_path)
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.startswith("tensor(")
+    assert execute(code).startswith("tensor(")
 
 
 @pytest.fixture(scope="module")
@@ -56,11 +58,9 @@ SHOWN = {
 
 
 @pytest.mark.parametrize("what", SHOWN)
-def test_a_trained_agent_is_used_as_shown(what, checkpoint, tmp_path):
+def test_a_trained_agent_is_used_as_shown(what, checkpoint, execute):
     (code,) = (block for block in BLOCKS if what in block and "CHECKPOINT" in block)
-    done = execute(code.replace("CHECKPOINT", str(checkpoint)), tmp_path)
-    assert done.returncode == 0, done.stderr
-    assert SHOWN[what] in done.stdout
+    assert SHOWN[what] in execute(code.replace("CHECKPOINT", str(checkpoint)))
 
 
 def anchors(page):

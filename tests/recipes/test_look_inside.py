@@ -1,15 +1,18 @@
 """`recipes/look_inside.py` as a user runs it: figures and one page."""
 
+import io
 import json
 import os
 import shutil
 import subprocess
 import sys
+from contextlib import redirect_stdout
 from pathlib import Path
 
 import pytest
 from PIL import Image
 
+from recipes.configuration.compose import run_recipe
 from recipes.inside import play as look_inside
 from tests.inspection.pages import Page, check_self_contained
 from tests.inspection.test_browser import seen_by_browser
@@ -33,13 +36,14 @@ def trained(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def inspected(trained, tmp_path_factory):
-    """What a real process prints and leaves."""
+    """What is printed, and the folder that is left."""
     elsewhere = tmp_path_factory.mktemp("elsewhere")
-    command = [sys.executable, str(SCRIPT), f"checkpoint={trained}", *SMALL]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=300, cwd=elsewhere)
-    assert done.returncode == 0, done.stderr
+    with pytest.MonkeyPatch.context() as patch, redirect_stdout(io.StringIO()) as said:
+        patch.chdir(elsewhere)
+        patch.setattr(sys, "argv", [str(SCRIPT), f"checkpoint={trained}", *SMALL])
+        run_recipe(look_inside.run, config_name="look_inside", check=look_inside.check)
     assert list(elsewhere.iterdir()) == []
-    return done.stdout, trained / "inspection"
+    return said.getvalue(), trained / "inspection"
 
 
 @pytest.fixture

@@ -43,7 +43,7 @@ def metrics(run_dir):
 @pytest.fixture(scope="module")
 def toy_run(tmp_path_factory):
     run_dir = tmp_path_factory.mktemp("run") / "toy"  # 8 lanes * 4 episodes * 6 steps = 192 frames an iteration
-    run("toy_ppo", run_dir, "total_frames=768", *TINY)
+    train_here(run_dir, "total_frames=768", *TINY)
     return run_dir
 
 
@@ -100,11 +100,16 @@ def test_evaluations_count_every_goal_once(toy_run):
         assert [len(episodes) for episodes in success] == [5] * 4  # four to adapt, one that counts
 
 
-@pytest.mark.parametrize("workers", [0, pytest.param(2, marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    "workers", [None, pytest.param(0, marks=pytest.mark.slow), pytest.param(2, marks=pytest.mark.slow)]
+)
 def test_stopped_and_continued_equals_uninterrupted(workers, toy_run, tmp_path):
-    """Four iterations are two, a new process, and two; the worker processes change nothing."""
+    """Four iterations are two, a new start, and two; a new process changes nothing, nor do worker processes."""
     for total in (384, 768):
-        run("toy_ppo", tmp_path / "run", f"total_frames={total}", f"env.num_workers={workers}", *TINY)
+        if workers is None:
+            train_here(tmp_path / "run", f"total_frames={total}", *TINY)
+        else:
+            run("toy_ppo", tmp_path / "run", f"total_frames={total}", f"env.num_workers={workers}", *TINY)
     assert metrics(tmp_path / "run") == metrics(toy_run)
     best = [read_component(max(path.glob("checkpoints/best-*")), "progress") for path in (tmp_path / "run", toy_run)]
     assert best[0] == best[1] and best[0]["best_val_success"] >= 0
