@@ -403,9 +403,9 @@ def make(*, split, num_envs, seed):
 def test_episodes_that_end_early_are_cut_by_batches_and_learned_from(tmp_path, monkeypatch):
     """Terminated or truncated after 1 to 9 steps, at other times in every lane."""
     (tmp_path / "walks.py").write_text(WALKING)
-    monkeypatch.setenv("PYTHONPATH", python_path(tmp_path, ROOT))
+    monkeypatch.syspath_prepend(tmp_path)
     sizes = ["env.num_envs=3", "env.horizon=9", "env.episodes_per_trial=3", "loss.minibatch_frames=27"]
-    run("toy_ppo", tmp_path / "run", "env.name=walks:make", *sizes, "loss.segment_frames=3", "total_frames=243")
+    train_here(tmp_path / "run", "env.name=walks:make", *sizes, "loss.segment_frames=3", "total_frames=243")
     ratios = values_of(tmp_path / "run", "ppo/first_minibatch_ratio")
     assert len(ratios) == 3 and all(abs(ratio - 1) <= 1e-5 for ratio in ratios)
 
