@@ -75,7 +75,7 @@ def test_the_lock_of_a_run_in_another_folder_of_this_name_stays(tmp_path):
     assert (tmp_path / "run" / ".lock").read_text() == "theirs"
 
 
-@pytest.mark.parametrize("left", ["", "{", '{"pid": 1, "host": "elsewhere", "started": "7"}'])
+@pytest.mark.parametrize("left", ["", "{", ' {"pid": 1, "host": "elsewhere", "started": "7"}'])
 def test_what_a_lock_file_says_locks_nothing(left, tmp_path):
     (tmp_path / ".lock").write_text(left)
     with locked(tmp_path):
@@ -88,7 +88,7 @@ def test_a_reused_number_is_not_named(tmp_path):
     import fcntl
 
     stale = {"pid": os.getpid(), "host": os.uname().nodename, "started": "1"}
-    (tmp_path / ".lock").write_text(json.dumps(stale))
+    (tmp_path / ".lock").write_text(f" {json.dumps(stale)}")
     with (tmp_path / ".lock").open("r+") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
         with pytest.raises(UserError, match=r"in use by another process"), locked(tmp_path):
