@@ -224,6 +224,7 @@ def _train(config: DictConfig) -> None:
             logger.close()
         collector.shutdown()
         interrupts.release()
+        torch.set_num_threads(threads)
 
 
 def _learning_metrics(

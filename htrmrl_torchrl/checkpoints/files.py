@@ -101,7 +101,10 @@ def set_aside(path: Path) -> Path:
 
 def sync_folder(folder: Path) -> None:
     """A rename has reached the disk when its folder has."""
-    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        descriptor = os.open(folder, os.O_RDONLY)
+    except PermissionError:  # Windows opens no folders
+        return
     try:
         os.fsync(descriptor)
     finally:
@@ -128,7 +131,8 @@ class RecordFile:
     """
 
     def __init__(self, path: Path) -> None:
-        self._descriptor = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o666)
+        binary = getattr(os, "O_BINARY", 0)  # Windows would write other line ends
+        self._descriptor = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | binary, 0o666)
         self._waiting = b""
         self._closed = False
 

@@ -291,8 +291,11 @@ def _single_threaded_children() -> Iterator[None]:
 def _deaf_to_interrupts() -> Iterator[None]:
     """Children inherit that SIGINT is blocked, so a Ctrl-C in the seconds of their imports does not reach them either.
 
-    It reaches this process, which the terminal sends one too, right afterwards.
+    It reaches this process, which the terminal sends one too, right afterwards. (Windows blocks no signals.)
     """
+    if not hasattr(signal, "pthread_sigmask"):
+        yield
+        return
     before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     try:
         yield

@@ -24,7 +24,9 @@ from typing import Any, NoReturn
 
 from htrmrl_torchrl.runs.console import occupy_standard_descriptors, say
 
-NUMBERS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1)
+NUMBERS = tuple(
+    signal.Signals[name] for name in ("SIGINT", "SIGTERM", "SIGHUP", "SIGUSR1") if hasattr(signal, name)
+)  # Windows has the first two
 
 
 class Left(BaseException):
@@ -107,12 +109,11 @@ _PR_SET_PDEATHSIG = 1  # prctl(2)
 def end_with_parent() -> Callable[[], None] | None:
     """For `subprocess.Popen(preexec_fn=)`: the child gets a SIGTERM when this process ends, even by SIGKILL.
 
-    The kernel sends it (Linux; elsewhere None).
+    The kernel sends it on Linux; elsewhere the answer is None.
     """
-    prctl = getattr(ctypes.CDLL(None), "prctl", None)
-    if prctl is None:
+    if sys.platform != "linux":
         return None
-    parent = os.getpid()
+    prctl, parent = ctypes.CDLL(None).prctl, os.getpid()
 
     def ask_for_signal() -> None:
         prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
@@ -132,8 +133,10 @@ def _handle(handler: Callable[[int, FrameType | None], None]) -> dict[int, Any]:
 def _shield_resource_tracker() -> None:
     """Starts the process that cleans up after multiprocessing; it has to outlive this one, and hear none of `NUMBERS`.
 
-    By itself it is deaf to Ctrl-C and SIGTERM only. It inherits the others as blocked.
+    By itself it ignores Ctrl-C and SIGTERM only. It inherits the others as blocked. (Windows has no such process.)
     """
+    if not hasattr(signal, "pthread_sigmask"):
+        return
     occupy_standard_descriptors()  # or its pipe would get the number of a closed stdout or stderr
     before = signal.pthread_sigmask(signal.SIG_BLOCK, NUMBERS)
     try:

@@ -4,6 +4,7 @@ A cell is one run of a training recipe, with one value of every axis and one see
 so that the same command finds it again.
 """
 
+import itertools
 import json
 import math
 from collections.abc import Sequence
@@ -11,7 +12,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra.core.override_parser.types import ChoiceSweep, Glob, Override, RangeSweep
 
 from htrmrl_torchrl.faults import UserError
@@ -55,12 +55,20 @@ def expand(overrides: Sequence[str]) -> tuple[list[str], list[dict[str, str]]]:
     parsed = [parse_override(override) for override in overrides]
     _check_sweeps(parsed)
     try:
-        (combinations,) = BasicSweeper.split_arguments(parsed, max_batch_size=None)
+        values = {override.get_key_element(): _values(override) for override in parsed}
     except UNREADABLE as error:
         raise UserError(next(iter(str(error).splitlines()), type(error).__name__)) from error
-    cells = [dict(pair.split("=", 1) for pair in combination) for combination in combinations]
-    axes = [key for key in cells[0] if len({cell[key] for cell in cells}) > 1]
-    return axes, cells
+    cells = [dict(zip(values, combination, strict=True)) for combination in itertools.product(*values.values())]
+    return [key for key, several in values.items() if len({*several}) > 1], cells
+
+
+def _values(override: Override) -> list[str]:
+    """As they are written."""
+    if not override.is_sweep_override():
+        return [override.get_value_element_as_str()]
+    if not override.is_discrete_sweep():
+        raise UserError(f"{override.input_line!r} is no list of values: write {override.key_or_group}=a,b")
+    return [*override.sweep_string_iterator()]
 
 
 def _check_sweeps(overrides: Sequence[Override]) -> None:
