@@ -171,7 +171,8 @@ def _keys(overrides: Sequence[str]) -> list[str]:
             raise UserError(f"{override!r}: keys can be changed but not added or removed, write key=value")
         if parsed.is_sweep_override():
             raise UserError(
-                f"{override!r} asks for a sweep: start the recipe once for each value, a training recipe with -m, or recipes/ablate.py"
+                f"{override!r} asks for a sweep: start the recipe once for each value, a training recipe with -m, or "
+                "recipes/ablate.py"
             )
         keys.append(parsed.key_or_group)
     return keys

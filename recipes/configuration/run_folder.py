@@ -13,7 +13,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -21,13 +21,15 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
-from htrmrl_torchrl.checkpoints.checkpoint import RunCheckpoints, latest_checkpoint, read_component, set_aside
-from htrmrl_torchrl.checkpoints.files import write_whole
+from htrmrl_torchrl.checkpoints.checkpoint import latest_checkpoint, read_component
+from htrmrl_torchrl.checkpoints.files import set_aside, write_whole
 from htrmrl_torchrl.checkpoints.versions import versions
 from htrmrl_torchrl.evaluation.protocols import named_protocol
 from htrmrl_torchrl.faults import UserError
+from htrmrl_torchrl.runs.checkpoint import RunCheckpoints
 from htrmrl_torchrl.runs.console import reason, say, spared
 from htrmrl_torchrl.runs.loggers import RunLogger, read_rows
+from htrmrl_torchrl.runs.progress import Progress
 from htrmrl_torchrl.runs.signals import command_to_continue, gone_back
 from recipes.configuration.compose import load_config
 from recipes.configuration.environment import adaptation_episodes
@@ -303,24 +305,24 @@ def commit_of_code() -> str:
     return answer.stdout.strip() or "unknown"
 
 
-def write_summary(run_dir: Path, config: DictConfig, progress: dict[str, Any], metrics: dict[str, float]) -> None:
+def write_summary(run_dir: Path, config: DictConfig, progress: Progress, metrics: dict[str, float]) -> None:
     """Leaves command, versions, settings and last metrics in ``summary.json``."""
     summary = {
         "command": " ".join(["python", *sys.argv]),
         "versions": versions(),
         "config": plain(config),
-        "progress": progress,
+        "progress": asdict(progress),
         "metrics": metrics,
     }
     write_whole(run_dir / "summary.json", json.dumps(summary, indent=2))
 
 
-def complete_summary(run_dir: Path, config: DictConfig, progress: dict[str, Any]) -> None:
+def complete_summary(run_dir: Path, config: DictConfig, progress: Progress) -> None:
     """Writes the summary of a run whose end is saved but not summed up, from ``metrics.csv``."""
     if read_summary(run_dir) is not None:  # of this end, or `take_over` had removed it
         return
     rows, _ = read_rows(run_dir / "metrics.csv")
-    metrics = {name: value for (frames, name, value), _ in rows if frames == progress["frames"]}
+    metrics = {name: value for (frames, name, value), _ in rows if frames == progress.frames}
     with spared("the summary"):
         write_summary(run_dir, config, progress, metrics)
 
@@ -329,7 +331,7 @@ def finish(
     run_dir: Path,
     config: DictConfig,
     checkpoints: RunCheckpoints,
-    progress: dict[str, Any],
+    progress: Progress,
     metrics: dict[str, float],
 ) -> None:
     """Sums up a run at its end and says so, if the end is on disk.
@@ -341,7 +343,7 @@ def finish(
         checkpoints.save()
     except OSError as error:
         raise UnsavedEnd(
-            f"the run has played its {progress['frames']:,} frames but its last checkpoint could not be written "
+            f"the run has played its {progress.frames:,} frames but its last checkpoint could not be written "
             f"({reason(error)}): once it can be, the same command continues from the newest one in {run_dir}"
         ) from error
     with spared("the summary"):

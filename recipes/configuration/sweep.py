@@ -45,7 +45,7 @@ def _check(overrides: Sequence[str], config_name: str) -> None:
     for values in expand(overrides)[1]:
         run_dir = load_config(config_name, [f"{key}={value}" for key, value in values.items()]).run_dir
         if run_dir in taken:
-            raise UserError(f"two jobs have run_dir={run_dir}: write what differs in its name, run_dir='runs/x_${{key}}'")
+            raise UserError(f"two jobs have run_dir={run_dir}: name it by what differs, run_dir='runs/x_${{key}}'")
         taken.add(run_dir)
 
 

@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import sys
 import zipfile
+from dataclasses import asdict
 
 import numpy as np
 import pytest
@@ -29,16 +30,17 @@ from htrmrl_torchrl.agent.heads import value_head
 from htrmrl_torchrl.agent.networks import acting_policy, build_networks, load_networks
 from htrmrl_torchrl.checkpoints.archive import check_archive
 from htrmrl_torchrl.checkpoints.checkpoint import (
-    RunCheckpoints,
     checkpoints_of,
     export_agent,
     latest_checkpoint,
     read_component,
-    set_aside,
 )
+from htrmrl_torchrl.checkpoints.files import set_aside
 from htrmrl_torchrl.checkpoints.versions import versions
 from htrmrl_torchrl.evaluation import play_trials
 from htrmrl_torchrl.memory.strategies import STRATEGIES
+from htrmrl_torchrl.runs.checkpoint import RunCheckpoints
+from htrmrl_torchrl.runs.progress import Progress
 
 LANES, K, H = 3, 3, 6
 
@@ -73,7 +75,7 @@ class Run:
             self.env, self.networks.policy, frames_per_batch=LANES * K * H, total_frames=-1,
             auto_register_policy_transforms=False,
         )  # fmt: skip
-        self.progress = {"frames": 0, "best": -1.0}
+        self.progress = Progress(best_val_success=-1.0)
         self.checkpoints = RunCheckpoints(
             folder, keep=2, agent=self.arguments, config={"seed": seed}, progress=self.progress,
             actor=self.networks.actor, critic=self.networks.critic, optimizer=self.optimizer,
@@ -106,7 +108,7 @@ class Run:
                 (losses["loss_objective"] + losses["loss_critic"] + losses["loss_entropy"]).backward()
                 self.optimizer.step()
             self.networks.encoder.tokens.adapt(batch[keys.OBSERVATION])
-            self.progress["frames"] += batch.numel()
+            self.progress.frames += batch.numel()
             collected.append(batch.clone())
         return collected
 
@@ -120,7 +122,7 @@ class Run:
             "memory": str(self.networks.memory.checkpoint_state()),
             "storage": str(self.buffer.storage.checkpoint_state()),
             "deck": self.env.checkpoint_state()["deck"],
-            "progress": dict(self.progress),
+            "progress": asdict(self.progress),
         }
 
 
@@ -296,7 +298,7 @@ def test_versions_configuration_and_frames_are_inside(tmp_path):
     assert set(versions()) >= {"python", "torch", "torchrl", "tensordict", "metaworld", "mujoco", "htrmrl_torchrl"}
     assert read_component(path, "config") == {"seed": 0}
     assert read_component(path, "agent") == run.arguments
-    assert read_component(path, "progress") == {"frames": LANES * K * H, "best": -1.0}
+    assert read_component(path, "progress") == asdict(Progress(frames=LANES * K * H, best_val_success=-1.0))
 
 
 ELSEWHERE = """
@@ -430,7 +432,7 @@ def test_all_kinds_of_state_are_inside(value_norm, tmp_path):
     assert entries(trees["env"])["pending"] is not None
     assert len(entries(trees["memory"])["streams"]["list"]) == LANES
     assert set(entries(trees["rng"])) >= {"python", "numpy", "torch_cpu"}
-    assert trees["progress"] == run.progress and "best" in trees["progress"]
+    assert trees["progress"] == asdict(run.progress)
 
 
 def test_litter_is_swept(tmp_path):
