@@ -12,13 +12,14 @@ from omegaconf import DictConfig
 from tensordict import TensorDictBase
 from torchrl import torchrl_logger
 
-from htrmrl_torchrl import HierarchicalEncoder, keys
+from htrmrl_torchrl import keys
 from htrmrl_torchrl.agent.networks import Networks, build_networks
 from htrmrl_torchrl.checkpoints.checkpoint import checkpoints_of, frames_of
 from htrmrl_torchrl.envs import TrialEnv
 from htrmrl_torchrl.faults import UserError
 from htrmrl_torchrl.inspection.progress import look_inside
-from htrmrl_torchrl.ppo.metrics import attention_entropy, critic_metrics, process_metrics, training_metrics
+from htrmrl_torchrl.inspection.training import attention_entropy
+from htrmrl_torchrl.ppo.metrics import critic_metrics, process_metrics, training_metrics
 from htrmrl_torchrl.ppo.update import Learner, Updated, update
 from htrmrl_torchrl.progress import progress_bar
 from htrmrl_torchrl.runs.checkpoint import RunCheckpoints
@@ -225,13 +226,15 @@ def _train(config: DictConfig) -> None:
         torch.set_num_threads(threads)
 
 
+@torch.no_grad()
 def _learning_metrics(
     config: DictConfig, networks: Networks, batch: TensorDictBase, updated: Updated
 ) -> dict[str, float]:
     """What an update says of itself, of the critic, the std and the attention."""
     metrics = dict(updated.metrics)
     metrics |= critic_metrics(batch, updated.targets[keys.VALUE_TARGET], names_of_tasks(config, "train"))
-    return metrics | _inspect(networks, updated.minibatch)
+    metrics["ppo/std"] = networks.actor.get_dist(updated.minibatch.copy()).stddev.mean().item()
+    return metrics | attention_entropy(networks.encoder, updated.minibatch)
 
 
 def _timings(batch: TensorDictBase, *, begun: float, collected: float, learned: float) -> dict[str, float]:
@@ -257,13 +260,3 @@ def _save(config: DictConfig, checkpoints: RunCheckpoints, progress: Progress, *
     with spared("the checkpoint"):
         if is_due:
             checkpoints.save()
-
-
-@torch.no_grad()
-def _inspect(networks: Networks, minibatch: TensorDictBase) -> dict[str, float]:
-    metrics = {"ppo/std": networks.actor.get_dist(minibatch.copy()).stddev.mean().item()}
-    if not isinstance(networks.encoder, HierarchicalEncoder):  # nothing attends
-        return metrics
-    intra, inter = networks.encoder.attention_weights(minibatch[keys.CONTEXT])
-    metrics["attention/intra_entropy"] = attention_entropy(intra)
-    return metrics | ({"attention/inter_entropy": attention_entropy(inter)} if inter.shape[1] else {})

@@ -10,6 +10,11 @@ from htrmrl_torchrl.inspection.recording import Recording
 KINDS = ("present", "successful episodes", "failed episodes")  # of what a slot shows
 
 
+def entropy(attention: Tensor) -> Tensor:
+    """Entropy in nats of rows ``[..., L]``: 0 where all is at one place, log(L) where all places are alike."""
+    return -(attention * attention.clamp_min(1e-12).log()).sum(-1)
+
+
 def relative_entropy(attention: Tensor, held: Tensor) -> Tensor:
     """How evenly heads look around: 1 at all places alike, 0 at one alone.
 
@@ -27,8 +32,7 @@ def relative_entropy(attention: Tensor, held: Tensor) -> Tensor:
     """
     places = held.sum(-1)
     attention, places = attention[places > 1], places[places > 1]
-    entropy = -(attention * attention.clamp_min(1e-12).log()).sum(-1)  # [n, layers, H]
-    return (entropy / places.log().view(-1, 1, 1)).mean(0)
+    return (entropy(attention) / places.log().view(-1, 1, 1)).mean(0)  # of [n, layers, H]
 
 
 def slot_entropy(recording: Recording) -> Tensor | None:

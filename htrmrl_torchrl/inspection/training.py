@@ -14,9 +14,9 @@ from torch import Tensor
 
 from htrmrl_torchrl import keys
 from htrmrl_torchrl.agent.networks import Networks
-from htrmrl_torchrl.encoders.contract import Inside
+from htrmrl_torchrl.encoders.contract import ContextEncoder, Inside
 from htrmrl_torchrl.encoders.hierarchical import HierarchicalEncoder
-from htrmrl_torchrl.inspection.attention import relative_entropy
+from htrmrl_torchrl.inspection.attention import entropy, relative_entropy
 from htrmrl_torchrl.inspection.style import MAP, styled
 
 if TYPE_CHECKING:
@@ -34,6 +34,18 @@ def newest_decisions(minibatch: TensorDictBase) -> TensorDictBase:
     if minibatch.ndim == 1:
         return minibatch[:: max(1, -(-len(minibatch) // DECISIONS))]
     return minibatch[:DECISIONS, -1]
+
+
+@torch.no_grad()
+def attention_entropy(encoder: ContextEncoder, minibatch: TensorDictBase) -> dict[str, float]:
+    """``attention/<level>_entropy``, in nats, of the newest position in each level's last layer, mean over heads.
+
+    Of all decisions of a minibatch, by the fast path; nothing of encoders that do not attend.
+    """
+    if not isinstance(encoder, HierarchicalEncoder):
+        return {}
+    levels = zip(("intra", "inter"), encoder.attention_weights(minibatch[keys.CONTEXT]), strict=True)
+    return {f"attention/{level}_entropy": entropy(rows).mean().item() for level, rows in levels if rows.shape[-1]}
 
 
 def attention_metrics(inside: Inside, context: TensorDictBase) -> dict[str, float]:

@@ -41,6 +41,7 @@ from htrmrl_torchrl.evaluation import play_trials
 from htrmrl_torchrl.memory.strategies import STRATEGIES
 from htrmrl_torchrl.runs.checkpoint import RunCheckpoints
 from htrmrl_torchrl.runs.progress import Progress
+from tests.helpers import rules
 
 LANES, K, H = 3, 3, 6
 
@@ -165,7 +166,7 @@ def test_a_run_of_a_machine_with_more_gpus_goes_on_without_their_streams(tmp_pat
 def test_other_versions_are_said_once_and_only_where_a_run_goes_on(tmp_path, monkeypatch, caplog):
     run = Run(tmp_path)
     path = run.save()
-    monkeypatch.setattr("htrmrl_torchrl.checkpoints.checkpoint.versions", lambda: versions() | {"torchrl": "9.0"})
+    monkeypatch.setattr("htrmrl_torchrl.runs.checkpoint.versions", lambda: versions() | {"torchrl": "9.0"})
     torchrl_logger.addHandler(caplog.handler)
     try:
         load_networks(path)
@@ -234,9 +235,9 @@ def test_a_checkpoint_is_an_agent(tmp_path, encoder_kind):
         ours, theirs = (getattr(networks, part).state_dict() for networks in (loaded, run.networks))
         assert ours.keys() == theirs.keys() and all(torch.equal(ours[name], theirs[name]) for name in theirs)
     env = make_env("toy", num_envs=4, pairs=[(0, goal) for goal in range(4)], episodes_per_trial=K + 1)
-    outcomes = [play_trials(acting_policy(n, seed=2), env, adaptation_episodes=K) for n in (loaded, run.networks)]
+    outcomes = [play_trials(acting_policy(n, seed=2), env, rules(K)) for n in (loaded, run.networks)]
     assert (outcomes[0] == outcomes[1]).all()
-    untrained = play_trials(acting_policy(Run(tmp_path, seed=5).networks, seed=2), env, adaptation_episodes=K)
+    untrained = play_trials(acting_policy(Run(tmp_path, seed=5).networks, seed=2), env, rules(K))
     assert not torch.equal(untrained["return"], outcomes[0]["return"])
 
 
