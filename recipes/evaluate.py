@@ -11,6 +11,7 @@ import shlex
 import sys
 import time
 from collections.abc import Sequence
+from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -212,7 +213,7 @@ def _record(config: DictConfig, checkpoint: Path, benchmark: str, report: "Evalu
     policy = ExactPolicy(acting_policy(load_networks(checkpoint), seed=config.seed))
     with writing(f"{stem.parent / 'tensorboard'}"):
         log = EventFile(stem.parent / "tensorboard")
-    with log:
+    with closing(log):
         for task, name in enumerate(progress_bar(iterable=report.tasks, desc="videos")):
             video = record_trial(
                 policy,

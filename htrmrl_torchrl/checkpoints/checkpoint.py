@@ -30,14 +30,9 @@ _LONGEST_ENVIRONMENT = 4000  # characters; a custom benchmark names up to 50 tas
 
 
 def checkpoints_of(folder: Path, kind: str) -> list[Path]:
-    """The checkpoints of a run's ``checkpoints/`` folder, oldest first; whatever else is there is passed over.
+    """The checkpoints of kind ``"step"`` or ``"best"`` in a run's ``checkpoints/`` folder, oldest first.
 
-    Args:
-        folder: may be missing.
-        kind: ``"step"``, the periodic ones, or ``"best"`` on ``val``.
-
-    Raises:
-        OSError: if the folder cannot be read, or is a link to nothing.
+    The folder may be missing. Raises OSError if it cannot be read, or is a link to nothing.
     """
     return [path for path in _named(folder, kind) if path.is_file() and not path.is_symlink()]
 
@@ -60,14 +55,7 @@ def frames_of(path: Path) -> int:
 
 
 def latest_checkpoint(folder: Path) -> tuple[Path | None, dict[Path, str]]:
-    """The newest periodic checkpoint in a run's ``checkpoints/`` folder that is whole, if there is one.
-
-    Returns:
-        tuple: its path, and newer ones that are damaged or cannot be read with what is wrong with each.
-
-    Raises:
-        OSError: if the folder cannot be read, or is a link to nothing; one that is not there has no checkpoint.
-    """
+    """The newest whole periodic checkpoint, and what is wrong with each newer one; raises as `checkpoints_of` does."""
     damaged: dict[Path, str] = {}
     for path in reversed(_named(folder, "step")):
         try:
@@ -86,8 +74,7 @@ def read_component(path: str | Path, name: str) -> dict[str, Any]:
 
     Args:
         path: of the checkpoint.
-        name: ``"config"`` (of the run), ``"agent"`` (arguments of `build_networks`), ``"versions"`` (of packages) or
-            ``"progress"`` (``frames`` trained, commits of the code, ...).
+        name: ``"config"``, ``"agent"`` (arguments of `build_networks`), ``"versions"`` or ``"progress"``.
 
     Raises:
         FileNotFoundError: if there is nothing at `path`.
@@ -162,26 +149,13 @@ class _Held:
 
 
 def export_agent(path: str | Path, out: str | Path) -> Path:
-    """Writes the agent of a run's checkpoint to a file of its own, to hand on: a third of the size.
+    """Writes the agent of the checkpoint at ``path`` to the file ``out``, which is replaced: a third of the size.
 
-    It is read wherever a checkpoint is, to act, to evaluate or to look inside, and gives the same numbers. What only
-    training needs (optimizer, task deck, random streams) is left out, so no run goes on from it.
-
-    Args:
-        path: of the checkpoint.
-        out: of the new file; its folder is made, a file that is there is replaced.
-
-    Raises:
-        FileNotFoundError: if there is nothing at `path`.
-        ValueError: if it is not a checkpoint of a training run.
-
-    Example:
-        ``export_agent("runs/ml10_ppo_seed1/checkpoints/step-000020000000.torchrl", "agent.torchrl")``
+    It acts, is evaluated and inspected like the checkpoint. What only training needs (optimizer, task deck, random
+    streams) is left out, so no run goes on from it. Raises as `read_component` does.
     """
-    out, described = (
-        Path(out),
-        {name: read_component(path, name) for name in ("agent", "config", "versions", "progress")},
-    )
+    out = Path(out)
+    described = {name: read_component(path, name) for name in ("agent", "config", "versions", "progress")}
     target = Checkpoint(format="archive", **described)
     for name, state in read_states(path, ["actor", "critic"]).items():
         target.register(name, _Held(state), adapter=TensorFiles())

@@ -46,11 +46,9 @@ def read_regular(path: str | Path, *, largest: int) -> bytes:
 def read_json(data: bytes, *, constants: bool = False) -> Any:
     """What a JSON file says that anybody may have written.
 
-    Python's reader takes the last of two equal keys, NaN and Infinity (here only with ``constants``), and nests as far
-    as the interpreter can; what is nested less deep still fails later, in whatever walks through it.
-
     Raises:
-        ValueError: for text that is not UTF-8 or not JSON, a key twice in one object, or more than 64 levels.
+        ValueError: for text that is not UTF-8 or not JSON, NaN or Infinity (unless ``constants``), a key twice in one
+            object, or more than 64 levels.
 
     Example:
         >>> read_json(b'{"frames": 1, "frames": 2}')
@@ -112,22 +110,10 @@ def sync_folder(folder: Path) -> None:
 
 
 class RecordFile:
-    """A file that grows by whole records.
+    """A file that grows by whole records, created where it is missing.
 
-    Where the disk takes a record only in part, the part is taken back and the record waits in memory for the next call:
-    the file is readable at any time, and complete as soon as there is room again.
-
-    Args:
-        path: the file, created where it is missing.
-
-    Example:
-        >>> import tempfile
-        >>> path = Path(tempfile.mkdtemp(), "records")
-        >>> file = RecordFile(path)
-        >>> file.write(b"one")
-        >>> file.close()
-        >>> path.read_text()
-        'one'
+    What the disk takes only in part is taken back and waits in memory for the next call: the file is readable at any
+    time, and complete as soon as there is room again.
     """
 
     def __init__(self, path: Path) -> None:
@@ -137,11 +123,7 @@ class RecordFile:
         self._closed = False
 
     def write(self, record: bytes) -> None:
-        """Append a record, after those that still wait.
-
-        Raises:
-            OSError: if there was no room; what waits is then written with the next call.
-        """
+        """Append a record, after those that still wait. Raises OSError if there was no room; then it waits too."""
         self._waiting += record
         self.flush()
 

@@ -51,31 +51,27 @@ def evaluate(
 ) -> EvaluationReport:
     """How often an agent succeeds on held-out goals (``split="val"``) or tasks (``"test"``).
 
-    Every (task, goal) pair is played in one trial and counted once; success never ends an episode. The agent's
-    weights, memory and random streams stay as they are, and so does torch's random state; the same call gives the same
-    report, in whatever order a processor adds: agents play in float64, see `htrmrl_torchrl.evaluation.exact`.
-    (`protocol="metaworld"` hands over to the simulator's own evaluator, which counts otherwise.)
+    Every (task, goal) pair is played in one trial and counted once; success never ends an episode. The agent's weights,
+    memory and random streams, and torch's random state, stay as they are. The same call gives the same report on every
+    processor, see `htrmrl_torchrl.evaluation.exact`. (`protocol="metaworld"` calls the simulator's own evaluator.)
 
     Args:
         agent: path of a checkpoint, or of several (training seeds; one report of all); a `HTrMRLAgent`; what
             `build_networks` returned; or any TensorDict policy that reads the keys of `htrmrl_torchrl.keys` and writes
-            ``action`` (played in a copy, in its own precision; its memory keeps its scope, while that of the others
-            sees nothing of other trials, see `htrmrl_torchrl.agent.acting_policy`). With ``protocol="metaworld"``
-            a ``MetaLearningAgent`` too.
+            ``action`` (played in a copy, in its own precision, with the scope of its memory). With
+            ``protocol="metaworld"`` a ``MetaLearningAgent`` too.
         benchmark: a name that `make_env` knows, but no factory.
         split: ``"train"``, ``"val"`` or ``"test"``.
         protocol: ``"strict"``, ``"garage"`` or ``"metaworld"``, see `htrmrl_torchrl.evaluation.protocols`.
-        goals_per_task, adaptation_episodes, evaluation_episodes, evaluation_actions: in place of the protocol's; all
-            are in the report.
+        goals_per_task, adaptation_episodes, evaluation_episodes, evaluation_actions: in place of the protocol's.
         horizon: steps per episode; default the benchmark's (500 in Meta-World).
         benchmark_seed: decides the goals.
         seed: of action noise and of the memory's draws.
         device: where the networks run; default where they are. Simulators stay on the CPU.
-        num_envs: lanes at a time; more are faster. A network's actions are sampled per batch, so that its outcomes
-            (not those of a policy without noise) depend on it.
+        num_envs: environments at a time; more are faster. Sampled actions depend on it.
         num_workers: processes for the simulators; 0 steps them in this one.
         worker_timeout: seconds within which a worker must answer, see `make_env`.
-        progress: whether it is shown: a bar on a terminal, elsewhere a line every half minute.
+        progress: whether it is shown, see `progress_bar`.
         command: noted in the report.
 
     Raises:

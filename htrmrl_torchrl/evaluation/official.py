@@ -1,8 +1,8 @@
 """The protocol ``metaworld``: the simulator's own evaluator, called as it is.
 
-It counts, of each task, the first episodes to finish. Successful ones end early and their lanes begin again, so with
-several goals of a task side by side the goals that are solved are counted again and again: an agent that solves one in
-four is reported to solve all. Numbers from it compare with nothing else, and reports say so.
+It counts, of each task, the first episodes to finish. Successful ones end early and their environments begin again, so
+of several goals of a task the solved ones are counted again and again: an agent that solves one in four is reported to
+solve all. Numbers from it compare with nothing else, and reports say so.
 """
 
 from typing import Any, Protocol

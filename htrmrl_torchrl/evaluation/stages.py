@@ -68,7 +68,7 @@ def play_stages(
     """Plays a grid of goals as `evaluate` does, in this process, and reports how far each episode came.
 
     Args:
-        policy: begins with a memory of its own and writes ``action``, see `htrmrl_torchrl.agent.acting_policy`.
+        policy: see `play_trials`.
         benchmark: ``ML1:<task>``, ``ML10``, ``ML25``, ``ML45`` or ``custom:[...]/[...]``.
         protocol: which goals are played, and how.
         split, horizon, benchmark_seed, seed, num_envs, progress: as in `htrmrl_torchrl.evaluate`.

@@ -50,14 +50,10 @@ def record_trial(
     every: int = 5,
     size: int = 256,
 ) -> Video:
-    """Play one trial as `play_trials` does, and look on.
-
-    Each episode gives a picture of its start, of every ``every``-th step and of its last step: with horizon H that is
-    ``1 + ceil(H / every)`` pictures an episode. Torch's and NumPy's random states are left as they were.
+    """Play one trial as `play_trials` does, with a picture of each episode's start, every ``every``-th and last step.
 
     Args:
-        policy: begins with a memory of its own and writes ``action``, see `htrmrl_torchrl.agent.acting_policy`. The
-            memory is restarted: equal calls draw equal windows.
+        policy: see `play_trials`.
         benchmark: a name that `make_env` knows, no factory.
         protocol: how the trial is played, see `play_trials`.
         split: ``train``, ``val`` or ``test``.

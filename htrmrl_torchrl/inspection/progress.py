@@ -27,10 +27,10 @@ def look_inside(
     *,
     total_frames: int,
 ) -> dict[str, float]:
-    """Metrics, a picture and histograms of the last minibatch, beside the metrics of an evaluation.
+    """Metrics, a picture and histograms of the last minibatch, beside the ``metrics`` of an evaluation.
 
-    Without a minibatch, after an update that was taken back, only what the evaluation tells is looked at. Each warning
-    sign is said once, when it shows first; ``progress`` remembers which, and the tasks' best success.
+    There is no minibatch after an update that was taken back. Each warning sign is printed once; ``progress`` remembers
+    which, and the tasks' best success.
     """
     started = time.perf_counter()
     frames = progress.frames

@@ -20,11 +20,11 @@ from htrmrl_torchrl.memory.windows import make_token
 
 @dataclass(frozen=True, kw_only=True)
 class Recording:
-    """N trials of K episodes of H steps, looked into at S steps of each episode; on the CPU.
+    """N trials of K episodes of H steps, inspected at S steps of each episode; on the CPU.
 
     Args:
         task, goal: ``[N]``.
-        steps: ``[S]``, the steps of an episode (from 0) that were looked into: the first, the last, some between.
+        steps: ``[S]``, the inspected steps of an episode (from 0): the first, the last, some between.
         tokens: ``[N, K, H + 1, x]``, raw, the final one included.
         success: ``[N, K]`` bool, at any step.
         returns: ``[N, K]``, undiscounted.
@@ -57,7 +57,7 @@ class Recording:
 
     @property
     def horizon(self) -> int:
-        """H."""
+        """Steps of an episode."""
         return self.tokens.shape[2] - 1
 
     @property

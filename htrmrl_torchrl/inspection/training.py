@@ -1,6 +1,6 @@
-"""What is worth knowing of the inside while training goes on, from the last minibatch: numbers, and one picture.
+"""What is inspected during training, from the last minibatch: numbers, and one picture.
 
-Everything follows from what is at hand (no environment, no random numbers), so that looking changes no run.
+Neither an environment nor random numbers are used, so inspection changes no run.
 """
 
 from collections import defaultdict
@@ -135,14 +135,9 @@ def _norm(tensors: list[Tensor]) -> float:
 
 
 def update_forgetting(best: dict[str, float], metrics: Mapping[str, float]) -> dict[str, float]:
-    """How far each task's success on ``val`` is below its best so far, and how far ``test`` is below ``val``.
+    """``eval/val_forgetting``, with ``/<task>``: how far success on ``val`` is below its ``best``, which is updated.
 
-    Args:
-        best: best success so far by task; updated in place, and to be kept with the run.
-        metrics: of an evaluation, with ``eval/val_success/<task>``.
-
-    Returns:
-        ``eval/val_forgetting/<task>``, their mean ``eval/val_forgetting``, and ``eval/val_test_gap``.
+    Also ``eval/val_test_gap``, how far ``test`` is below ``val``. ``metrics`` are those of an evaluation.
     """
     prefix = "eval/val_success/"
     forgetting = {}

@@ -3,7 +3,7 @@
 import errno
 import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
@@ -32,24 +32,8 @@ class Resumable(Protocol):
     def load_checkpoint_state(self, state: dict[str, Any]) -> None: ...
 
 
-class _State:
-    """Gives a `Resumable` the method names that `torchrl.checkpoint` looks for."""
-
-    def __init__(self, owner: Resumable) -> None:
-        self._owner = owner
-
-    def state_dict(self) -> dict[str, Any]:
-        return self._owner.checkpoint_state()
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        self._owner.load_checkpoint_state(state)
-
-
 class _RandomStreams:
-    """The global random streams; those of GPUs are left behind where there are not as many of them.
-
-    `GlobalRNGState` alone refuses to go on there.
-    """
+    """The global random streams; those of GPUs are left out where their number is another one."""
 
     def state_dict(self) -> dict[str, Any]:
         return GlobalRNGState().state_dict()
@@ -64,24 +48,29 @@ class _RandomStreams:
 
 
 class _Marked:
-    """Something with a state, and a copy of the state that it had at the last boundary."""
+    """The state that something had at the last boundary, under the names that `torchrl.checkpoint` looks for."""
 
-    def __init__(self, owner: Any) -> None:
-        self._owner = owner
+    def __init__(self, read: Callable[[], Any], load: Callable[[Any], object]) -> None:
+        self._read, self.load_state_dict = read, load
         self._state: Any = None
 
     def mark(self) -> None:
-        self._state = _copied(self._owner.state_dict())
+        self._state = _copied(self._read())
 
     def state_dict(self) -> Any:
         return self._state
 
-    def load_state_dict(self, state: Any) -> None:
-        self._owner.load_state_dict(state)
+
+def _learned(owner: nn.Module | Optimizer | _RandomStreams) -> _Marked:
+    return _Marked(owner.state_dict, owner.load_state_dict)
+
+
+def _resumed(owner: Resumable) -> _Marked:
+    return _Marked(owner.checkpoint_state, owner.load_checkpoint_state)
 
 
 def _copied(value: Any) -> Any:
-    """As `copy.deepcopy`, but quicker, for it happens in every iteration: only tensors and containers can change."""
+    """As `copy.deepcopy`, but quicker, since it happens in every iteration: only tensors and containers can change."""
     if isinstance(value, torch.Tensor):
         return value.detach().clone()
     if isinstance(value, Mapping):
@@ -95,31 +84,21 @@ class RunCheckpoints:
     """The ``checkpoints/`` folder of a run: the latest few, and the best one on ``val``.
 
     `mark` copies, in memory, where the run stands between two iterations; `save` writes what was marked. So the
-    beginning of an iteration can be saved from anywhere in its middle, where networks, streams and environments have
-    moved on already.
+    beginning of an iteration can be saved at any time in it.
 
-    A file appears under its name when all of it, sealed, is on the disk: at any moment a kill leaves the files that
-    were there, whole, and at most a hidden folder that the next `rewind` or `save` removes. (TorchRL's
-    `CheckpointRotation` renames too, but does not wait for the disk, and opens every file of the folder to order them.)
-
-    Only files with exactly the names that are written here, ``step-<frames>.torchrl`` and ``best-<frames>.torchrl``,
-    are looked at or removed.
+    A file appears under its name when all of it is on the disk: a kill leaves whole files, and at most a hidden folder
+    that the next `rewind` or `save` removes. Only files that have the names written here, ``step-<frames>.torchrl`` and
+    ``best-<frames>.torchrl``, are read or removed.
 
     Args:
-        folder: where they go; created with the first of them. Once it is there it is never created again: a run whose
-            folder was moved away does not write to another one in its place.
+        folder: created with the first checkpoint, and never again: a run whose folder was moved away stops saving.
         keep: how many of the latest stay.
-        agent: JSON-compatible arguments of `htrmrl_torchrl.agent.build_networks`, which make a checkpoint
-            self-contained.
+        agent: JSON-compatible arguments of `build_networks`, which make a checkpoint self-contained.
         config: the resolved configuration.
         progress: restored in place. What a checkpoint says must be of the same kinds.
         actor, critic, optimizer, rewards: what is trained, and the unit of its rewards.
-        env, memory: whose streams and counters continue. A foreign environment cannot be saved (``None``): it begins
-            anew.
-        storage: whose context-only frames later trials may still be shown (``scope="lane"``); ``None`` for others.
-
-    Example:
-        see ``recipes/ppo.py``.
+        env, memory: whose streams and counters continue; a foreign environment (``None``) begins anew.
+        storage: whose frames later trials may still see (``scope="lane"``); else ``None``.
     """
 
     def __init__(
@@ -143,14 +122,14 @@ class RunCheckpoints:
         self._progress, self._marked_progress = progress, asdict(progress)
         self._optimizer = optimizer
         self._marked = {
-            "actor": _Marked(actor),
-            "critic": _Marked(critic),
-            "optimizer": _Marked(optimizer),
-            "rewards": _Marked(rewards),
-            "memory": _Marked(_State(memory)),
-            "rng": _Marked(_RandomStreams()),
-            **({} if env is None else {"env": _Marked(_State(env))}),
-            **({} if storage is None else {"storage": _Marked(_State(storage))}),
+            "actor": _learned(actor),
+            "critic": _learned(critic),
+            "optimizer": _learned(optimizer),
+            "rewards": _learned(rewards),
+            "memory": _resumed(memory),
+            "rng": _learned(_RandomStreams()),
+            **({} if env is None else {"env": _resumed(env)}),
+            **({} if storage is None else {"storage": _resumed(storage)}),
         }
         self._checkpoint = Checkpoint(
             format="archive", agent=agent, config=config, versions=versions(), progress=self._marked_progress
@@ -173,8 +152,7 @@ class RunCheckpoints:
     def save(self) -> Path:
         """Saves the marked boundary, unless it is on disk already; older ones beyond `keep` go.
 
-        Raises:
-            OSError: if it could not be written, for example to a full disk; what was saved before stays.
+        Raises OSError if it could not be written, for example to a full disk; what was saved before stays.
         """
         if self._saved is None:
             self._saved = self._write("step", {})
@@ -213,10 +191,9 @@ class RunCheckpoints:
         self._marked_progress |= asdict(self._progress)
 
     def rewind(self) -> None:
-        """Makes the marked boundary the latest: what another continuation of the run saved beyond it goes.
+        """Makes the marked boundary the latest: removes what another continuation of the run saved beyond it.
 
-        Raises:
-            OSError: if the boundary could not be written; then nothing goes.
+        Raises OSError if the boundary could not be written; then nothing is removed.
         """
         self._saved = self._write("step", {})
         for prefix in ("best", "step"):
@@ -242,10 +219,7 @@ class RunCheckpoints:
             raise FileNotFoundError(errno.ENOENT, "its folder was moved, another is in its place", str(self._folder))
 
     def _prune(self, kind: str, keep: int) -> None:
-        """Removes older ones; one that cannot be removed costs room, not the run.
-
-        What lies beyond the marked boundary does not count: nobody has checked it, and a whole one would go for it.
-        """
+        """Removes older ones, if they can be removed; those beyond the marked boundary, which are unchecked, stay."""
         with suppress(OSError):
             found = [p for p in checkpoints_of(self._folder, kind) if frames_of(p) <= self._marked_progress["frames"]]
             for path in found[:-keep]:

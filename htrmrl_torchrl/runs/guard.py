@@ -1,15 +1,14 @@
 """Faults that a run survives: collections that begin anew and updates that are taken back.
 
 A fault is a NaN or an infinity (observation, reward, action, anything in a batch, loss, gradient) or, with
-``env.restart_workers``, a worker that failed. What it touched is dropped whole, so that nothing of it is learned from:
+``env.restart_workers``, a worker that failed. Nothing is learned from what it touched:
 
-    collecting   the batch is abandoned, its frames don't count; all lanes begin new trials, with the memory of before
+    collecting   the batch is dropped, its frames don't count; all environments begin new trials, with the memory before
     updating     weights, optimizer and normalisers go back to where they were before the update
     evaluating   the evaluation is repeated; it changes nothing
 
-An update is taken back from its first step on, not from the one that failed: by then the steps before have made weights
-whose losses are not finite, while the ones before the update have just played a batch that is. After
-``faults.max_in_a_row`` of them, with nothing completed in between, the run ends.
+The whole update is taken back, since its earlier steps led to weights whose losses are not finite. After
+``faults.max_in_a_row`` faults with nothing completed in between, the run ends.
 """
 
 import copy
@@ -70,12 +69,7 @@ class FaultGuard:
         self._seen = {"divergences": 0, "worker_restarts": 0}
 
     def batches(self, collector: Collector) -> Iterator[TensorDictBase]:
-        """What the collector collects, without the batches that a fault cut short or spoilt.
-
-        Raises:
-            WorkerFault: if a worker fails and may not be restarted.
-            TooManyFaults: if the limit is reached.
-        """
+        """What the collector collects, without the batches in which a fault occurred; raises as `evaluate` does."""
         remembered, abandoned = self._memory.checkpoint_state(), False
         while True:
             try:
@@ -96,11 +90,7 @@ class FaultGuard:
 
     @contextmanager
     def update(self) -> Iterator[None]:
-        """An update that happens as a whole or, where something is not finite, not at all.
-
-        Raises:
-            TooManyFaults: if the limit is reached.
-        """
+        """An update that happens as a whole or, if something is not finite, not at all; raises as `evaluate` does."""
         before = [copy.deepcopy(part.state_dict()) for part in self._changed]
         try:
             yield

@@ -28,8 +28,7 @@ _SECONDS_TO_SIGN = 2.0  # a process signs its lock within microseconds
 def locked(run_dir: Path) -> Iterator[None]:
     """Holds the lock of a run folder, which is created where it is missing and removed again if it stays empty.
 
-    (Where several start together in a missing folder, one may have made it and another one have got the lock, which
-    leaves an existing folder alone: then an empty folder can stay.)
+    (It can stay where several runs start together: only the one that created the folder removes it.)
 
     Raises:
         UserError: if another process holds it, or the folder cannot be written.

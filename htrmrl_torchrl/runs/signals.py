@@ -3,11 +3,9 @@
 Ctrl-C, SIGTERM (``kill``, ``timeout``, schedulers), SIGHUP (a closed terminal) and SIGUSR1 (batch systems, some time
 before they kill) are obeyed alike. All others do what they always do.
 
-A handler that raises would raise anywhere: inside a pipe's protocol, a lock of a library, a half-written file, or a
-destructor that swallows it. So while there is something to lose the handler only takes note, and training looks at the
-note wherever the encoder is about to be called: before every step of a collection or an evaluation and before every
-minibatch, which is every few milliseconds, and always between two calls of ours. A step that hangs is no reason to
-wait: a second Ctrl-C ends the process from inside the handler.
+A handler that raises would raise anywhere, for example in a half-written file. So while there is something to lose the
+handler only takes note, and training checks it before every call of the encoder, which is every few milliseconds. If a
+step hangs, a second Ctrl-C ends the process from inside the handler.
 """
 
 import ctypes
@@ -36,7 +34,7 @@ class Left(BaseException):
 class Interrupts:
     """Between `hold` and `release` a first signal is noted in ``requested``; a Ctrl-C after it ends with code 130.
 
-    Another signal is not a second wish: schedulers and ``timeout`` send one to the process and one to its group.
+    Other signals are noted once, since schedulers and ``timeout`` send one to the process and one to its group.
     """
 
     def __init__(self) -> None:
@@ -69,10 +67,10 @@ class Interrupts:
 
 @contextmanager
 def ending_at_once(*, sentence: Callable[[], str] = str, status: int | None = None) -> Iterator[None]:
-    """Meanwhile a signal ends the process on the spot, without a traceback: for as long as nothing would be lost.
+    """Meanwhile, while nothing would be lost, a signal ends the process at once, without a traceback.
 
     Args:
-        sentence: gives what to say then, if anything.
+        sentence: what to say then, if anything.
         status: exit code; by default the shells' own, 128 plus the signal's number.
     """
 

@@ -45,8 +45,7 @@ class Cell:
 def expand(overrides: Sequence[str]) -> tuple[list[str], list[dict[str, str]]]:
     """The axes (keys with several values) and all combinations ``{key: value}``, as Hydra's ``--multirun`` reads them.
 
-    Raises:
-        UserError: for an override that cannot be read, or a sweep without end.
+    Raises UserError for an override that cannot be read, or a sweep without end.
 
     Example:
         >>> expand(["a=1,2", "b=x", "seed=range(1,3)"])[0]
@@ -103,10 +102,9 @@ def _number_of_values(override: Override) -> int:
 
 
 def plan(recipe: str, overrides: Sequence[str], out: Path) -> tuple[list[str], list[Cell]]:
-    """Axes (without the seed) and cells, every one's configuration checked.
+    """Axes (without the seed) and cells.
 
-    Raises:
-        UserError: for the first cell that cannot run, or whose folder holds a run with other settings.
+    Raises UserError for the first cell that cannot run, or whose folder holds a run with other settings.
     """
     from recipes.configuration.run_folder import check_same_run  # late: torch takes a while
 
@@ -158,11 +156,8 @@ class Row:
 def tabulate(cells: Sequence[Cell], metric: str) -> list[Row]:
     """One row for each combination of the axes, in the order of the sweep, from the cells that are finished.
 
-    Speed is frames over the seconds that collection and update took, evaluations and start-up not included, and a
-    row's is the mean over its seeds; so is its number of seconds.
-
-    Raises:
-        UserError: if a finished cell does not have the metric.
+    Speed and seconds are of collection and update, mean over seeds. Raises UserError if a finished cell does not have
+    the metric.
     """
     groups: dict[str, list[tuple[Cell, dict[str, Any]]]] = {}
     for cell in cells:

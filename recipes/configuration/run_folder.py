@@ -1,8 +1,7 @@
 """What a run folder says about its run: where it stopped, with which settings, and how it ended.
 
 A start first checks everything (`where_to_start`, and what the recipe builds after it), and only then changes the
-folder (`take_over`): the checkpoints before the curve, so that whatever ends it in between leaves a run that can
-continue.
+folder (`take_over`): the checkpoints before the curve, so that the run can continue whatever stops it in between.
 """
 
 import json
@@ -58,8 +57,7 @@ class Start:
 def where_to_start(config: DictConfig, run_dir: Path) -> Start:
     """Where the run goes on from, or begins; changes nothing.
 
-    Raises:
-        UserError: for a run with other settings, and for results without a checkpoint to go on from.
+    Raises UserError for a run with other settings, and for results without a checkpoint to go on from.
     """
     if config.resume == "never":
         return Start(None)
@@ -167,11 +165,8 @@ def take_over(
 ) -> RunLogger:
     """Makes the folder that of a run at ``frames``, the marked boundary, and opens the metrics.
 
-    A new run leaves its first checkpoint, which also shows that one can be written. What is beyond ``frames`` is
-    dropped; damaged files get another name.
-
-    Raises:
-        UserError: if something cannot be written; the run can still be continued from where it was.
+    A new run leaves its first checkpoint. What is beyond ``frames`` is dropped; damaged files get another name. Raises
+    UserError if something cannot be written; the run can still be continued from where it was.
     """
     text = OmegaConf.to_yaml(config, resolve=True)
     with _refused(run_dir):
@@ -250,11 +245,7 @@ def _set_aside_unreadable(path: Path) -> None:
 
 
 def read_summary(run_dir: Path) -> dict[str, Any] | None:
-    """What a run left in ``summary.json`` when it ended; None if it left nothing.
-
-    Raises:
-        ValueError: what is wrong with a damaged one.
-    """
+    """What a run left in ``summary.json`` when it ended, if anything. Raises ValueError for a damaged one."""
     path = run_dir / "summary.json"
     try:
         summary: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
@@ -274,10 +265,9 @@ def read_summary(run_dir: Path) -> dict[str, Any] | None:
 
 
 def leave_boundary(checkpoints: RunCheckpoints, *, asked: bool) -> None:
-    """Saves where the iteration began that could not end; if the user has asked to stop, says how to go on.
+    """Saves where the iteration began that could not end, and says how to go on.
 
-    Raises:
-        SystemExit: with code 1, if the user has asked and it could not be saved.
+    Raises SystemExit with code 1 if the user has asked to stop and it could not be saved.
     """
     try:
         saved = checkpoints.save()
@@ -334,11 +324,7 @@ def finish(
     progress: Progress,
     metrics: dict[str, float],
 ) -> None:
-    """Sums up a run at its end and says so, if the end is on disk.
-
-    Raises:
-        UnsavedEnd: if the last checkpoint could not be written, not now either.
-    """
+    """Saves the end of a run, writes its summary and prints it; UnsavedEnd if the end cannot be saved."""
     try:
         checkpoints.save()
     except OSError as error:
