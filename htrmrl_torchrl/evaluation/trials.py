@@ -1,7 +1,7 @@
 """Playing a fixed grid of (task, goal) pairs: every pair is played in one trial, by one lane, and counted once.
 
 A trial has K adaptation episodes and then M that count, in one memory. Success at any step makes an episode a success;
-it never ends one. So all lanes are at the same step of the same episode, and no lane plays more than another.
+it never ends one. So all lanes are always at the same step of the same episode.
 """
 
 import math
@@ -48,8 +48,7 @@ def play_trials(
 
     Args:
         policy: writes ``action``, sampled or (under TorchRL's ``ExplorationType.DETERMINISTIC``) the mean. A memory in
-            it should be its own, see `htrmrl_torchrl.agent.acting_policy`: it is restarted, so that equal calls
-            draw equal windows.
+            it should be its own, see `htrmrl_torchrl.agent.acting_policy`: it is restarted.
         env: N lanes whose trials have K + M episodes; reset here.
         protocol: how many episodes adapt and count, which actions the latter take, and what they remember. (The
             memories set back are ours; a policy with one of another kind goes on remembering.)
