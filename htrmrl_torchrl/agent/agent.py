@@ -98,7 +98,11 @@ class HTrMRLAgent:
     ) -> Self:
         """The agent of a checkpoint, for instance ``runs/ml10_ppo_seed1/checkpoints/best-....torchrl``.
 
-        Nothing in the file is executed. Raises FileNotFoundError, or ValueError if it is not a checkpoint.
+        Nothing else is needed, and nothing in the file is executed.
+
+        Raises:
+            FileNotFoundError: if there is none at `path`.
+            ValueError: if it is not a checkpoint of this package.
         """
         return cls(load_networks(path), num_envs=num_envs, device=device, seed=seed, scope=scope)
 

@@ -50,7 +50,11 @@ def run_folder_of(checkpoint: Path) -> Path:
 
 
 def goals_of(config: DictConfig, checkpoints: Sequence[Path]) -> tuple[str, int]:
-    """Benchmark and seed of its goals: as the user says, else those that the agents were trained on (of one seed)."""
+    """Benchmark and seed of its goals: as the user says, else those that the agents were trained on.
+
+    Raises:
+        UserError: if they were trained on goals of several seeds.
+    """
     from htrmrl_torchrl.checkpoints.checkpoint import read_environment  # late: torch takes a while
 
     trained = [read_environment(path) for path in checkpoints]
