@@ -1,4 +1,4 @@
-"""Trials: K episodes of one (task, goal) per lane, and what an agent is told at their seams.
+"""Trials: K episodes of one (task, goal) per lane, and what an agent observes at their boundaries.
 
 One lane with ``episodes_per_trial = K = 2`` and ``horizon = H = 2``, rows as a collector stores them (o3 is the
 observation after an episode's last step; it is never acted on, so only ``final`` carries it on):
@@ -37,11 +37,9 @@ class TrialCounter:
 
     Args:
         batch_size: the environment's batch size, ``[]`` included.
-        observation_shape: shape of one lane's observation.
-        action_shape: shape of one lane's action.
+        observation_shape, action_shape: of one lane.
         episodes_per_trial: K; the reset after a lane's K-th episode starts a new trial.
-        device: where the tensors live.
-        observation_dtype: dtype of the observation.
+        device, observation_dtype: of the tensors.
 
     Raises:
         ValueError: if ``episodes_per_trial`` is below 1.
@@ -69,11 +67,7 @@ class TrialCounter:
         self.reward = torch.zeros(shape, device=device)
 
     def reset(self, mask: Tensor | None, *, new_trial: bool = False) -> Tensor:
-        """Start the next episode where ``mask`` [*batch, 1] is True, a new trial everywhere if there is no mask.
-
-        Args:
-            mask: the lanes concerned; ``None`` for all, on which a new trial starts.
-            new_trial: whether a new trial starts on all lanes of the mask, whatever their episode.
+        """Start the next episode where ``mask`` [*batch, 1] is True; with ``new_trial``, or no mask, new trials.
 
         Returns:
             Tensor: bool [*batch, 1], the lanes on which a new trial starts.
@@ -167,14 +161,7 @@ class TrialEnv(EnvBase):
     """
 
     def __init__(
-        self,
-        lanes: Lanes,
-        deck: Deck,
-        *,
-        episodes_per_trial: int,
-        horizon: int,
-        seed: int = 0,
-        success: bool = True,
+        self, lanes: Lanes, deck: Deck, *, episodes_per_trial: int, horizon: int, seed: int = 0, success: bool = True
     ) -> None:
         check_positive(episodes_per_trial=episodes_per_trial, horizon=horizon)
         super().__init__(batch_size=[lanes.num_lanes], device="cpu")

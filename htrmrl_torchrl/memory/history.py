@@ -114,7 +114,7 @@ class LaneHistories:
         return window_at(self._table.flatten(0, 1), row + self._count - 1, row + self._first, window)
 
     def windows(self, lane: int, drawn: list[Window], *, slots: int, window: int) -> tuple[Tensor, Tensor]:
-        """Tokens ``[slots, T, x]`` and mask ``[slots, T]`` of windows (index in `ended`, first token), right-aligned."""
+        """Tokens ``[slots, T, x]`` and mask ``[slots, T]`` of right-aligned windows (index in `ended`, first token)."""
         first, newest = [0] * (slots - len(drawn)), [-1] * (slots - len(drawn))
         for episode, start in drawn:
             _, begin, length = self._ended[lane][episode]

@@ -193,7 +193,7 @@ def take_over(
 
 @contextmanager
 def _refused(run_dir: Path) -> Iterator[None]:
-    """A folder that cannot be written is a fault of the user's; nothing empty is left in it."""
+    """Refuses a folder that cannot be written; nothing empty is left in it."""
     try:
         yield
     except OSError as error:
@@ -318,11 +318,7 @@ def complete_summary(run_dir: Path, config: DictConfig, progress: Progress) -> N
 
 
 def finish(
-    run_dir: Path,
-    config: DictConfig,
-    checkpoints: RunCheckpoints,
-    progress: Progress,
-    metrics: dict[str, float],
+    run_dir: Path, config: DictConfig, checkpoints: RunCheckpoints, progress: Progress, metrics: dict[str, float]
 ) -> None:
     """Saves the end of a run, writes its summary and prints it; UnsavedEnd if the end cannot be saved."""
     try:
