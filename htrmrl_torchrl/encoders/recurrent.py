@@ -117,8 +117,8 @@ class RecurrentEncoder(ContextEncoder):
         features = self.mlp(self.tokens(token)).to(state.dtype)
         # torchrl's key for "starts from the given state" (recurrent) or "from zero" (single steps, unused here).
         sequence = TensorDict(features=features, state=state.unsqueeze(-2), is_init=starts, batch_size=token.shape[:-1])
-        # In full precision: on a GPU, cuDNN's default TF32 would make the states of single steps and of sequences differ
-        # in their fifth digit.
+        # In full precision: on a GPU, cuDNN's default TF32 makes the states of single steps and of whole sequences
+        # differ in their fifth digit.
         with (
             set_recurrent_mode(recurrent),
             torch.autocast(token.device.type, enabled=False),

@@ -5,7 +5,7 @@ beside an untrained one of the same sizes, the null picture.
 """
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -63,7 +63,7 @@ def plot_trials(recordings: Recordings, *, titles: Mapping[str, Sequence[str]], 
             for k in range(episodes):
                 if recording.success[trial, k]:
                     at = k + 0.5 + (float(recording.first_success[trial, k]) + 0.5) / recording.horizon
-                    style = {"marker": "v", "color": SUCCESS, "clip_on": False, "markersize": 5}
+                    style: dict[str, Any] = {"marker": "v", "color": SUCCESS, "clip_on": False, "markersize": 5}
                     axes.plot(at, 1.06, transform=axes.get_xaxis_transform(), **style)
                 axes.axvline(k + 0.5, color="w", linewidth=0.6)
             names = [*(str(k + 1) for k in range(episodes - 1)), "now"]

@@ -221,7 +221,8 @@ def _names(inspected: Inspected, recording: Recording, split: str) -> list[str]:
 
 
 def _strategy_of(inspected: Inspected) -> str:
-    kind = type(inspected.networks[TRAINED].memory.strategy)
+    memory: Any = inspected.networks[TRAINED].memory  # an EpisodicMemory, where windows are retrieved
+    kind = type(memory.strategy)
     return next((name for name, known in STRATEGIES.items() if known is kind), kind.__name__)
 
 
