@@ -164,7 +164,7 @@ def _handles_signals(pid):
 @pytest.mark.parametrize("first", [signal.SIGINT, signal.SIGTERM])
 def test_a_second_ctrl_c_ends_it_at_once(first, tmp_path):
     """Also where the first could not be obeyed, because a worker hangs (here: is stopped)."""
-    process, one = start_and_stop_a_worker(tmp_path / "run")
+    process, _ = start_and_stop_a_worker(tmp_path / "run")
     mapped = shared_memory(process)
     os.kill(process.pid, first)
     wait_for(lambda: not _pending(process.pid, first), process, "the first signal's handler")
