@@ -70,7 +70,7 @@ def run(config: DictConfig) -> None:
         "commit": commit_of_code(),
         "machine": {"processor": _processor(), "cores": os.cpu_count()},
         "versions": versions(),
-        "load_before": os.getloadavg()[0],
+        "load_before": os.getloadavg()[0] if hasattr(os, "getloadavg") else None,  # Windows has none
     }
     path = Path(config.out) / "benchmark.json"
     for part in config.parts:

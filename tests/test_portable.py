@@ -17,7 +17,7 @@ import torch.utils.tensorboard, torchrl.checkpoint, torchrl.collectors, torchrl.
 resource_tracker.ensure_running()  # Python's own, which other systems do not have
 for module, names in (
     (signal, "SIGHUP SIGUSR1 SIGUSR2 SIGKILL SIGCHLD SIGCONT SIGSTOP SIGALRM SIG_BLOCK SIG_SETMASK pthread_sigmask"),
-    (os, "fork forkpty killpg getpgid setsid getuid geteuid sysconf uname pwrite pread mkfifo fchmod prctl"),
+    (os, "fork forkpty killpg getpgid setsid getuid geteuid sysconf uname getloadavg pwrite pread mkfifo fchmod prctl"),
 ):
     for name in names.split():
         vars(module).pop(name, None)

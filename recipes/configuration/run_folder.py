@@ -176,7 +176,9 @@ def take_over(
         if not start.follows:
             checkpoints.rewind()
         gone_back()
-        _sweep(run_dir)
+        for folder in (run_dir, run_dir / "evaluations"):
+            for name in filter(_STAGE.fullmatch, _entries(folder)):
+                (folder / name).unlink()
         _drop_beyond(run_dir, frames)
         _set_aside_unreadable(run_dir / "metrics.csv")
         write_whole(run_dir / "config.yaml", text)
@@ -202,12 +204,6 @@ def _refused(run_dir: Path) -> Iterator[None]:
         raise UserError(
             f"run_dir is '{run_dir}' but {error.filename or 'its checkpoint'} cannot be written: {reason(error)}"
         ) from error
-
-
-def _sweep(run_dir: Path) -> None:
-    for folder in (run_dir, run_dir / "evaluations"):
-        for name in filter(_STAGE.fullmatch, _entries(folder)):
-            (folder / name).unlink()
 
 
 def remove_records(run_dir: Path) -> None:

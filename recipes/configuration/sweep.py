@@ -9,6 +9,7 @@ Each job is the run that its overrides make of the recipe, in a run_dir of its o
 
 import sys
 from collections.abc import Callable, Sequence
+from pathlib import Path
 
 import hydra
 from hydra.core.global_hydra import GlobalHydra
@@ -16,7 +17,7 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
 from htrmrl_torchrl.faults import UserError
-from recipes.configuration.cells import expand
+from recipes.configuration.cells import Cell, expand
 from recipes.configuration.compose import CONFIG_DIR, load_config, refusing
 from recipes.configuration.paths import in_hydras_words
 
@@ -34,7 +35,8 @@ def sweep(train: Callable[[DictConfig], object], *, config_name: str) -> None:
             GlobalHydra.instance().clear()  # Hydra composes one configuration at a time, and `load_config` its own
             config = load_config(config_name, HydraConfig.get().overrides.task)
             train(config)
-            _end_if_stopped(config)
+            if Cell({}, [], Path(config.run_dir), config.total_frames).summary() is None:
+                sys.exit(0)  # a signal that stopped a run stops the jobs after it as well
 
     sys.argv = [sys.argv[0], "--multirun", *given]
     hydra.main(version_base="1.3", config_path=str(CONFIG_DIR), config_name=config_name)(job)()
@@ -47,14 +49,3 @@ def _check(overrides: Sequence[str], config_name: str) -> None:
         if run_dir in taken:
             raise UserError(f"two jobs have run_dir={run_dir}: name it by what differs, run_dir='runs/x_${{key}}'")
         taken.add(run_dir)
-
-
-def _end_if_stopped(config: DictConfig) -> None:
-    """A signal that stopped a run stops the jobs after it as well."""
-    from pathlib import Path
-
-    from recipes.configuration.run_folder import read_summary  # late: torch takes a while
-
-    summary = read_summary(Path(config.run_dir))
-    if summary is None or summary["progress"]["frames"] < config.total_frames:
-        sys.exit(0)
