@@ -103,7 +103,7 @@ def _take(lock: FileLock, run_dir: Path) -> None:
 
 def _signature(path: Path) -> str | None:
     """Whom a lock file names, if that process runs: one of a killed run is gone, or another one has its number."""
-    with suppress(OSError, ValueError, KeyError), path.open("rb", buffering=0) as file:
+    with suppress(OSError, ValueError, LookupError, TypeError), path.open("rb", buffering=0) as file:
         file.seek(1)  # Windows refuses to read the first byte, which is what it locks
         who: dict[str, Any] = json.loads(file.read())
         if who["host"] != socket.gethostname():
