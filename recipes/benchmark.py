@@ -68,7 +68,7 @@ def run(config: DictConfig) -> None:
         "commit": commit_of_code(),
         "machine": {"processor": _processor(), "cores": os.cpu_count()},
         "versions": versions(),
-        "load_before": os.getloadavg()[0],
+        "load_before": os.getloadavg()[0] if hasattr(os, "getloadavg") else None,  # Windows has none
     }
     path = Path(config.out) / "benchmark.json"
     for part in config.parts:
@@ -104,7 +104,8 @@ def _shown(value: Any) -> str:
 
 def _processor() -> str:
     info = Path("/proc/cpuinfo")
-    names = [line.split(":", 1)[1].strip() for line in info.read_text().splitlines() if line.startswith("model name")]
+    lines = info.read_text().splitlines() if info.exists() else []  # Linux
+    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
     return names[0] if names else platform.processor()
 
 

@@ -177,12 +177,8 @@ def _write_stages(config: DictConfig, checkpoint: Path, benchmark: str, report: 
     stages = play_stages(
         ExactPolicy(acting_policy(load_networks(checkpoint), seed=config.seed)).to(config.device),
         benchmark,
+        report.protocol,
         split=config.split,
-        goals_per_task=report.protocol.goals_per_task,
-        adaptation_episodes=report.protocol.adaptation_episodes,
-        evaluation_episodes=report.protocol.evaluation_episodes,
-        mean_action=report.protocol.evaluation_actions == "mean",
-        separate=report.protocol.separate,
         horizon=report.horizon,
         benchmark_seed=report.benchmark_seed,
         seed=config.seed,

@@ -42,7 +42,7 @@ def run(config: DictConfig) -> None:
 
 def _check_replaceable(out: Path, checkpoint: Path) -> None:
     """Raise UserError if a run would lose a checkpoint: an agent alone is nothing to go on from."""
-    from htrmrl_torchrl.checkpoints.checkpoint import check_archive
+    from htrmrl_torchrl.checkpoints.archive import check_archive
 
     if kind_of("out", out) is None:
         return

@@ -1,5 +1,6 @@
 """Record trials of a trained agent as videos: ``python recipes/video.py checkpoint=RUN_OR_CHECKPOINT split=test``."""
 
+from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 
@@ -64,7 +65,7 @@ def _record_all(config: DictConfig, path: Path, folder: Path) -> None:
         raise UserError(f"tasks has {unknown[0]!r} but {benchmark} has {', '.join(names)} in its split {config.split}")
     if config.goal >= num_goals(benchmark):
         raise UserError(f"goal is {config.goal} but must be below {num_goals(benchmark)}, the goals of each task")
-    rules = named_protocol(config.protocol).changed(
+    protocol = named_protocol(config.protocol).changed(
         adaptation_episodes=config.adaptation_episodes,
         evaluation_episodes=config.evaluation_episodes,
         evaluation_actions=config.evaluation_actions,
@@ -73,18 +74,15 @@ def _record_all(config: DictConfig, path: Path, folder: Path) -> None:
     frames = read_component(path, "progress")["frames"]
     with writing(f"{folder / 'tensorboard'}"):
         log = EventFile(folder / "tensorboard")
-    with log:
+    with closing(log):
         for name in progress_bar(iterable=config.tasks or names, desc="videos"):
             video = record_trial(
                 policy,
                 benchmark,
+                protocol,
                 split=config.split,
                 task=names.index(name),
                 goal=config.goal,
-                adaptation_episodes=rules.adaptation_episodes,
-                evaluation_episodes=rules.evaluation_episodes,
-                mean_action=rules.evaluation_actions == "mean",
-                separate=rules.separate,
                 horizon=config.horizon,
                 seed=config.seed,
                 benchmark_seed=benchmark_seed,

@@ -161,13 +161,13 @@ class HierarchicalEncoder(ContextEncoder):
         """Where the last layer of each level looks, for inspection; changes nothing.
 
         Returns:
-            ``[F, T, H]`` over the current window and ``[F, E, H]`` over the slots (the present last), F decisions.
-            Without inter-episode layers the second is empty, ``[F, 0, H]``.
+            ``[F, H, T]`` over the current window and ``[F, H, E]`` over the slots (the present last), F decisions.
+            Without inter-episode layers the second is empty, ``[F, H, 0]``.
         """
         tokens, mask = self._flat_current(context)
         intra = self.intra.attention(self.tokens(tokens), mask)
         if not len(self.inter.layers):
-            return intra, intra[:, :0]
+            return intra, intra[..., :0]
         current = self.intra(self.tokens(tokens), mask)
         flat = context.reshape(-1)
         slot_mask = flat["slot_mask"]

@@ -24,11 +24,9 @@ from htrmrl_torchrl.encoders.mlp import feature_mlp
 class RecurrentEncoder(ContextEncoder):
     """MLP and GRU over a trial: TensorDict module from ``"context"`` to ``"_hidden"``, which is the GRU's state.
 
-    In rollouts the `RecurrentMemory` has run it already and left the state after the newest token; it is passed on. In
-    updates the last axis of the batch is time: sequences start from the given states where ``starts`` is True, and run
-    on where it is not.
-
-    A collector must not add primers for the state (``auto_register_policy_transforms=False``): the memory keeps it.
+    In rollouts the `RecurrentMemory` has run it already and left the state after the newest token. In updates the last
+    axis of the batch is time: sequences start from the given states where ``starts`` is True. The memory keeps the
+    state, so a collector must not add primers for it (``auto_register_policy_transforms=False``).
 
     Args:
         observation_dim: size o of an observation.
@@ -119,9 +117,8 @@ class RecurrentEncoder(ContextEncoder):
         features = self.mlp(self.tokens(token)).to(state.dtype)
         # torchrl's key for "starts from the given state" (recurrent) or "from zero" (single steps, unused here).
         sequence = TensorDict(features=features, state=state.unsqueeze(-2), is_init=starts, batch_size=token.shape[:-1])
-        # The GRU itself in full precision: its state is fed back to it, and torch's CPU kernel wants one type. On a GPU
-        # TF32, cuDNN's default, would make the state of single steps and that of whole sequences differ in their fifth
-        # digit.
+        # In full precision: on a GPU, cuDNN's default TF32 makes the states of single steps and of whole sequences
+        # differ in their fifth digit.
         with (
             set_recurrent_mode(recurrent),
             torch.autocast(token.device.type, enabled=False),

@@ -144,9 +144,9 @@ class TransformerLayer(nn.Module):
         return self._feed(x + self.attention.extend(self.norm_attention(x), keys, values, mask))
 
     def newest_weights(self, x: Tensor, mask: Tensor) -> Tensor:
-        """Attention of the last position over all: ``[W, L, D]``, ``[W, L]`` -> ``[W, L, H]``."""
+        """Attention of the last position over all: ``[W, L, D]``, ``[W, L]`` -> ``[W, H, L]``."""
         x = self.norm_attention(x)
-        return self.attention.weights(x[:, -1], self.attention.key(x), mask).transpose(1, 2)
+        return self.attention.weights(x[:, -1], self.attention.key(x), mask)
 
 
 class TransformerStack(nn.ModuleList):

@@ -1,4 +1,4 @@
-"""Trials: K episodes of one (task, goal) per lane, and what an agent is told at their seams.
+"""Trials: K episodes of one (task, goal) per lane, and what an agent observes at their boundaries.
 
 One lane with ``episodes_per_trial = K = 2`` and ``horizon = H = 2``, rows as a collector stores them (o3 is the
 observation after an episode's last step; it is never acted on, so only ``final`` carries it on):
@@ -37,11 +37,9 @@ class TrialCounter:
 
     Args:
         batch_size: the environment's batch size, ``[]`` included.
-        observation_shape: shape of one lane's observation.
-        action_shape: shape of one lane's action.
+        observation_shape, action_shape: of one lane.
         episodes_per_trial: K; the reset after a lane's K-th episode starts a new trial.
-        device: where the tensors live.
-        observation_dtype: dtype of the observation.
+        device, observation_dtype: of the tensors.
 
     Raises:
         ValueError: if ``episodes_per_trial`` is below 1.
@@ -69,11 +67,7 @@ class TrialCounter:
         self.reward = torch.zeros(shape, device=device)
 
     def reset(self, mask: Tensor | None, *, new_trial: bool = False) -> Tensor:
-        """Start the next episode where ``mask`` [*batch, 1] is True, a new trial everywhere if there is no mask.
-
-        Args:
-            mask: the lanes concerned; ``None`` for all, on which a new trial starts.
-            new_trial: whether a new trial starts on all lanes of the mask, whatever their episode.
+        """Start the next episode where ``mask`` [*batch, 1] is True; with ``new_trial``, or no mask, new trials.
 
         Returns:
             Tensor: bool [*batch, 1], the lanes on which a new trial starts.
@@ -135,18 +129,14 @@ class TrialCounter:
 
 
 class TrialEnv(EnvBase):
-    """``N`` lanes that play trials: ``batch_size=[N]``, every key of ``keys.py`` that an environment owes.
+    """``N`` lanes that play trials: ``batch_size=[N]``, every key of ``keys.py`` that an environment writes.
 
     Episodes always run to ``horizon``, where ``truncated`` and ``done`` become True; ``terminated`` never does.
-    ``("next", "success")`` tells whether the task was solved in that step (where the benchmark says what that is) and
-    ends nothing. Actions outside the spec are clipped on execution (``prev_action`` holds the clipped one) while the
-    root keeps what the policy wrote.
+    ``("next", "success")`` is whether the task was solved in that step (where the benchmark defines it); it ends
+    nothing. Actions outside the spec are clipped on execution, and ``prev_action`` holds the clipped one.
 
-    A full reset starts a new trial on all lanes; a masked one (the ``"_reset"`` mask that TorchRL passes where lanes
-    are done, even if it is all True) starts the lane's next episode, or its next trial after ``episodes_per_trial``.
-
-    Nothing that is not finite passes through here: a NaN or infinite observation, reward or action raises, and so does
-    a worker that fails. After a full reset the environment goes on with new trials.
+    A full reset starts a new trial on all lanes; a masked one (TorchRL's ``"_reset"``, even if it is all True) starts
+    the lane's next episode, or its next trial after ``episodes_per_trial``. After a fault, a full reset starts anew.
 
     Args:
         lanes: the simulators; closed with the environment.
@@ -171,14 +161,7 @@ class TrialEnv(EnvBase):
     """
 
     def __init__(
-        self,
-        lanes: Lanes,
-        deck: Deck,
-        *,
-        episodes_per_trial: int,
-        horizon: int,
-        seed: int = 0,
-        success: bool = True,
+        self, lanes: Lanes, deck: Deck, *, episodes_per_trial: int, horizon: int, seed: int = 0, success: bool = True
     ) -> None:
         check_positive(episodes_per_trial=episodes_per_trial, horizon=horizon)
         super().__init__(batch_size=[lanes.num_lanes], device="cpu")
@@ -236,10 +219,7 @@ class TrialEnv(EnvBase):
         return self._row(self._steps >= self.horizon)
 
     def _draw_starts(self) -> IntArray:
-        """A random number for the next start of each lane [N], which follows from the seed and how often there was one.
-
-        So two numbers are all there is to save of this random stream.
-        """
+        """A random number for the next start of each lane [N], determined by the seed and the number of resets."""
         rng = np.random.default_rng([self._start_seed, self._resets])
         self._resets += 1
         return rng.integers(2**31, size=len(self._steps))
@@ -279,12 +259,9 @@ class TrialEnv(EnvBase):
     def checkpoint_state(self) -> dict[str, Any]:
         """What is needed to go on at a trial boundary: plain ints, lists, strings and tensors.
 
-        Valid before the first reset, when all lanes have just ended a trial, and when all lanes stand at the first
-        step of one (where a collector leaves them). In the last case the dealt (task, goal) pairs are saved too and
-        dealt again by the first full reset after loading.
-
-        Raises:
-            RuntimeError: in the middle of a trial, because simulators are not saved.
+        Where all lanes are at the first step of a trial, as a collector leaves them, the dealt (task, goal) pairs are
+        saved and dealt again by the first full reset after loading. Raises RuntimeError in the middle of a trial,
+        because simulators are not saved.
         """
         counter, pending = self._counter, self._pending
         dealt = bool(counter.trial_init.all())
@@ -312,11 +289,7 @@ class TrialEnv(EnvBase):
         }
 
     def load_checkpoint_state(self, state: dict[str, Any]) -> None:
-        """Put back what :meth:`checkpoint_state` returned; takes effect at the next full reset.
-
-        Raises:
-            ValueError: if the state is of another number of lanes or tasks, or of other shapes.
-        """
+        """Put back what :meth:`checkpoint_state` returned, at the next full reset; ValueError if it does not fit."""
         final = state["final"]
         received = (tuple(final["observation"].shape), tuple(final["action"].shape))
         allowed = (tuple(self._counter.observation.shape), tuple(self._counter.action.shape))

@@ -40,14 +40,11 @@ class EvaluationReport:
     """Success, return and steps to success of R runs on P (task, goal) pairs, in each of E episodes.
 
     The headline weighs evaluation episodes, goals and then tasks equally. Under the protocol ``metaworld`` a row is a
-    task (its goal is -1), and there is one column, since the official evaluator says no more.
+    task (its goal is -1), and there is one column, since the official evaluator gives no more.
 
     Args:
-        benchmark, split, benchmark_seed: which tasks and goals.
-        protocol: how it was played and counted.
-        horizon: steps of an episode.
-        tasks: names that `task` counts in.
-        task, goal: ``[P]``.
+        benchmark, split, benchmark_seed, protocol, horizon, tasks: what was played, see `Setup`.
+        task, goal: ``[P]``, indices of tasks and goals.
         success: ``[R, P, E]``, 1 where an episode succeeded at any step (a share under ``metaworld``).
         returns: ``[R, P, E]`` undiscounted.
         steps_to_success: ``[R, P, E]`` counted from 1, NaN where there was no success.
@@ -145,14 +142,15 @@ class EvaluationReport:
     def interval(self, *, over: str = "goals") -> Interval | None:
         """95% interval of the headline, see `htrmrl_torchrl.evaluation.intervals`.
 
-        ``None`` where there are fewer than two goals per task, or runs, and where runs (or returns) are all equal.
+        ``None`` with fewer than two goals per task, or runs, and where runs (or returns) are all equal.
 
         Args:
-            over: ``"goals"``: other goals of the same tasks might have been drawn (stratified by task; a goal's
-                score is its mean over runs). ``"runs"``: other training seeds might have been.
+            over: ``"goals"``: over other goals of the same tasks, a goal's score being its mean over runs.
+                ``"runs"``: over other training seeds.
         """
         if over == "runs":
-            scores = [np.mean([self._goal_scores(rows)[run].mean() for _, rows in self._rows()]) for run in self._runs]
+            runs = range(len(self.success))
+            scores = [np.mean([self._goal_scores(rows)[run].mean() for _, rows in self._rows()]) for run in runs]
             return interval_over_runs(scores, scale=self._scale)
         if over != "goals":
             raise ValueError(f"over={over!r} is unknown; choose goals or runs.")
@@ -163,11 +161,7 @@ class EvaluationReport:
         return interval_over_goals([self._goal_scores(dict(self._rows())[name]).mean(0)], scale=self._scale)
 
     def difference(self, other: Self) -> tuple[float, Interval | None]:
-        """How much higher the headline of `other` is, with a 95% interval over (paired) goals.
-
-        Raises:
-            ProtocolMismatchError: unless both were made in the same way, on the same goals.
-        """
+        """How much higher the headline of `other` is, with a 95% interval over paired goals; as `check_comparable`."""
         self.check_comparable(other)
         pairs = [(other._goal_scores(rows).mean(0) - self._goal_scores(rows).mean(0)) for _, rows in self._rows()]
         scale = DIFFERENCES if self.has_success else None
@@ -175,11 +169,7 @@ class EvaluationReport:
 
     @classmethod
     def merge(cls, reports: Sequence[Self]) -> Self:
-        """One report of all runs, for instance of several training seeds.
-
-        Raises:
-            ProtocolMismatchError: unless all were made in the same way, on the same goals.
-        """
+        """One report of all runs, for instance of several training seeds. Raises as `check_comparable` does."""
         first = reports[0]
         for other in reports[1:]:
             first.check_comparable(other)
@@ -200,10 +190,6 @@ class EvaluationReport:
     @property
     def _scale(self) -> Scale | None:
         return SHARES if self.has_success else None
-
-    @property
-    def _runs(self) -> range:
-        return range(len(self.success))
 
     def _rows(self) -> list[tuple[str, npt.NDArray[np.int64]]]:
         """Each played task's rows."""
@@ -242,12 +228,7 @@ class EvaluationReport:
 
     @classmethod
     def load(cls, path: str | Path) -> Self:
-        """Reads what `save` wrote, if its numbers are such as an evaluation may give.
-
-        Raises:
-            FileNotFoundError: if there is nothing at `path`.
-            ValueError: if it is not a report.
-        """
+        """Reads what `save` wrote. Raises FileNotFoundError, or ValueError if an evaluation could not have given it."""
         try:
             content = read_json(read_regular(path, largest=_LARGEST))
             del content["summary"]

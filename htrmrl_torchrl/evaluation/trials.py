@@ -1,7 +1,7 @@
 """Playing a fixed grid of (task, goal) pairs: every pair is played in one trial, by one lane, and counted once.
 
 A trial has K adaptation episodes and then M that count, in one memory. Success at any step makes an episode a success;
-it never ends one. So all lanes are at the same step of the same episode, and no lane plays more than another.
+it never ends one. So all lanes are always at the same step of the same episode.
 """
 
 import math
@@ -16,6 +16,7 @@ from tqdm import tqdm
 
 from htrmrl_torchrl import keys
 from htrmrl_torchrl.envs.trial import TrialEnv
+from htrmrl_torchrl.evaluation.protocols import Protocol
 from htrmrl_torchrl.memory.contract import Memory, memories_of
 from htrmrl_torchrl.progress import progress_bar
 
@@ -36,12 +37,9 @@ def goal_grid(*, num_tasks: int, goals_per_task: int) -> list[tuple[int, int]]:
 def play_trials(
     policy: TensorDictModuleBase,
     env: TrialEnv,
+    protocol: Protocol,
     *,
-    adaptation_episodes: int,
-    evaluation_episodes: int = 1,
     trials: int | None = None,
-    mean_action: bool = True,
-    separate: bool = False,
     seed: int = 0,
     progress: bool = False,
     look: Callable[[int, TensorDictBase], None] | None = None,
@@ -50,16 +48,12 @@ def play_trials(
 
     Args:
         policy: writes ``action``, sampled or (under TorchRL's ``ExplorationType.DETERMINISTIC``) the mean. A memory in
-            it should be its own, see `htrmrl_torchrl.agent.acting_policy`: it is restarted, so that equal calls
-            draw equal windows.
+            it should be its own, see `htrmrl_torchrl.agent.acting_policy`: it is restarted.
         env: N lanes whose trials have K + M episodes; reset here.
-        adaptation_episodes: K, with sampled actions.
-        evaluation_episodes: M, which follow in the same trial.
+        protocol: how many episodes adapt and count, which actions the latter take, and what they remember. (The
+            memories set back are ours; a policy with one of another kind goes on remembering.)
         trials: how many trials count, in the order in which `env` deals them; default N. Where N does not divide it,
             the last lanes of the last round are not counted.
-        mean_action: whether the M episodes play the mean action; else it is sampled.
-        separate: whether each of the M episodes starts from what was remembered after the K, as in garage. That sets
-            back our memories; a policy with one of another kind goes on remembering.
         seed: of the action noise; torch's own random state is left as it was.
         progress: whether it is shown, see `progress_bar`.
         look: called at each episode's start with 0 and what the environment shows ``[N]``, and after each of its steps
@@ -72,11 +66,11 @@ def play_trials(
     Raises:
         ValueError: if the environment's trials do not have K + M episodes.
     """
-    total = adaptation_episodes + evaluation_episodes
+    total = protocol.episodes
     if env.episodes_per_trial != total:
         raise ValueError(
-            f"The environment's trials have {env.episodes_per_trial} episodes; {adaptation_episodes} + "
-            f"{evaluation_episodes} = {total} are to be played. Build it with episodes_per_trial={total}."
+            f"The environment's trials have {env.episodes_per_trial} episodes; {protocol.adaptation_episodes} + "
+            f"{protocol.evaluation_episodes} = {total} are to be played. Build it with episodes_per_trial={total}."
         )
     trials = env.batch_size[0] if trials is None else trials
     memories = memories_of(policy)
@@ -90,20 +84,16 @@ def play_trials(
         progress_bar(total=frames, unit=" frames", disable=not progress) as bar,
     ):
         torch.manual_seed(seed)
-        kept = memories if separate else []
-        outcomes = [
-            _play_round(policy, env, adaptation_episodes, mean_action=mean_action, memories=kept, bar=bar, look=look)
-            for _ in range(rounds)
-        ]
+        kept = memories if protocol.separate else []
+        outcomes = [_play_round(policy, env, protocol, memories=kept, bar=bar, look=look) for _ in range(rounds)]
     return torch.cat(outcomes)[:trials]
 
 
 def _play_round(
     policy: TensorDictModuleBase,
     env: TrialEnv,
-    adaptation_episodes: int,
+    protocol: Protocol,
     *,
-    mean_action: bool,
     memories: list[Memory],
     bar: tqdm,
     look: Callable[[int, TensorDictBase], None] | None,
@@ -116,12 +106,13 @@ def _play_round(
     now, boundary = env.reset(), None
     outcome = TensorDict(task=now[keys.TASK].squeeze(-1), goal=now[keys.GOAL].squeeze(-1), batch_size=[lanes])
     for episode in range(total):
-        if memories and episode >= adaptation_episodes:
+        counts = episode >= protocol.adaptation_episodes
+        if memories and counts:
             boundary = _start_from(boundary, now, memories)
-        counts = mean_action and episode >= adaptation_episodes
+        mean_action = counts and protocol.evaluation_actions == "mean"
         if look is not None:
             look(0, now)
-        with set_exploration_type(ExplorationType.DETERMINISTIC if counts else ExplorationType.RANDOM):
+        with set_exploration_type(ExplorationType.DETERMINISTIC if mean_action else ExplorationType.RANDOM):
             for step in range(1, env.horizon + 1):
                 now[keys.ACTION] = policy(now.to(device))[keys.ACTION].to(env.device)
                 after = env.step(now)["next"]

@@ -33,7 +33,7 @@ def one_checkpoint(pattern: str | None) -> Path:
 
 def check_checkpoints(paths: Sequence[Path]) -> None:
     """Raise UserError for the first one that cannot be read or is no checkpoint."""
-    from htrmrl_torchrl.checkpoints.checkpoint import check_archive  # late: torch takes a while
+    from htrmrl_torchrl.checkpoints.archive import check_archive  # late: torch takes a while
 
     for path in paths:
         try:

@@ -1,7 +1,7 @@
 """From a recipe's configuration to the parts that training is composed of."""
 
 import os
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import torch
@@ -19,6 +19,7 @@ from htrmrl_torchrl import (
     keys,
 )
 from htrmrl_torchrl.agent.networks import Networks
+from htrmrl_torchrl.runs.progress import Progress
 from htrmrl_torchrl.specs import check_action
 from recipes.configuration.environment import names_of_tasks
 from recipes.configuration.relations import batches_per_update, frames_of_context, frames_per_batch
@@ -130,9 +131,7 @@ def collector_of(config: DictConfig, env: EnvBase, networks: Networks) -> Collec
     )
 
 
-def grown(
-    batches: Iterable[TensorDictBase], config: DictConfig, progress: Mapping[str, Any]
-) -> Iterator[TensorDictBase]:
+def grown(batches: Iterable[TensorDictBase], config: DictConfig, progress: Progress) -> Iterator[TensorDictBase]:
     """As many successive batches ``[N, T]`` in one, ``[N, m * T]``, as the update that follows is to learn from.
 
     They are of the same policy, and whole trials each, so it is as if more lanes had played at once.
@@ -140,6 +139,6 @@ def grown(
     parts = []
     for batch in batches:
         parts.append(batch)
-        if len(parts) >= batches_per_update(config, frames=progress["frames"]):
+        if len(parts) >= batches_per_update(config, frames=progress.frames):
             yield torch.cat(parts, 1) if len(parts) > 1 else batch
             parts = []

@@ -5,6 +5,7 @@ would work, and what is refused is refused by much: sizes of terabytes come from
 """
 
 import os
+import sys
 from collections.abc import Mapping
 
 from omegaconf import DictConfig
@@ -86,7 +87,9 @@ def benchmark_needs(config: DictConfig) -> dict[str, int]:
 
 def _memory(device: str) -> int:
     """Bytes of the machine, or of its GPU where that has more."""
-    host = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    host = sys.maxsize  # Windows does not say
+    if hasattr(os, "sysconf"):
+        host = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     if not device.startswith("cuda"):
         return host
     import torch

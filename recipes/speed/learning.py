@@ -30,14 +30,8 @@ from recipes.speed.environment import interleaved, ratio
 
 HORIZON, MINIBATCH, SEGMENT = 50, 4_000, 50  # of base.yaml all but the horizon
 SIZES: tuple[dict[str, int], ...] = (
-    {},
-    {"window": 3},
-    {"window": 10},
-    {"episodes": 2},
-    {"episodes": 20},
-    {"d_model": 32},
-    {"d_model": 128},
-)
+    {}, {"window": 3}, {"window": 10}, {"episodes": 2}, {"episodes": 20}, {"d_model": 32}, {"d_model": 128},
+)  # fmt: skip
 
 
 def _networks(**sizes: int) -> Networks:

@@ -24,8 +24,8 @@ from htrmrl_torchrl.checkpoints.checkpoint import (
     latest_checkpoint,
     read_component,
     read_environment,
-    set_aside,
 )
+from htrmrl_torchrl.checkpoints.files import set_aside
 from tests.checkpoints.test_checkpoint import Run
 
 TENSORS = "components/0000-actor/tensors.bin"
@@ -446,9 +446,9 @@ PROGRESS = {
         "many", "54", -1, 1.5, 2**64, 10**400, None, True, [54], {"a": 54}, float("nan"),
     )},
     "no frames": None,
-    "best=word": {"best": "word"},
-    "best=inf": {"best": float("inf")},
-    "best=truth": {"best": True},
+    "best=word": {"best_val_success": "word"},
+    "best=inf": {"best_val_success": float("inf")},
+    "best=truth": {"best_val_success": True},
     "a number of objects": {"faults": {"a": {}}},
     "a list of numbers": {"commits": [1, 2]},
 }  # fmt: skip
@@ -459,7 +459,10 @@ def test_progress_of_another_kind_is_refused(case, saved, tmp_path):
     run, path = saved
     change = PROGRESS[case]
     evil = changed(
-        path, tmp_path / "x.torchrl", "progress", lambda now: {"best": 0.1} if change is None else {**now, **change}
+        path,
+        tmp_path / "x.torchrl",
+        "progress",
+        lambda now: {"best_val_success": 0.1} if change is None else {**now, **change},
     )
     if "best" not in case:  # which the run knows, and a reader does not
         one_sentence(lambda: read_component(evil, "progress"))
