@@ -81,14 +81,14 @@ def run(config: DictConfig) -> None:
     check_checkpoints(paths)
     started = time.perf_counter()
     try:
-        from htrmrl_torchrl.envs.benchmarks import OWN, find_benchmark
+        from htrmrl_torchrl.envs.benchmarks import find_benchmark, is_metaworld
         from htrmrl_torchrl.envs.opengl import choose_backend
         from htrmrl_torchrl.evaluation import evaluate
 
         benchmark, benchmark_seed = goals_of(config, paths)
         if config.video and find_benchmark(benchmark).needs_opengl:
             choose_backend()  # before anything is played
-        if config.stages and benchmark in OWN:
+        if config.stages and not is_metaworld(benchmark):
             raise UserError(
                 f"stages is true but {benchmark} is not of Meta-World, whose simulators say how far an episode came: "
                 "write stages=false"
@@ -118,6 +118,7 @@ def run(config: DictConfig) -> None:
             worker_timeout=config.worker_timeout,
             progress=True,
             command=shlex.join(["python", *sys.argv]),
+            trust=config.trust,
         )
     except (ValueError, FileNotFoundError) as error:
         raise UserError(str(error)) from error
@@ -186,7 +187,7 @@ def _write_stages(config: DictConfig, checkpoint: Path, benchmark: str, report: 
     from htrmrl_torchrl.evaluation.stages import play_stages
 
     stages = play_stages(
-        ExactPolicy(acting_policy(load_networks(checkpoint), seed=config.seed)).to(config.device),
+        ExactPolicy(acting_policy(load_networks(checkpoint, trust=config.trust), seed=config.seed)).to(config.device),
         benchmark,
         split=config.split,
         goals_per_task=report.protocol.goals_per_task,
@@ -213,7 +214,7 @@ def _record(config: DictConfig, checkpoint: Path, benchmark: str, report: "Evalu
     from htrmrl_torchrl.progress import progress_bar
     from htrmrl_torchrl.runs.loggers import EventFile
 
-    policy = ExactPolicy(acting_policy(load_networks(checkpoint), seed=config.seed))
+    policy = ExactPolicy(acting_policy(load_networks(checkpoint, trust=config.trust), seed=config.seed))
     with writing(f"{stem.parent / 'tensorboard'}"):
         log = EventFile(stem.parent / "tensorboard")
     with log:

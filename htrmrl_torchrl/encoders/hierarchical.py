@@ -126,7 +126,6 @@ class HierarchicalEncoder(ContextEncoder):
 
     @property
     def remembers(self) -> bool:
-        """Whether earlier episodes have any influence."""
         return self.episodes > 1 and len(self.inter.layers) > 0
 
     def forward(self, tensordict: TensorDictBase) -> TensorDictBase:

@@ -1,6 +1,5 @@
 """``make_env``: from a name to a trial environment."""
 
-import importlib
 import inspect
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -9,6 +8,7 @@ import numpy as np
 from torchrl.envs import EnvBase, TransformedEnv
 
 from htrmrl_torchrl import keys
+from htrmrl_torchrl.dotted import resolve
 from htrmrl_torchrl.envs import benchmarks, metaworld
 from htrmrl_torchrl.envs.deck import FixedGrid, TaskDeck
 from htrmrl_torchrl.envs.lanes import Deck, LaneKind, Lanes, check_positive
@@ -40,8 +40,9 @@ def make_env(
 
     Args:
         name: ``ML1:<task>``, ``ML10``, ``ML25``, ``ML45``, ``custom:[a,b]/[c]``, ``HalfCheetah-Dir``,
-            ``HalfCheetah-Vel``, ``Ant-Dir`` or ``toy`` (``benchmarks.py`` says what they are), or the dotted path of a
-            factory (``package.module:factory`` or ``package.module.factory``), called as
+            ``HalfCheetah-Vel``, ``Ant-Dir`` or ``toy`` (``benchmarks.py`` says what they are), or a dotted path
+            (``package.module:name`` or ``package.module.name``). That names a `Benchmark` of your own (``lanes.py``
+            says how), which is played like the built-in ones, or a factory, called as
             ``factory(split=, num_envs=, seed=, **factory_kwargs)`` and wrapped in :class:`TrialTransform` unless it
             provides ``trial_init``.
         split: ``train``, ``val`` (training tasks, goals of another benchmark seed) or ``test``.
@@ -71,7 +72,7 @@ def make_env(
     check_positive(num_envs=num_envs, episodes_per_trial=episodes_per_trial)
     benchmarks.check_split(split)
     metaworld.check_backend(backend)
-    if is_dotted_path(name):
+    if benchmarks.is_factory(name):
         given = {"horizon": horizon is not None, "pairs": pairs is not None, "num_workers": num_workers != 0}
         given["backend"] = backend != metaworld.BACKENDS[0]
         _refuse(name, [argument for argument, was_given in given.items() if was_given])
@@ -103,9 +104,9 @@ def make_env(
 def check_name(name: str) -> None:
     """Raise ValueError, with the nearest known names, unless ``make_env`` knows this name. Builds nothing.
 
-    A dotted path is imported, to see that it names something callable.
+    A dotted path is imported, to see that it names a `Benchmark` or something callable.
     """
-    if is_dotted_path(name):
+    if benchmarks.is_factory(name):
         _load_factory(name)
     else:
         benchmarks.find_benchmark(name)
@@ -122,13 +123,6 @@ def check_factory(name: str) -> None:
         ) from error
     except ValueError:  # a builtin that does not say what it takes
         return
-
-
-def is_dotted_path(name: str) -> bool:
-    """Whether ``name`` has the shape of a factory's path; built-in names have none of it."""
-    module, separator, attribute = name.partition(":") if ":" in name else name.rpartition(".")
-    parts = [*module.split("."), attribute]
-    return bool(separator) and module not in ("ML1", "custom") and all(part.isidentifier() for part in parts)
 
 
 def wrap_foreign(env: EnvBase, *, name: str, num_envs: int, episodes_per_trial: int) -> EnvBase:
@@ -153,16 +147,8 @@ def wrap_foreign(env: EnvBase, *, name: str, num_envs: int, episodes_per_trial: 
 
 
 def _load_factory(path: str) -> Callable[..., EnvBase]:
-    module_name, _, attribute = path.partition(":") if ":" in path else path.rpartition(".")
-    try:
-        module = importlib.import_module(module_name)
-    except ModuleNotFoundError as error:
-        if error.name is None or not f"{module_name}.".startswith(f"{error.name}."):
-            raise  # the module is there, but something it imports is not: its own error says more
-        raise ValueError(f"{path!r}: there is no module {module_name!r}; is it installed or on PYTHONPATH?") from error
-    factory = getattr(module, attribute, None)
-    if not callable(factory):
-        raise ValueError(f"{path!r}: {module_name} has no callable {attribute!r}.")
+    if not callable(factory := resolve(path)):
+        raise ValueError(f"{path!r} is {type(factory).__name__}, neither a Benchmark nor a factory of environments.")
     return factory  # type: ignore[no-any-return]
 
 

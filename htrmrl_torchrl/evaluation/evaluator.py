@@ -2,7 +2,7 @@
 
 import copy
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -17,8 +17,9 @@ from htrmrl_torchrl.agent.networks import Networks, acting_policy, load_networks
 from htrmrl_torchrl.checkpoints.checkpoint import read_component
 from htrmrl_torchrl.checkpoints.versions import versions
 from htrmrl_torchrl.encoders.contract import ContextEncoder
-from htrmrl_torchrl.envs import check_name, make_env, num_goals, task_names
-from htrmrl_torchrl.envs.factory import is_dotted_path, resolve_horizon
+from htrmrl_torchrl.envs import make_env, task_names
+from htrmrl_torchrl.envs.benchmarks import find_benchmark
+from htrmrl_torchrl.envs.factory import resolve_horizon
 from htrmrl_torchrl.envs.workers import WORKER_TIMEOUT
 from htrmrl_torchrl.evaluation.exact import ExactPolicy
 from htrmrl_torchrl.evaluation.official import MetaLearner, run_official
@@ -48,6 +49,7 @@ def evaluate(
     worker_timeout: float = WORKER_TIMEOUT,
     progress: bool = False,
     command: str = "",
+    trust: Collection[str] = (),
 ) -> EvaluationReport:
     """How often an agent succeeds on held-out goals (``split="val"``) or tasks (``"test"``).
 
@@ -62,7 +64,7 @@ def evaluate(
             ``action`` (played in a copy, in its own precision; its memory keeps its scope, while that of the others
             sees nothing of other trials, see `htrmrl_torchrl.agent.acting_policy`). With ``protocol="metaworld"``
             a ``MetaLearningAgent`` too.
-        benchmark: a name that `make_env` knows, but no factory.
+        benchmark: a name that `make_env` knows, or the path of a `Benchmark` of your own, but no factory.
         split: ``"train"``, ``"val"`` or ``"test"``.
         protocol: ``"strict"``, ``"garage"`` or ``"metaworld"``, see `htrmrl_torchrl.evaluation.protocols`.
         goals_per_task, adaptation_episodes, evaluation_episodes, evaluation_actions: in place of the protocol's; all
@@ -77,6 +79,7 @@ def evaluate(
         worker_timeout: seconds within which a worker must answer, see `make_env`.
         progress: whether it is shown: a bar on a terminal, elsewhere a line every half minute.
         command: noted in the report.
+        trust: code of your own that checkpoints may name, see `load_networks`.
 
     Raises:
         ValueError: for an unknown benchmark, split or protocol, more goals than there are, a foreign checkpoint, or an
@@ -91,11 +94,7 @@ def evaluate(
         >>> evaluate(idle, "toy", adaptation_episodes=1).success_rate
         0.0
     """
-    if is_dotted_path(benchmark):  # first: a name may come from a file, and is not imported to see what it is
-        raise ValueError(
-            f"{benchmark!r} is a factory, whose goals nobody knows; evaluate on a built-in benchmark, benchmark=NAME."
-        )
-    check_name(benchmark)
+    known = find_benchmark(benchmark)
     rules = named_protocol(protocol).changed(
         adaptation_episodes=adaptation_episodes,
         evaluation_episodes=evaluation_episodes,
@@ -104,9 +103,9 @@ def evaluate(
     )
     if isinstance(seed, bool) or not isinstance(seed, int | np.integer) or seed < 0:
         raise ValueError(f"seed must be a whole number of at least 0, received {seed!r}.")
-    if rules.goals_per_task > num_goals(benchmark):
+    if rules.goals_per_task > known.num_goals:
         raise ValueError(
-            f"goals_per_task is {rules.goals_per_task} but must be at most {num_goals(benchmark)}, the goals that "
+            f"goals_per_task is {rules.goals_per_task} but must be at most {known.num_goals}, the goals that "
             f"{benchmark} has for each task."
         )
     about: dict[str, Any] = {
@@ -118,8 +117,10 @@ def evaluate(
         "tasks": task_names(benchmark, split),
         "versions": versions(),
         "command": command,
+        "defines_success": known.has_success,
     }
-    loaded = [(_own(one), _identity(one)) for one in _several(agent)]  # a foreign one shows before the first is played
+    # All first: a foreign one shows before anything is played.
+    loaded = [(_own(one, trust), _identity(one)) for one in _several(agent)]
     reports = []
     for own, identity in loaded:
         if rules.name == "metaworld":
@@ -196,10 +197,10 @@ def _several(agent: Any) -> list[Any]:
     return agents
 
 
-def _own(agent: Any) -> Any:
+def _own(agent: Any, trust: Collection[str]) -> Any:
     """A copy that may be moved to a device and used up; a ``MetaLearningAgent`` as it is."""
     if isinstance(agent, str | Path):
-        return load_networks(agent)
+        return load_networks(agent, trust=trust)
     if isinstance(agent, HTrMRLAgent):
         agent = agent.networks
     return copy.deepcopy(agent) if isinstance(agent, Networks | TensorDictModuleBase) else agent

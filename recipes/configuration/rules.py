@@ -226,8 +226,8 @@ def check_device(name: str) -> None:
 def _check_environment(config: DictConfig) -> None:
     # late: these imports take seconds, the checks above none
     from htrmrl_torchrl.envs import check_name, num_goals, task_names
-    from htrmrl_torchrl.envs.benchmarks import check_benchmark_seed
-    from htrmrl_torchrl.envs.factory import check_factory, is_dotted_path, resolve_horizon
+    from htrmrl_torchrl.envs.benchmarks import check_benchmark_seed, is_factory
+    from htrmrl_torchrl.envs.factory import check_factory, resolve_horizon
 
     env, goals_per_task = config.env, config.eval.goals_per_task
     try:
@@ -235,7 +235,7 @@ def _check_environment(config: DictConfig) -> None:
         check_benchmark_seed(env.benchmark_seed)
     except ValueError as error:
         raise UserError(f"env.name={env.name}, env.benchmark_seed={env.benchmark_seed}: {error}") from error
-    if is_dotted_path(env.name):
+    if is_factory(env.name):
         try:
             check_factory(env.name)
         except ValueError as error:
