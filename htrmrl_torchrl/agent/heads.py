@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Sequence
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
 import torch
 from tensordict import TensorDictBase
@@ -21,12 +21,12 @@ from torchrl.modules import (
 from htrmrl_torchrl import keys
 from htrmrl_torchrl.encoders.contract import ContextEncoder
 from htrmrl_torchrl.encoders.tokens import TokenNormalizer
+from htrmrl_torchrl.envs.lanes import check_choice
 from htrmrl_torchrl.memory.contract import Memory
 from htrmrl_torchrl.specs import MismatchError, check_action
 
 Std = Literal["independent", "dependent"]
 CriticKind = Literal["shared", "separate", "single_step"]
-STDS, CRITIC_KINDS = get_args(Std), get_args(CriticKind)
 
 
 class NewestToken(TensorDictModuleBase):
@@ -303,14 +303,12 @@ def _check_kinds(
     encoder: ContextEncoder,
     critic_encoder: ContextEncoder | None,
 ) -> None:
-    if std not in STDS:
-        raise ValueError(f"std={std!r} is unknown; choose one of {', '.join(STDS)}.")
+    check_choice(Std, std=std)
+    check_choice(CriticKind, critic_kind=critic_kind)
     if init_std <= 0:
         raise ValueError(f"init_std={init_std} must be positive.")
     if not 0 < min_std <= init_std:
         raise ValueError(f"min_std={min_std} must be positive and at most init_std={init_std}.")
-    if critic_kind not in CRITIC_KINDS:
-        raise ValueError(f"critic_kind={critic_kind!r} is unknown; choose one of {', '.join(CRITIC_KINDS)}.")
     if (critic_kind == "separate") != (critic_encoder is not None):
         raise ValueError(
             f"critic_kind={critic_kind!r} and critic_encoder={type(critic_encoder).__name__} do not fit: give a "

@@ -78,7 +78,7 @@ def is_metaworld(name: str) -> bool:
     return name not in OWN and not is_dotted_path(name)
 
 
-def find_benchmark(name: str) -> Benchmark:
+def find_benchmark(name: str, *, backend: metaworld.Backend = "fast") -> Benchmark:
     """What a name stands for. Builds nothing; a dotted path is imported.
 
     Raises:
@@ -104,13 +104,13 @@ def find_benchmark(name: str) -> Benchmark:
         train=tuple(sorted(official.train)),
         test=tuple(sorted(official.test)),
         num_goals=GOALS_PER_TASK,
-        lanes=partial(_metaworld_lanes, name),
+        lanes=partial(_metaworld_lanes, name, backend),
         default_horizon=metaworld.MAX_HORIZON,
         max_horizon=metaworld.MAX_HORIZON,
     )
 
 
-def _metaworld_lanes(name: str, split: str, horizon: int, benchmark_seed: int, backend: str) -> LaneKind:
+def _metaworld_lanes(name: str, backend: str, split: str, horizon: int, benchmark_seed: int) -> LaneKind:
     goals = draw_goals(name, split, benchmark_seed)
     builder = partial(metaworld.build_lanes, task_names(name, split), goals, backend)
     kind = metaworld.MetaWorldLanes

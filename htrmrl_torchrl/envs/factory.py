@@ -29,7 +29,7 @@ def make_env(
     benchmark_seed: int = 0,
     num_workers: int = 0,
     worker_timeout: float = WORKER_TIMEOUT,
-    backend: str = "fast",
+    backend: metaworld.Backend = "fast",
     pairs: Sequence[tuple[int, int]] | None = None,
     **factory_kwargs: Any,
 ) -> EnvBase:
@@ -83,14 +83,14 @@ def make_env(
     horizon = resolve_horizon(name, horizon)
     _check_workers(num_workers, num_envs, worker_timeout)
     benchmarks.check_benchmark_seed(benchmark_seed)
-    benchmark = benchmarks.find_benchmark(name)
+    benchmark = benchmarks.find_benchmark(name, backend=backend)
     goals, deck_seed = benchmark.num_goals, _check_seed(seed)
     deck: Deck
     if pairs is None:
         deck = TaskDeck(num_tasks=len(tasks), num_goals=goals, num_lanes=num_envs, seed=deck_seed)
     else:
         deck = FixedGrid(_check_pairs(pairs, num_envs, len(tasks), goals), num_lanes=num_envs)
-    kind = benchmark.lanes(split, horizon, benchmark_seed, backend)
+    kind = benchmark.lanes(split, horizon, benchmark_seed)
     return TrialEnv(
         _make_lanes(kind, num_envs=num_envs, num_workers=num_workers, worker_timeout=worker_timeout),
         deck,

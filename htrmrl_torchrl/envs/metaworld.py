@@ -10,16 +10,17 @@ A reused simulator plays exactly what a fresh one would; ``tests/envs/test_metaw
 
 import pickle
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Literal, get_args
 
 import numpy as np
 import numpy.typing as npt
 
 from htrmrl_torchrl.envs.divergence import diverged
-from htrmrl_torchrl.envs.lanes import BoolArray, FloatArray, IntArray, Picture
+from htrmrl_torchrl.envs.lanes import BoolArray, FloatArray, IntArray, Picture, check_choice
 from htrmrl_torchrl.envs.render import SimulatorRenderers
 
-BACKENDS = ("fast", "official")
+Backend = Literal["fast", "official"]
+BACKENDS: tuple[str, ...] = get_args(Backend)
 MAX_HORIZON = 500  # metaworld raises in step() past SawyerXYZEnv.max_path_length
 OBS_DIM = 39
 
@@ -138,8 +139,7 @@ def check_backend(backend: str) -> str:
     Raises:
         ValueError: otherwise; the message names those that are known.
     """
-    if backend not in BACKENDS:
-        raise ValueError(f"backend must be one of {', '.join(BACKENDS)}, received {backend!r}.")
+    check_choice(Backend, backend=backend)
     return backend
 
 

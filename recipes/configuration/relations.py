@@ -4,6 +4,7 @@ from collections.abc import Iterator, Sequence
 
 from omegaconf import DictConfig
 
+from htrmrl_torchrl.dotted import is_dotted_path
 from htrmrl_torchrl.memory.strategies import find_strategy
 
 Relation = tuple[bool, str]  # whether it holds, and what is wrong where it doesn't
@@ -103,15 +104,15 @@ def _memory_relations(config: DictConfig) -> Iterator[Relation]:
     env, encoder = config.env, config.encoder
     episodes = encoder.get("episodes", 1)
     yield (
-        config.memory.scope == "trial" or config.memory.max_episodes is not None,
+        config.memory.scope != "lane" or config.memory.max_episodes is not None,
         "memory.max_episodes is null but must be a number with memory.scope=lane, which remembers across trials, for "
         f"instance 2 * env.episodes_per_trial = {2 * env.episodes_per_trial}",
     )
     yield (
-        config.memory.scope == "trial" or episodes > 1,
+        config.memory.scope != "lane" or episodes > 1,
         f"memory.scope is lane but must be trial with encoder={encoder.kind}, which sees no windows of other episodes",
     )
-    past = [env.episodes_per_trial - 1] if config.memory.scope == "trial" else []
+    past = [env.episodes_per_trial - 1] if config.memory.scope != "lane" else []
     past += [config.memory.max_episodes] if config.memory.max_episodes is not None else []
     if episodes > 1 and getattr(find_strategy(config.memory.strategy), "one_per_episode", False):
         yield (
@@ -124,7 +125,7 @@ def _memory_relations(config: DictConfig) -> Iterator[Relation]:
 
 def _update_relations(config: DictConfig) -> Iterator[Relation]:
     env, loss, batch = config.env, config.loss, frames_per_batch(config)
-    if config.encoder.kind == "rl2":  # gradients may pass from episode to episode
+    if config.encoder.kind == "rl2" or is_dotted_path(config.encoder.kind):  # gradients may cross episodes
         yield (
             loss.segment_frames <= env.episodes_per_trial * env.horizon,
             f"loss.segment_frames is {loss.segment_frames} but must be at most a trial, env.episodes_per_trial * "

@@ -4,44 +4,29 @@ import json
 import shlex
 import sys
 import time
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from omegaconf import DictConfig
 
+from htrmrl_torchrl.envs.benchmarks import SPLITS
 from htrmrl_torchrl.faults import UserError
 from recipes.configuration.find import check_checkpoints, goals_of, one_checkpoint, run_folder_of
 from recipes.configuration.paths import check_folder, writing
-from recipes.configuration.rules import NOT_EMPTY, SEED, at_least, check_device, check_relations, check_values, one_of
+from recipes.configuration.rules import check_device, check_relations, check_values, check_words
 from recipes.configuration.sizes import fits_memory, trial_needs
 
 if TYPE_CHECKING:
     from htrmrl_torchrl.agent.networks import Networks
     from htrmrl_torchrl.inspection.recording import Recording
 
-RULES = {
-    "checkpoint": replace(NOT_EMPTY, kind=str),
-    "benchmark": replace(NOT_EMPTY, kind=str),
-    "split": one_of("train", "val", "test"),
-    "goals_per_task": at_least(1, kind=int),
-    "trials_per_goal": at_least(1, kind=int),
-    "episodes": at_least(1, kind=int),
-    "horizon": at_least(1, kind=int),
-    "looks": at_least(1),
-    "benchmark_seed": at_least(0, kind=int),
-    "seed": SEED,
-    "device": NOT_EMPTY,
-    "num_envs": at_least(1),
-    "num_workers": at_least(0),
-    "out": replace(NOT_EMPTY, kind=str),
-}
 TRAINED, UNTRAINED = "trained", "untrained"
 
 
 def check(config: DictConfig, defaults: DictConfig) -> None:
     """Raise UserError for the first fault that shows before a checkpoint is read."""
-    check_values(config, defaults, RULES)
+    check_values(config, defaults)
+    check_words(config, {"split": SPLITS})
     check_device(config.device)
     needs = trial_needs(episodes=config.episodes or 1, horizon=config.horizon or 1, trials=config.trials_per_goal or 1)
     check_relations([fits_memory(needs)])
