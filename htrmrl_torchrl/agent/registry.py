@@ -77,8 +77,8 @@ def find_kind(name: str) -> EncoderKind:
 
 def settings_of(kind: EncoderKind) -> dict[str, Parameter]:
     """What `build_networks` can be told of a kind, by name: the signatures of encoder, memory and heads."""
-    parts = (kind.encoder, kind.memory, make_actor_critic)
-    return {name: value for part in parts for name, value in _parameters(part).items() if name not in _GIVEN}
+    found = _parameters(make_actor_critic) | _memory_parameters(kind.memory) | _parameters(kind.encoder)
+    return {name: parameter for name, parameter in found.items() if name not in _GIVEN}
 
 
 def check_settings(kind: EncoderKind, settings: Mapping[str, Any]) -> None:
@@ -92,7 +92,8 @@ def build_encoder(
     kind: EncoderKind, *, settings: Mapping[str, Any], of_critic: bool = False, **sizes: int
 ) -> ContextEncoder:
     """The actor's encoder, or that of a separate critic."""
-    encoder = _call(kind.encoder, {**settings, **sizes, **(CRITIC_KEYS if of_critic else {})})
+    values = {**settings, **sizes, **(CRITIC_KEYS if of_critic else {})}
+    encoder = kind.encoder(**_only(_parameters(kind.encoder), values))
     if not isinstance(encoder, ContextEncoder):
         raise ValueError(f"{kind.encoder!r} made {type(encoder).__name__}, which is no ContextEncoder.")
     return encoder
@@ -106,22 +107,25 @@ def build_memory(
     Raises:
         ValueError: for another scope than ``"trial"`` where no earlier episode is seen.
     """
-    own = {name: value for name, value in {**settings, **changed}.items() if name not in ("window", "episodes")}
-    if own.get("scope", "trial") != "trial" and (encoders[0].episodes == 1 or "scope" not in _parameters(memory)):
-        raise ValueError(
-            f"scope={own['scope']!r} must be 'trial' with an encoder that sees no windows of earlier episodes."
-        )
-    return _call(partial(memory, encoders), own, of=memory)
+    values, known = {**settings, **changed}, _memory_parameters(memory)
+    scope = values.get("scope", "trial")
+    if scope != "trial" and (encoders[0].episodes == 1 or "scope" not in known):
+        raise ValueError(f"scope={scope!r} must be 'trial' with an encoder that sees no windows of earlier episodes.")
+    return memory(encoders, **_only(known, values))
 
 
 def call_heads(settings: Mapping[str, Any], **parts: Any) -> Any:
     """`make_actor_critic` of these parts, with what ``settings`` say of it."""
-    return make_actor_critic(**parts, **{n: v for n, v in settings.items() if n in _parameters(make_actor_critic)})
+    return make_actor_critic(**parts, **_only(_parameters(make_actor_critic), settings))
 
 
-def _call(builder: Callable[..., Any], values: Mapping[str, Any], *, of: Callable[..., Any] | None = None) -> Any:
-    known = _parameters(of or builder)
-    return builder(**{name: value for name, value in values.items() if name in known})
+def _only(known: Mapping[str, Parameter], values: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in values.items() if name in known}
+
+
+def _memory_parameters(memory: Callable[..., Memory]) -> dict[str, Parameter]:
+    """Without the sizes of its windows, which are those of the encoders that it is given."""
+    return {name: of for name, of in _parameters(memory).items() if name not in ("window", "episodes")}
 
 
 def _parameters(builder: Callable[..., Any]) -> dict[str, Parameter]:
