@@ -228,7 +228,7 @@ def test_three_places_make_a_setting_of_a_network(lab, monkeypatch, tmp_path):
             compose.load_config("toy_ppo", [*RUN, override, f"run_dir={tmp_path}"])
     assert compose.load_config("toy_ppo", [*RUN, "encoder.depth=0", f"run_dir={tmp_path}"]).encoder.depth == 0
     monkeypatch.setitem(rules.RANGES, "depth", rules.at_least(1))
-    with pytest.raises(UserError, match="encoder.depth is 0 but must be at least 1"):
+    with pytest.raises(UserError, match=r"encoder\.depth is 0 but must be at least 1"):
         compose.load_config("toy_ppo", [*RUN, "encoder.depth=0", f"run_dir={tmp_path}"])
 
 
@@ -256,7 +256,7 @@ def test_a_kind_may_be_a_plain_key_beside_shipped_ones(lab, tmp_path):
     assert config.encoder.kind == "lab:Mean" and "intra_layers" in config.encoder
     folder, _ = lab
     (folder / "configs" / "encoder" / "misspelt.yaml").write_text(YAML.replace("depth", "dephth"))
-    with pytest.raises(UserError, match="'dephth' is no setting of the networks; they have .*depth"):
+    with pytest.raises(UserError, match=r"'dephth' is no setting of the networks; they have .*depth"):
         compose.load_config("toy_ppo", [*RUN, "encoder=misspelt", f"run_dir={tmp_path}"])
 
 
