@@ -15,15 +15,15 @@ from torchrl.data import Bounded
 from torchrl.modules import ProbabilisticActor
 
 from htrmrl_torchrl import keys
+from htrmrl_torchrl.agent.heads import make_actor_critic
 from htrmrl_torchrl.agent.registry import (
-    ENCODERS,
     build_encoder,
     build_memory,
-    call_heads,
     check_settings,
     find_kind,
     is_of,
-    settings_of,
+    known_settings,
+    read_by,
 )
 from htrmrl_torchrl.checkpoints.archive import read_states, refused_by_name
 from htrmrl_torchrl.dotted import check_trusted
@@ -103,8 +103,8 @@ def build_networks(
     floats = torch.get_default_dtype()
     low, high = (torch.tensor(bound, dtype=floats, device="cpu") for bound in (action_low, action_high))
     action_spec = Bounded(low, high, device="cpu")
-    policy, actor, critic = call_heads(
-        settings,
+    policy, actor, critic = make_actor_critic(
+        **read_by(make_actor_critic, settings),
         encoder=encoders[0],
         memory=memory,
         action_spec=action_spec,
@@ -171,7 +171,7 @@ def _checked_arguments(agent: Any, weights: dict[str, Any]) -> dict[str, Any]:
         raise ValueError("agent, actor and critic must be names with values")
     kind = find_kind(agent.get("encoder_kind", "htrmrl"))
     hints: dict[str, Any] = {"observation_dim": int, "action_low": Sequence[float], "action_high": Sequence[float]}
-    hints |= {name: of.annotation for one in (*ENCODERS.values(), kind) for name, of in settings_of(one).items()}
+    hints |= {name: parameter.annotation for name, parameter in known_settings(kind).items()}
     most = sum(map(len, weights.values()))
     for name, value in agent.items():
         if name == "encoder_kind":

@@ -77,13 +77,19 @@ def find_kind(name: str) -> EncoderKind:
 
 def settings_of(kind: EncoderKind) -> dict[str, Parameter]:
     """What `build_networks` can be told of a kind, by name: the signatures of encoder, memory and heads."""
-    found = _parameters(make_actor_critic) | _memory_parameters(kind.memory) | _parameters(kind.encoder)
+    memory = {name: of for name, of in parameters(kind.memory).items() if name not in ("window", "episodes")}
+    found = parameters(make_actor_critic) | memory | parameters(kind.encoder)
     return {name: parameter for name, parameter in found.items() if name not in _GIVEN}
 
 
+def known_settings(kind: EncoderKind) -> dict[str, Parameter]:
+    """Those of a kind and, not read by it, those of the shipped ones."""
+    return {name: value for one in (*ENCODERS.values(), kind) for name, value in settings_of(one).items()}
+
+
 def check_settings(kind: EncoderKind, settings: Mapping[str, Any]) -> None:
-    """Raise TypeError for a setting that no kind has. One that is of another kind alone is not read."""
-    known = {name: value for one in (*ENCODERS.values(), kind) for name, value in settings_of(one).items()}
+    """Raise TypeError for a setting that nothing knows."""
+    known = known_settings(kind)
     if unknown := [name for name in settings if name not in known]:
         raise TypeError(f"{unknown[0]!r} is no setting of the networks; they have {', '.join(sorted(known))}.")
 
@@ -93,7 +99,7 @@ def build_encoder(
 ) -> ContextEncoder:
     """The actor's encoder, or that of a separate critic."""
     values = {**settings, **sizes, **(CRITIC_KEYS if of_critic else {})}
-    encoder = kind.encoder(**_only(_parameters(kind.encoder), values))
+    encoder = kind.encoder(**read_by(kind.encoder, values))
     if not isinstance(encoder, ContextEncoder):
         raise ValueError(f"{kind.encoder!r} made {type(encoder).__name__}, which is no ContextEncoder.")
     return encoder
@@ -107,31 +113,24 @@ def build_memory(
     Raises:
         ValueError: for another scope than ``"trial"`` where no earlier episode is seen.
     """
-    values, known = {**settings, **changed}, _memory_parameters(memory)
-    scope = values.get("scope", "trial")
-    if scope != "trial" and (encoders[0].episodes == 1 or "scope" not in known):
+    asked = {**settings, **changed}
+    values = {name: value for name, value in read_by(memory, asked).items() if name not in ("window", "episodes")}
+    scope = asked.get("scope", "trial")
+    if scope != "trial" and (encoders[0].episodes == 1 or "scope" not in values):
         raise ValueError(f"scope={scope!r} must be 'trial' with an encoder that sees no windows of earlier episodes.")
-    return memory(encoders, **_only(known, values))
+    return memory(encoders, **values)
 
 
-def call_heads(settings: Mapping[str, Any], **parts: Any) -> Any:
-    """`make_actor_critic` of these parts, with what ``settings`` say of it."""
-    return make_actor_critic(**parts, **_only(_parameters(make_actor_critic), settings))
-
-
-def _only(known: Mapping[str, Parameter], values: Mapping[str, Any]) -> dict[str, Any]:
+def read_by(builder: Callable[..., Any], values: Mapping[str, Any]) -> dict[str, Any]:
+    """Those of the values that the builder takes."""
+    known = parameters(builder)
     return {name: value for name, value in values.items() if name in known}
 
 
-def _memory_parameters(memory: Callable[..., Memory]) -> dict[str, Parameter]:
-    """Without the sizes of its windows, which are those of the encoders that it is given."""
-    return {name: of for name, of in _parameters(memory).items() if name not in ("window", "episodes")}
-
-
-def _parameters(builder: Callable[..., Any]) -> dict[str, Parameter]:
-    """Arguments by name; a class that passes ``**others`` on to its parents has theirs as well."""
+def parameters(builder: Callable[..., Any]) -> dict[str, Parameter]:
+    """Arguments of a builder by name; a class that passes ``**others`` on to its parents has theirs as well."""
     if isinstance(builder, partial):
-        return {name: of for name, of in _parameters(builder.func).items() if name not in builder.keywords}
+        return {name: of for name, of in parameters(builder.func).items() if name not in builder.keywords}
     of_class = [vars(c)["__init__"] for c in getattr(builder, "__mro__", ()) if "__init__" in vars(c)]
     found: dict[str, Parameter] = {}
     for function in of_class or [builder]:

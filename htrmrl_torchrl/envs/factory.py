@@ -11,7 +11,7 @@ from htrmrl_torchrl import keys
 from htrmrl_torchrl.dotted import resolve
 from htrmrl_torchrl.envs import benchmarks, metaworld
 from htrmrl_torchrl.envs.deck import FixedGrid, TaskDeck
-from htrmrl_torchrl.envs.lanes import Deck, LaneKind, Lanes, check_positive
+from htrmrl_torchrl.envs.lanes import Deck, LaneKind, Lanes, check_choice, check_positive
 from htrmrl_torchrl.envs.transform import TrialTransform
 from htrmrl_torchrl.envs.trial import TrialEnv
 from htrmrl_torchrl.envs.workers import WORKER_TIMEOUT, WorkerLanes
@@ -71,7 +71,7 @@ def make_env(
     """
     check_positive(num_envs=num_envs, episodes_per_trial=episodes_per_trial)
     benchmarks.check_split(split)
-    metaworld.check_backend(backend)
+    check_choice(metaworld.Backend, backend=backend)
     if benchmarks.is_factory(name):
         given = {"horizon": horizon is not None, "pairs": pairs is not None, "num_workers": num_workers != 0}
         given["backend"] = backend != metaworld.BACKENDS[0]
@@ -84,7 +84,7 @@ def make_env(
     _check_workers(num_workers, num_envs, worker_timeout)
     benchmarks.check_benchmark_seed(benchmark_seed)
     benchmark = benchmarks.find_benchmark(name, backend=backend)
-    goals, deck_seed = benchmark.num_goals, _check_seed(seed)
+    goals, deck_seed = benchmark.num_goals, check_seed(seed)
     deck: Deck
     if pairs is None:
         deck = TaskDeck(num_tasks=len(tasks), num_goals=goals, num_lanes=num_envs, seed=deck_seed)
@@ -189,7 +189,8 @@ def _check_workers(num_workers: int, num_envs: int, timeout: float) -> None:
         raise ValueError(f"worker_timeout must be a number of seconds above 0, received {timeout!r}.")
 
 
-def _check_seed(seed: int) -> int:
+def check_seed(seed: int) -> int:
+    """The seed, if it is one (else ValueError)."""
     if isinstance(seed, bool) or not isinstance(seed, int | np.integer) or seed < 0:
         raise ValueError(f"seed must be a whole number of at least 0, received {seed!r}.")
     return int(seed)

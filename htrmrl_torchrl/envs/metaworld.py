@@ -59,7 +59,8 @@ class MetaWorldLanes:
         num_lanes: int,
         backend: str = "fast",
     ) -> None:
-        self._backend = check_backend(backend)
+        check_choice(Backend, backend=backend)
+        self._backend = backend
         self.task_names, self.goals, self.num_lanes = list(task_names), list(goals), num_lanes
         self._simulators: list[Any] = [None] * num_lanes
         self._tasks = [-1] * num_lanes
@@ -131,16 +132,6 @@ class MetaWorldLanes:
             simulator.set_goal(self.goals[task][goal])
         else:
             _set_task(simulator, self.task_names[task], self.goals[task][goal])
-
-
-def check_backend(backend: str) -> str:
-    """``backend``, if it is a known one.
-
-    Raises:
-        ValueError: otherwise; the message names those that are known.
-    """
-    check_choice(Backend, backend=backend)
-    return backend
 
 
 def build_lanes(

@@ -6,7 +6,6 @@ from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any, TypeAlias
 
-import numpy as np
 import torch
 from tensordict.nn import TensorDictModuleBase
 from torchrl.envs import EnvBase
@@ -19,7 +18,7 @@ from htrmrl_torchrl.checkpoints.versions import versions
 from htrmrl_torchrl.encoders.contract import ContextEncoder
 from htrmrl_torchrl.envs import make_env, task_names
 from htrmrl_torchrl.envs.benchmarks import find_benchmark
-from htrmrl_torchrl.envs.factory import resolve_horizon
+from htrmrl_torchrl.envs.factory import check_seed, resolve_horizon
 from htrmrl_torchrl.envs.workers import WORKER_TIMEOUT
 from htrmrl_torchrl.evaluation.exact import ExactPolicy
 from htrmrl_torchrl.evaluation.official import MetaLearner, run_official
@@ -101,8 +100,7 @@ def evaluate(
         evaluation_actions=evaluation_actions,
         goals_per_task=goals_per_task,
     )
-    if isinstance(seed, bool) or not isinstance(seed, int | np.integer) or seed < 0:
-        raise ValueError(f"seed must be a whole number of at least 0, received {seed!r}.")
+    check_seed(seed)
     if rules.goals_per_task > known.num_goals:
         raise ValueError(
             f"goals_per_task is {rules.goals_per_task} but must be at most {known.num_goals}, the goals that "
