@@ -9,8 +9,9 @@ import sys
 
 import numpy as np
 import pytest
+import torch
 
-from htrmrl_torchrl import HTrMRLAgent, evaluate
+from htrmrl_torchrl import HTrMRLAgent, evaluate, make_env
 from htrmrl_torchrl.agent.networks import load_networks
 from htrmrl_torchrl.evaluation import EvaluationReport
 from htrmrl_torchrl.faults import UserError
@@ -204,6 +205,18 @@ def test_recipes_ask_for_trust_and_then_work(recipe, name, first, forgotten, mon
     out, error, code = start(*arguments, GIVEN, *few)
     assert code == 0 and mark.exists(), error
     assert any(path.suffix in (".json", ".html") for path in tmp_path.iterdir())
+
+
+def test_worker_processes_play_it_alike(lab):
+    played = []
+    for workers in (0, 2):
+        env = make_env("lab:GUESS", split="val", num_envs=4, episodes_per_trial=2, num_workers=workers)
+        env.set_seed(0)
+        torch.manual_seed(0)
+        played.append(env.rollout(8, break_when_any_done=False))
+        env.close()
+    assert torch.equal(played[0]["next", "reward"], played[1]["next", "reward"])
+    assert torch.equal(played[0]["next", "success"], played[1]["next", "success"])
 
 
 def test_an_export_imports_nothing(forgotten, monkeypatch, capsys, tmp_path):
