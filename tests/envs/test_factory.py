@@ -68,8 +68,8 @@ def test_a_factory_of_trials_is_left_alone(foreign):
     [
         ("unbatched", r"batch_size \[\], expected \[2\]"),
         ("no_environment", "returned str"),
-        ("constant", "no callable 'constant'"),
-        ("missing", "no callable 'missing'"),
+        ("constant", "neither a Benchmark nor a factory"),
+        ("missing", "has no 'missing'"),
     ],
 )
 def test_a_factory_that_does_not_fit_is_refused(foreign, name, message):
