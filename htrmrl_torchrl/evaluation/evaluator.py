@@ -15,6 +15,7 @@ from htrmrl_torchrl.agent.agent import HTrMRLAgent
 from htrmrl_torchrl.agent.networks import Networks, acting_policy, load_networks
 from htrmrl_torchrl.checkpoints.checkpoint import read_component
 from htrmrl_torchrl.checkpoints.versions import versions
+from htrmrl_torchrl.dotted import is_dotted_path
 from htrmrl_torchrl.encoders.contract import ContextEncoder
 from htrmrl_torchrl.envs import make_env, task_names
 from htrmrl_torchrl.envs.benchmarks import find_benchmark
@@ -115,7 +116,7 @@ def evaluate(
         "tasks": task_names(benchmark, split),
         "versions": versions(),
         "command": command,
-        "defines_success": known.has_success,
+        "defines_success": known.has_success if is_dotted_path(benchmark) else None,
     }
     # All first: a foreign one shows before anything is played.
     loaded = [(_own(one, trust), _identity(one)) for one in _several(agent)]
