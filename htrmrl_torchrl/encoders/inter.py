@@ -8,7 +8,6 @@ from torch import Tensor, nn
 from htrmrl_torchrl.encoders.transformer import Norm, TransformerStack, attend_through, causal_mask
 
 AttentionMode = Literal["causal", "full"]
-ATTENTION_MODES = ("causal", "full")
 
 
 class InterEpisodeEncoder(nn.Module):

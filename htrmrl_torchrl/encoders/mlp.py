@@ -51,8 +51,6 @@ class MemorylessEncoder(ContextEncoder):
         super().__init__(
             observation_dim=observation_dim,
             action_dim=action_dim,
-            window=1,
-            episodes=1,
             d_model=d_model,
             reward_scale=reward_scale,
             hidden_key=hidden_key,

@@ -56,6 +56,8 @@ class RecurrentEncoder(ContextEncoder):
         torch.Size([2, 5, 8])
     """
 
+    recurrent = True
+
     def __init__(
         self,
         *,
@@ -71,8 +73,6 @@ class RecurrentEncoder(ContextEncoder):
         super().__init__(
             observation_dim=observation_dim,
             action_dim=action_dim,
-            window=1,
-            episodes=1,
             d_model=d_model,
             reward_scale=reward_scale,
             hidden_key=hidden_key,

@@ -14,8 +14,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from htrmrl_torchrl.envs.lanes import check_choice
+
 Norm = Literal["pre_ln", "tfixup"]
-NORMS = ("pre_ln", "tfixup")
 
 
 class Attention(nn.Module):
@@ -95,8 +96,7 @@ class TransformerLayer(nn.Module):
 
     def __init__(self, *, d_model: int, num_heads: int, d_feedforward: int, norm: Norm, num_layers: int) -> None:
         super().__init__()
-        if norm not in NORMS:
-            raise ValueError(f"norm={norm!r} is unknown; choose one of {', '.join(NORMS)}.")
+        check_choice(Norm, norm=norm)
         self.attention = Attention(d_model=d_model, num_heads=num_heads)
         self.widen = nn.Linear(d_model, d_feedforward)
         self.narrow = nn.Linear(d_feedforward, d_model)

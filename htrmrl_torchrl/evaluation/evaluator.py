@@ -2,11 +2,10 @@
 
 import copy
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any, TypeAlias
 
-import numpy as np
 import torch
 from tensordict.nn import TensorDictModuleBase
 from torchrl.envs import EnvBase
@@ -16,9 +15,11 @@ from htrmrl_torchrl.agent.agent import HTrMRLAgent
 from htrmrl_torchrl.agent.networks import Networks, acting_policy, load_networks
 from htrmrl_torchrl.checkpoints.checkpoint import read_component
 from htrmrl_torchrl.checkpoints.versions import versions
+from htrmrl_torchrl.dotted import is_dotted_path
 from htrmrl_torchrl.encoders.contract import ContextEncoder
-from htrmrl_torchrl.envs import check_name, make_env, num_goals, task_names
-from htrmrl_torchrl.envs.factory import is_dotted_path, resolve_horizon
+from htrmrl_torchrl.envs import make_env, task_names
+from htrmrl_torchrl.envs.benchmarks import find_benchmark
+from htrmrl_torchrl.envs.factory import check_seed, resolve_horizon
 from htrmrl_torchrl.envs.workers import WORKER_TIMEOUT
 from htrmrl_torchrl.evaluation.exact import ExactPolicy
 from htrmrl_torchrl.evaluation.official import MetaLearner, run_official
@@ -48,6 +49,7 @@ def evaluate(
     worker_timeout: float = WORKER_TIMEOUT,
     progress: bool = False,
     command: str = "",
+    trust: Collection[str] = (),
 ) -> EvaluationReport:
     """How often an agent succeeds on held-out goals (``split="val"``) or tasks (``"test"``).
 
@@ -60,7 +62,7 @@ def evaluate(
             `build_networks` returned; or any TensorDict policy that reads the keys of `htrmrl_torchrl.keys` and writes
             ``action`` (played in a copy, in its own precision, with the scope of its memory). With
             ``protocol="metaworld"`` a ``MetaLearningAgent`` too.
-        benchmark: a name that `make_env` knows, but no factory.
+        benchmark: a name that `make_env` knows, or the path of a `Benchmark` of your own, but no factory.
         split: ``"train"``, ``"val"`` or ``"test"``.
         protocol: ``"strict"``, ``"garage"`` or ``"metaworld"``, see `htrmrl_torchrl.evaluation.protocols`.
         goals_per_task, adaptation_episodes, evaluation_episodes, evaluation_actions: in place of the protocol's.
@@ -73,6 +75,7 @@ def evaluate(
         worker_timeout: seconds within which a worker must answer, see `make_env`.
         progress: whether it is shown, see `progress_bar`.
         command: noted in the report.
+        trust: code of your own that checkpoints may name, see `load_networks`.
 
     Raises:
         ValueError: for an unknown benchmark, split or protocol, more goals than there are, a foreign checkpoint, or an
@@ -87,22 +90,17 @@ def evaluate(
         >>> evaluate(idle, "toy", adaptation_episodes=1).success_rate
         0.0
     """
-    if is_dotted_path(benchmark):  # first: a name may come from a file, and is not imported to see what it is
-        raise ValueError(
-            f"{benchmark!r} is a factory, whose goals nobody knows; evaluate on a built-in benchmark, benchmark=NAME."
-        )
-    check_name(benchmark)
+    known = find_benchmark(benchmark)
     rules = named_protocol(protocol).changed(
         adaptation_episodes=adaptation_episodes,
         evaluation_episodes=evaluation_episodes,
         evaluation_actions=evaluation_actions,
         goals_per_task=goals_per_task,
     )
-    if isinstance(seed, bool) or not isinstance(seed, int | np.integer) or seed < 0:
-        raise ValueError(f"seed must be a whole number of at least 0, received {seed!r}.")
-    if rules.goals_per_task > num_goals(benchmark):
+    check_seed(seed)
+    if rules.goals_per_task > known.num_goals:
         raise ValueError(
-            f"goals_per_task is {rules.goals_per_task} but must be at most {num_goals(benchmark)}, the goals that "
+            f"goals_per_task is {rules.goals_per_task} but must be at most {known.num_goals}, the goals that "
             f"{benchmark} has for each task."
         )
     setup = Setup(
@@ -112,8 +110,10 @@ def evaluate(
         protocol=rules,
         horizon=resolve_horizon(benchmark, horizon),
         tasks=task_names(benchmark, split),
+        defines_success=known.has_success if is_dotted_path(benchmark) else None,
     )
-    loaded = [(_own(one), _identity(one)) for one in _several(agent)]  # a foreign one shows before the first is played
+    # All first: a foreign one shows before anything is played.
+    loaded = [(_own(one, trust), _identity(one)) for one in _several(agent)]
     reports = []
     for own, identity in loaded:
         if rules.name == "metaworld":
@@ -180,10 +180,10 @@ def _several(agent: Any) -> list[Any]:
     return agents
 
 
-def _own(agent: Any) -> Any:
+def _own(agent: Any, trust: Collection[str]) -> Any:
     """A copy that may be moved to a device and used up; a ``MetaLearningAgent`` as it is."""
     if isinstance(agent, str | Path):
-        return load_networks(agent)
+        return load_networks(agent, trust=trust)
     if isinstance(agent, HTrMRLAgent):
         agent = agent.networks
     return copy.deepcopy(agent) if isinstance(agent, Networks | TensorDictModuleBase) else agent

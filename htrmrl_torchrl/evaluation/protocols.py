@@ -133,6 +133,7 @@ class Setup:
         protocol: how many of the goals, and how they are played and counted.
         horizon: steps of an episode.
         tasks: names of the split's tasks.
+        defines_success: see `EvaluationReport`.
     """
 
     benchmark: str
@@ -141,3 +142,4 @@ class Setup:
     protocol: Protocol
     horizon: int
     tasks: list[str]
+    defines_success: bool | None = None

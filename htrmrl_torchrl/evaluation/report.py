@@ -11,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from htrmrl_torchrl.checkpoints.files import read_json, read_regular, write_whole
+from htrmrl_torchrl.dotted import is_dotted_path
 from htrmrl_torchrl.envs.benchmarks import check_benchmark_seed, check_split, find_benchmark
 from htrmrl_torchrl.envs.lanes import check_positive
 from htrmrl_torchrl.evaluation.intervals import (
@@ -51,6 +52,7 @@ class EvaluationReport:
         runs: one dictionary per run: seed of the evaluation, checkpoint with its SHA-256, frames it was trained for.
         versions: of the packages that produced the numbers.
         command: that reproduces it, where there is one.
+        defines_success: whether the benchmark says what success is; default: as the built-in one of that name does.
 
     Raises:
         ValueError: if the arrays do not fit each other, the runs or the tasks, or hold numbers that cannot be.
@@ -78,6 +80,7 @@ class EvaluationReport:
     runs: list[dict[str, Any]]
     versions: dict[str, str] = field(default_factory=dict)
     command: str = ""
+    defines_success: bool | None = None
 
     def __post_init__(self) -> None:
         expected = (len(self.runs), len(self.task))
@@ -107,7 +110,7 @@ class EvaluationReport:
     @property
     def has_success(self) -> bool:
         """Whether the benchmark says what success is; else `success` is 0 everywhere and means nothing."""
-        return find_benchmark(self.benchmark).has_success
+        return find_benchmark(self.benchmark).has_success if self.defines_success is None else self.defines_success
 
     @property
     def headline(self) -> float:
@@ -213,7 +216,7 @@ class EvaluationReport:
 
     def save(self, path: str | Path) -> None:
         """Writes the report as JSON, whole or not at all."""
-        content = {f.name: getattr(self, f.name) for f in fields(self)}
+        content = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "defines_success"}
         content["protocol"] = vars(self.protocol)
         for name in ("task", "goal", "success"):
             content[name] = content[name].tolist()
@@ -231,7 +234,9 @@ class EvaluationReport:
         """Reads what `save` wrote. Raises FileNotFoundError, or ValueError if an evaluation could not have given it."""
         try:
             content = read_json(read_regular(path, largest=_LARGEST))
-            del content["summary"]
+            summary = content.pop("summary")
+            if is_dotted_path(content["benchmark"]):
+                content["defines_success"] = "success_rate" in summary
             content["protocol"] = Protocol(**content["protocol"])
             _check_words(content)
             for name, kind in {"task": int, "goal": int, **dict.fromkeys(_PER_RUN, float)}.items():
@@ -260,7 +265,8 @@ def _check_words(content: dict[str, Any]) -> None:
     flags = [protocol.separate, protocol.biased]
     if type(protocol.name) is not str or not all(type(flag) is bool for flag in flags):
         raise ValueError(f"its protocol is {protocol}")
-    find_benchmark(content["benchmark"])  # a name to look up, never to import
+    if not is_dotted_path(content["benchmark"]):  # a name to look up, never to import
+        find_benchmark(content["benchmark"])
     check_split(content["split"])
     check_benchmark_seed(content["benchmark_seed"])
     check_positive(horizon=content["horizon"])

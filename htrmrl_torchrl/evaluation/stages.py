@@ -90,7 +90,7 @@ def play_stages(
     names = task_names(benchmark, split)
     pairs = goal_grid(num_tasks=len(names), goals_per_task=protocol.goals_per_task)
     num_envs = min(num_envs, len(pairs))
-    inner = find_benchmark(benchmark).lanes(split, horizon, benchmark_seed, "fast").builder(num_envs)
+    inner = find_benchmark(benchmark).lanes(split, horizon, benchmark_seed).builder(num_envs)
     if not isinstance(inner, MetaWorldLanes):
         raise ValueError(f"{benchmark} is not of Meta-World, whose simulators say how far an episode came.")
     lanes = _Watched(inner)

@@ -44,11 +44,18 @@ def agent_arguments(config: DictConfig, env: EnvBase) -> dict[str, Any]:
     """
     check_action(env.action_spec_unbatched)
     action = env.action_spec_unbatched.space
-    encoder = plain(config.encoder)
     return {
         "observation_dim": env.observation_spec[keys.OBSERVATION].shape[-1],
         "action_low": action.low.tolist(),
         "action_high": action.high.tolist(),
+        **network_settings(config),
+    }
+
+
+def network_settings(config: DictConfig) -> dict[str, Any]:
+    """Those of `build_networks` that do not follow from the environment."""
+    encoder = plain(config.encoder)
+    return {
         "encoder_kind": encoder.pop("kind"),
         **encoder,
         "reward_scale": config.env.reward_scale,

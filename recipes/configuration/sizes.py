@@ -10,6 +10,7 @@ from collections.abc import Mapping
 
 from omegaconf import DictConfig
 
+from htrmrl_torchrl.dotted import is_dotted_path
 from recipes.configuration.relations import Relation, frames_of_context, frames_per_batch
 
 _FLOAT, _ID = 4, 8  # bytes of a float32 and an int64
@@ -58,6 +59,8 @@ def training_needs(config: DictConfig) -> dict[str, int]:
 
 def parameters(encoder: DictConfig) -> int:
     """Of an encoder, at least: its matrices and positions."""
+    if is_dotted_path(encoder.kind):
+        return 0  # who knows
     d = int(encoder.d_model)
     if encoder.kind == "mlp":
         return (encoder.mlp_layers - 1) * d * d

@@ -2,39 +2,24 @@
 
 import json
 import time
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from omegaconf import DictConfig
 
+from htrmrl_torchrl.envs.benchmarks import SPLITS
 from htrmrl_torchrl.faults import UserError
 from htrmrl_torchrl.runs.console import command_line
 from recipes.configuration.find import check_checkpoints, goals_of, one_checkpoint, run_folder_of
 from recipes.configuration.paths import check_folder, writing
-from recipes.configuration.rules import NOT_EMPTY, SEED, at_least, check_device, check_relations, check_values, one_of
+from recipes.configuration.rules import check_device, check_relations, check_values, check_words
 from recipes.configuration.sizes import fits_memory, trial_needs
 
 if TYPE_CHECKING:
     from htrmrl_torchrl.agent.networks import Networks
     from htrmrl_torchrl.inspection.recording import Recording
 
-RULES = {
-    "checkpoint": replace(NOT_EMPTY, kind=str),
-    "benchmark": replace(NOT_EMPTY, kind=str),
-    "split": one_of("train", "val", "test"),
-    "goals_per_task": at_least(1, kind=int),
-    "trials_per_goal": at_least(1, kind=int),
-    "episodes": at_least(1, kind=int),
-    "horizon": at_least(1, kind=int),
-    "looks": at_least(1),
-    "benchmark_seed": at_least(0, kind=int),
-    "seed": SEED,
-    "device": NOT_EMPTY,
-    "num_envs": at_least(1),
-    "num_workers": at_least(0),
-    "out": replace(NOT_EMPTY, kind=str),
-}
 TRAINED, UNTRAINED = "trained", "untrained"
 
 
@@ -59,7 +44,8 @@ class Inspected:
 
 def check(config: DictConfig, defaults: DictConfig) -> None:
     """Raise UserError for the first fault that shows before a checkpoint is read."""
-    check_values(config, defaults, RULES)
+    check_values(config, defaults)
+    check_words(config, {"split": SPLITS})
     check_device(config.device)
     needs = trial_needs(episodes=config.episodes or 1, horizon=config.horizon or 1, trials=config.trials_per_goal or 1)
     check_relations([fits_memory(needs)])
@@ -103,17 +89,12 @@ def _play(config: DictConfig, path: Path) -> tuple[Inspected, dict[str, dict[str
     from htrmrl_torchrl.agent.networks import build_networks, load_networks
     from htrmrl_torchrl.checkpoints.checkpoint import read_component, read_environment
     from htrmrl_torchrl.checkpoints.versions import versions
-    from htrmrl_torchrl.envs import check_name, num_goals, task_names
-    from htrmrl_torchrl.envs.factory import is_dotted_path, resolve_horizon
+    from htrmrl_torchrl.envs import num_goals, task_names
+    from htrmrl_torchrl.envs.factory import resolve_horizon
 
-    trained = load_networks(path)
+    trained = load_networks(path, trust=config.trust)
     settings, progress = read_environment(path), read_component(path, "progress")
     benchmark, benchmark_seed = goals_of(config, [path])
-    if is_dotted_path(benchmark):  # first: what a file says is not imported, not even to see what it is
-        raise ValueError(
-            f"{benchmark!r} is a factory, whose goals are unknown; look into a built-in benchmark, benchmark=NAME."
-        )
-    check_name(benchmark)
     goals = config.goals_per_task or min(4, num_goals(benchmark))
     if goals > num_goals(benchmark):
         raise ValueError(f"goals_per_task is {goals} but must be at most {num_goals(benchmark)} in {benchmark}.")

@@ -395,8 +395,8 @@ AGENTS = {
         ("action_low", [None, None]), ("action_low", [float("nan")] * 2), ("action_low", [-1.0]), ("action_low", []),
         ("action_high", [[1.0], [1.0]]), ("reward_scale", float("nan")), ("reward_scale", float("inf")),
         ("reward_scale", "1"), ("init_std", float("inf")), ("init_std", -1.0), ("min_std", 2.0),
-        ("strategy", "os.path:join"), ("strategy", ["uniform"]), ("strategy", "${oc.env:HOME}"), ("scope", "lane"),
-        ("scope", "all"), ("encoder_kind", "os.system"), ("encoder_kind", ["mlp"]), ("encoder_kind", "rl2"),
+        ("strategy", ["uniform"]), ("strategy", "${oc.env:HOME}"), ("scope", "lane"),
+        ("scope", "all"), ("encoder_kind", ["mlp"]), ("encoder_kind", "rl2"),
         ("critic_kind", "separate"), ("norm", "tfixup"), ("value_norm", False), ("value_norm", 1),
         ("seed", "x"), ("seed", 2**70), ("max_episodes", "2"), ("max_episodes", -1), ("layers", 3), ("return", 3),
     )},
@@ -410,6 +410,15 @@ def test_an_agent_of_other_sizes_or_types_is_refused(case, saved, tmp_path):
     change = AGENTS[case]
     evil = changed(path, tmp_path / "x.torchrl", "agent", lambda agent: {} if change is None else {**agent, **change})
     one_sentence(lambda: load_networks(evil))
+
+
+@pytest.mark.parametrize(("name", "path"), [("strategy", "os.path:join"), ("encoder_kind", "os.system")])
+def test_an_agent_names_no_code_that_is_not_trusted(name, path, saved, tmp_path):
+    _, checkpoint = saved
+    evil = changed(checkpoint, tmp_path / "x.torchrl", "agent", lambda agent: {**agent, name: path})
+    for trust in ((), ("os",), ("os.path:split",)):
+        with pytest.raises(ValueError, match=rf"^\S+ names code .* {path}, and does not import it .*trust=\[{path}\]"):
+            load_networks(evil, trust=trust)
 
 
 def test_no_memory_is_asked_for_that_the_file_does_not_fill(saved, tmp_path):
