@@ -250,6 +250,13 @@ def find_strategy(name: str) -> Any:
 
 
 def make_strategy(strategy: str | WindowStrategy) -> WindowStrategy:
-    """The strategy of that name, or the callable itself. Raises as `find_strategy` does."""
+    """The strategy of that name, or the callable itself.
+
+    Raises:
+        ValueError: as `find_strategy` does, or if a class needs arguments: give an instance of it.
+    """
     found = find_strategy(strategy) if isinstance(strategy, str) else strategy
-    return found() if isinstance(found, type) else found
+    try:
+        return found() if isinstance(found, type) else found
+    except TypeError as error:
+        raise ValueError(f"{strategy!r} cannot be built without arguments ({error}); give them defaults.") from error

@@ -18,7 +18,7 @@ from omegaconf import DictConfig, OmegaConf
 from htrmrl_torchrl.dotted import is_dotted_path
 from htrmrl_torchrl.evaluation.protocols import PROTOCOLS
 from htrmrl_torchrl.faults import UserError
-from htrmrl_torchrl.memory.strategies import STRATEGIES, find_strategy
+from htrmrl_torchrl.memory.strategies import STRATEGIES, make_strategy
 from recipes.configuration.relations import Relation, relations
 from recipes.configuration.sizes import fits_memory, training_needs
 
@@ -177,7 +177,7 @@ def _check_strategy(name: str) -> None:
     if not is_dotted_path(name) and name not in STRATEGIES:
         raise UserError(f"memory.strategy is {name!r} but must be {' or '.join(STRATEGIES)}, or package.module:name")
     try:
-        find_strategy(name)
+        make_strategy(name)
     except ValueError as error:
         raise UserError(f"memory.strategy is {name}: {error}") from error
 

@@ -42,6 +42,10 @@ class Firsts:
         return [(episode, 0) for episode in range(min(slots, len(past)))]
 
 
+class Needy(Firsts):
+    def __init__(self, needed): ...
+
+
 class Mean(ContextEncoder):
     """An MLP on the newest token and the mean of those of the windows that are shown."""
 
@@ -250,6 +254,7 @@ def test_three_places_make_a_setting_of_a_network(lab, monkeypatch, tmp_path):
     [
         (["memory.strategy=lab:Nothing"], "memory.strategy is lab:Nothing: 'lab:Nothing': lab has no 'Nothing'"),
         (["memory.strategy=nowhere:Firsts"], "there is no module 'nowhere'"),
+        (["memory.strategy=lab:Needy"], "cannot be built without arguments"),
         (["memory.strategy=lab:__name__"], "is str, which is no window strategy"),
         (["encoder.kind=lab:Firsts"], "'lab:Firsts' is neither a ContextEncoder nor an EncoderKind"),
         (["encoder.kind=lab:Nothing"], "encoder.kind is lab:Nothing: 'lab:Nothing': lab has no 'Nothing'"),
