@@ -62,6 +62,8 @@ def tests_begin_and_end_alike() -> Iterator[None]:
     _begin()
     before, variables = _shared(), dict(os.environ)
     yield
+    if runs := sys.modules.get("tests.recipes.runs"):
+        runs.end_started()
     after = _shared()
     # What is new among the variables, libraries have set at their first import; they change none.
     for name in variables.keys() - {"PYTEST_CURRENT_TEST"}:

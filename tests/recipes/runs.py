@@ -110,7 +110,7 @@ def start(run_dir, *overrides, preexec=None, **options):
         if preexec is not None:
             preexec()
 
-    return subprocess.Popen(
+    process = subprocess.Popen(
         command(run_dir, *overrides, **options),
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
@@ -119,6 +119,20 @@ def start(run_dir, *overrides, preexec=None, **options):
         preexec_fn=prepare,
         env={**os.environ, "PYTHONUNBUFFERED": "1"},
     )
+    _started.append(process)
+    return process
+
+
+_started: list[subprocess.Popen[str]] = []
+
+
+def end_started():
+    """Kills what `start` has started: a test that fails leaves nothing running (`tests/conftest.py`)."""
+    while _started:
+        process = _started.pop()
+        if process.poll() is None:
+            os.killpg(process.pid, signal.SIGKILL)
+            process.communicate()
 
 
 def hear_all_signals():
