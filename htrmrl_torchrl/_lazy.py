@@ -1,8 +1,4 @@
-"""Names of a package that are imported when they are first used.
-
-Environment workers import the package too: they hold simulators only, and without torch they start in a fraction of the
-time.
-"""
+"""Import a package's names at first use, so that environment workers import the package without torch."""
 
 import ast
 from collections.abc import Callable
@@ -15,7 +11,7 @@ def lazy_names(package: str, file: str, *, before: Callable[[], None] | None = N
     """A module-level ``__getattr__`` (PEP 562) for the names that a package imports under ``if TYPE_CHECKING``.
 
     Args:
-        package, file: its ``__name__`` and ``__file__``; the imports in the latter say where each name lives.
+        package, file: its ``__name__`` and ``__file__``; the imports in the file give the module of each name.
         before: called before one of them is imported.
     """
     imports = [node for node in ast.walk(ast.parse(Path(file).read_bytes())) if isinstance(node, ast.ImportFrom)]

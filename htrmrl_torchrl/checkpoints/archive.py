@@ -1,13 +1,12 @@
-"""One checkpoint file: how it is sealed, and what is checked before anything of it is read.
+"""Checkpoint files: how one is sealed, and the checks before anything in it is read.
 
-It is an archive of `torchrl.checkpoint` (a zip file with a manifest) whose last 64 bytes, at the end of the zip
+A checkpoint is a `torchrl.checkpoint` archive (a zip file with a manifest). Its last 64 bytes, at the end of the zip
 comment, are the SHA-256 of all bytes before them:
 
     manifest.json  components/0000-actor/tree.json  components/0000-actor/tensors.bin ...  directory  comment
     |<------------------------------------ hashed ------------------------------------------------->| digest |
 
-So every flipped bit and every missing byte shows. The checksum detects damage, not forgery, hence the checks on what
-is inside.
+The checksum detects damage but not forgery, hence the checks of the content.
 """
 
 import hashlib
@@ -31,10 +30,10 @@ from htrmrl_torchrl.checkpoints.files import read_json
 
 _LABEL, _DIGEST = b"sha256:", 64  # the label before the hexadecimal digits, and their number
 _MANIFEST = "manifest.json"
-# What a component may be saved by, and the files that this makes. The second is torchrl's own, for JSON.
+# Allowed adapters and the files of each. The second is torchrl's own, for JSON.
 _FILES = {"htrmrl_torchrl.tensors": ["tensors.bin", "tree.json"], "torchrl.json": ["value.json"]}
 _FILE_NAMES = {name for files in _FILES.values() for name in files}
-# Whatever else torch knows by a name (quantised numbers, for example) is not made from bytes alone.
+# Other dtypes of torch (quantised ones, for example) cannot be made from bytes alone.
 _NUMBERS = {
     str(dtype).removeprefix("torch."): dtype
     for dtype in (
@@ -44,16 +43,16 @@ _NUMBERS = {
 }  # fmt: skip
 _PLAIN_NAME = re.compile(r"[A-Za-z0-9_.-]+(/[A-Za-z0-9_.-]+)*")
 _END = struct.Struct("<4s4H2LH")  # of a zip file: signature, two disks, two counts, size, place, length of the comment
-_HEADER, _LOCATOR = 30, 20  # bytes before an entry's name, and of what points to a second list of entries
+_HEADER, _LOCATOR = 30, 20  # bytes before an entry's name; bytes of the zip64 locator
 _MOST_ENTRIES, _LARGEST_DIRECTORY = 256, 1 << 16  # a run writes 20 entries, and 2,000 bytes that list them
-_LARGEST_JSON = 1 << 24  # all of it in a file, which a run of 1,000 lanes takes a thirtieth of
+_LARGEST_JSON = 1 << 24  # per file; a run of 1,000 environments takes a thirtieth
 _MOST_DIMENSIONS = 8
 _CHUNK = 1 << 20
-_SAID = 300  # characters of what is wrong; torch lists every tensor that does not fit
+_SAID = 300  # characters of the reason; torch lists every tensor that does not fit
 
 
 class NotACheckpoint(ValueError):
-    """A file that is no checkpoint of this package, or a damaged one; ``why`` says what is wrong with it."""
+    """A file that is not a checkpoint of this package, or is damaged; ``why`` gives the reason."""
 
     def __init__(self, path: str | Path, why: str) -> None:
         why = why if len(why) <= _SAID else f"{why[:_SAID]} ..."
@@ -64,11 +63,11 @@ class NotACheckpoint(ValueError):
 
 
 class TensorFiles(CheckpointAdapter):
-    """Saves what has a ``state_dict`` as a tree in JSON and the bytes of its tensors.
+    """Saves an object's ``state_dict`` as a JSON tree and the bytes of its tensors.
 
-    TorchRL's own adapter maps a file into memory for each tensor: on a full disk a write is a SIGBUS, which kills the
-    run. And when it reads, it follows paths and unpickles objects that the file names. Here reading makes tensors on
-    the CPU, numbers, strings, None, and dictionaries, lists and tuples of these.
+    TorchRL's own adapter memory-maps a file per tensor, so a full disk kills the run with SIGBUS; its reader follows
+    paths and unpickles objects named by the file. This one reads only tensors (to the CPU), numbers, strings, None, and
+    dictionaries, lists and tuples of these.
     """
 
     adapter_id = "htrmrl_torchrl.tensors"
@@ -106,7 +105,7 @@ def _encode(value: Any, file: BinaryIO) -> Any:
 
 
 def _decode(tree: bytes, numbers: bytes) -> Any:
-    """What `_encode` wrote; ValueError (or another that `refused_by_name` knows) for what it never writes."""
+    """Inverse of `_encode`; raises ValueError (or another error of `refused_by_name`) for anything else."""
     taken = 0
 
     def tensor(dtype: Any, shape: Any, offset: Any) -> torch.Tensor:
@@ -148,7 +147,7 @@ def _decode(tree: bytes, numbers: bytes) -> Any:
 
 
 def seal(path: Path) -> None:
-    """Put the checksum at the end of a zip file, and all of it on the disk."""
+    """Write the checksum at the end of a zip file and flush the file to disk."""
     with zipfile.ZipFile(path, "a") as archive:
         archive.comment = _LABEL + bytes(_DIGEST)
     with path.open("r+b") as file:
@@ -160,19 +159,17 @@ def seal(path: Path) -> None:
 
 
 def check_archive(path: str | Path) -> list[str]:
-    """The names of a checkpoint's components, after refusing damage and whatever is not tensors and JSON.
+    """The names of a checkpoint's components, after checking that it is undamaged and holds tensors and JSON only.
 
-    Raises:
-        FileNotFoundError: if there is nothing at `path`.
-        ValueError: if it is not a checkpoint of a training run, damaged, cannot be read, or holds anything else.
+    Raises FileNotFoundError if there is nothing at `path`, ValueError if it is no valid checkpoint or cannot be read.
     """
     return list(_checked(path)["components"])
 
 
 def read_states(path: str | Path, components: Collection[str] | None = None) -> dict[str, Any]:
-    """What some components of a checkpoint (by default all) hold; nothing in it is imported, resolved or executed.
+    """The states of some components of a checkpoint (default: all); nothing in it is imported or executed.
 
-    Raises as `check_archive` does, and ValueError if one of `components` is not inside.
+    Raises as `check_archive` does, and ValueError if one of `components` is missing.
     """
     records = _checked(path)["components"]
     names = list(records) if components is None else list(components)
@@ -191,7 +188,7 @@ def _read_component(archive: zipfile.ZipFile, record: dict[str, Any]) -> Any:
 
 
 def _checked(path: str | Path) -> dict[str, Any]:
-    """The manifest of a file in which everything is as it should be."""
+    """The manifest of a file that passes all checks."""
     path = Path(path)
     try:
         found = path.stat()
@@ -253,7 +250,7 @@ def _check_seal(path: Path) -> None:
 
 
 def _check_entries(path: Path, entries: list[zipfile.ZipInfo], *, beyond: int) -> None:
-    """``beyond``: where the directory begins, and what is inside has to end."""
+    """Check names, kinds and places of all entries; they must end before ``beyond``, where the directory begins."""
     seen = set()
     for entry in entries:
         # The name as written: zipfile already cuts it at a zero byte.
@@ -295,7 +292,7 @@ def _digest(file: BinaryIO, size: int) -> bytes:
 
 @contextmanager
 def refused_by_name(path: str | Path, part: str = "content") -> Iterator[None]:
-    """Turns what torch and zipfile raise for foreign and damaged files into a ValueError that names the file."""
+    """Turn errors of torch and zipfile about foreign or damaged files into a ValueError that names the file."""
     try:
         yield
     except NotACheckpoint:
