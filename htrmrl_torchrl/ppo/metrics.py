@@ -74,9 +74,7 @@ def explained_variance(value: Tensor, target: Tensor) -> float:
 
 
 def critic_metrics(batch: TensorDictBase, value_target: Tensor, task_names: list[str]) -> dict[str, float]:
-    """``ppo/explained_variance`` of ``value_target`` ``[N, T, 1]`` by a batch's recorded values, overall and by task.
-
-    """
+    """``ppo/explained_variance`` of ``value_target`` ``[N, T, 1]`` by a batch's recorded values, also by task."""
     value = batch[keys.STATE_VALUE]
     task = batch.get(keys.TASK, torch.zeros_like(batch[keys.EPISODE]))
     name = "ppo/explained_variance"
