@@ -8,11 +8,9 @@ from typing import Any
 
 
 def lazy_names(package: str, file: str, *, before: Callable[[], None] | None = None) -> Callable[[str], Any]:
-    """A module-level ``__getattr__`` (PEP 562) for the names that a package imports under ``if TYPE_CHECKING``.
+    """A module-level ``__getattr__`` (PEP 562) for the names that ``file`` imports under ``if TYPE_CHECKING``.
 
-    Args:
-        package, file: its ``__name__`` and ``__file__``; the imports in the file give the module of each name.
-        before: called before one of them is imported.
+    ``package`` and ``file`` are the caller's ``__name__`` and ``__file__``; ``before`` is called before each import.
     """
     imports = [node for node in ast.walk(ast.parse(Path(file).read_bytes())) if isinstance(node, ast.ImportFrom)]
     homes = {alias.name: str(node.module) for node in imports for alias in node.names}

@@ -20,9 +20,7 @@ class NonFiniteError(Fault, ValueError):
 
 
 def check_finite(tensors: Iterable[tuple[Any, "Tensor"]], *, axis: str = "lane") -> None:
-    """Raise `NonFiniteError` for the first tensor with a value that is not finite.
-
-    The message names the tensor, the rows (at most ten), and the first wrong value of each.
+    """Raise `NonFiniteError` for the first non-finite tensor, with its name, rows (at most ten) and a value of each.
 
     Args:
         tensors: pairs of name (or tensordict key) and tensor ``[N, ...]`` or ``[]``; integers and flags are skipped.

@@ -21,10 +21,7 @@ _PALETTE_SAMPLE = 16  # pictures
 
 
 def write_figure(figure: "Figure", path: Path) -> None:
-    """Write a Matplotlib figure in the format of the file's suffix; missing folders are created.
-
-    Raises OSError if it cannot be written; an existing file is then unchanged.
-    """
+    """Write a figure in the format of the file's suffix, creating folders; after an OSError the file is unchanged."""
     picture = io.BytesIO()
     figure.savefig(picture, format=path.suffix.removeprefix(".").lower(), dpi=150)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -77,9 +74,7 @@ def encode_gif(frames: Frames, *, fps: float) -> bytes:
 
 
 def write_frames(frames: Frames, path: str | os.PathLike[str], *, fps: float) -> Path:
-    """Write ``frames`` [n, H, W, 3] as ``.mp4`` or ``.gif``; missing folders are created.
-
-    Raises ValueError for another suffix, or frames of another shape or type.
+    """Write ``frames`` [n, H, W, 3] as ``.mp4`` or ``.gif``, creating folders; ValueError for other suffixes or types.
 
     Example:
         >>> import tempfile

@@ -60,10 +60,7 @@ def check_base(env: EnvBase) -> None:
 
 
 def check_trials(env: EnvBase) -> None:
-    """Raise `MismatchError` if an environment writes ``trial_init`` but not everything that a memory reads.
-
-    The message names the entries that are missing or have another shape or type.
-    """
+    """Raise `MismatchError` if an environment writes ``trial_init`` but not all entries that a memory reads."""
     spec = env.observation_spec
     missing = [key for key in (*_STEP_KEYS, *_FINAL_KEYS) if key not in spec.keys(True)]
     if missing:
@@ -116,10 +113,8 @@ def check_observation(spec: TensorSpec, *, lanes: Sequence[int]) -> None:
 def check_action(spec: TensorSpec, *, lanes: Sequence[int] = (), one_hot: bool = False) -> None:
     """Raise `MismatchError` unless actions are one vector of floats per environment, bounded or not.
 
-    Args:
-        spec: of one environment, or of all ``lanes`` together.
-        lanes: batch size of the environment if ``spec`` is of all lanes.
-        one_hot: whether a one-hot vector is accepted too, as it is for environments that the user's own actor plays.
+    The batch axes ``lanes`` of ``spec`` are left out. With ``one_hot`` a one-hot vector is accepted too, for a user's
+    own actor.
     """
     is_one_hot = isinstance(spec, OneHot) and not isinstance(spec, MultiOneHot)
     is_float = isinstance(spec, Bounded | Unbounded) and spec.dtype.is_floating_point

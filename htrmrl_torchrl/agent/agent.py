@@ -149,8 +149,6 @@ class HTrMRLAgent:
         Args:
             observation: ``[N, o]``, numpy or torch. After an episode's end, the first one of the next episode.
             deterministic: the mean action instead of a sampled one. The protocol ``strict`` samples during adaptation.
-
-        Raises RuntimeError before `reset`, or if `observe` has not closed the previous step.
         """
         if bool((self._counter.episode < 0).any()):
             lanes = (self._counter.episode < 0).flatten().nonzero().flatten().tolist()
@@ -185,8 +183,6 @@ class HTrMRLAgent:
                 autoreset, ``info["final_obs"]`` under same-step autoreset. Read only where an episode ended. Without it
                 the observation before is used, and memory is slightly less exact.
             action: ``[N, a]``, what was executed instead of the result of `act`; read in every environment.
-
-        Raises RuntimeError without a preceding `act`.
         """
         if self._acted is None:
             raise RuntimeError("observe was called without an action to judge; call act(observation) first.")

@@ -31,10 +31,7 @@ from htrmrl_torchrl.specs import MismatchError
 
 
 class Networks(NamedTuple):
-    """The parts of an agent; `policy` is memory, actor and critic in one, for collectors.
-
-    ``make_memory(encoders, **changed)`` makes another memory with the same settings except the changed ones.
-    """
+    """The parts of an agent; `policy` is memory, actor and critic in one, for collectors."""
 
     policy: TensorDictSequential
     actor: ProbabilisticActor
@@ -42,7 +39,7 @@ class Networks(NamedTuple):
     encoder: ContextEncoder
     memory: Memory
     action_spec: Bounded
-    make_memory: Callable[..., Memory]
+    make_memory: Callable[..., Memory]  # (encoders, **changed): the same settings except the changed ones
 
 
 def build_networks(
@@ -63,10 +60,9 @@ def build_networks(
             `MemorylessEncoder`; or your own by its path ``package.module:name``, see `htrmrl_torchrl.agent.registry`.
         settings: arguments of the encoder (for instance ``window``, ``episodes``, ``d_model``), of the memory
             (``strategy``, ``scope``, ``max_episodes``, ``seed``; see `EpisodicMemory`) and of `make_actor_critic`
-            (``std``, ``critic_kind``, ``value_norm``, ...). Their docstrings give meanings and defaults. Settings of
-            other encoder kinds are ignored, unknown ones are a TypeError. Weights come from torch's global generator.
-
-    Raises ValueError as the parts do.
+            (``std``, ``critic_kind``, ``value_norm``, ...). Their docstrings give meanings, defaults and errors.
+            Settings of other encoder kinds are ignored, unknown ones are a TypeError. Weights come from torch's global
+            generator.
 
     Example:
         >>> networks = build_networks(observation_dim=3, action_low=[-1.0], action_high=[1.0], window=4)
@@ -109,9 +105,7 @@ def acting_policy(
     scope: Scope = "trial",
     seed: int = 0,
 ) -> TensorDictSequential:
-    """A policy with its own memory and the weights of `networks`, for evaluation during training.
-
-    It writes ``action`` and changes neither the training memory nor its random streams.
+    """A policy with its own memory and the weights of `networks`; training's memory and random streams are unchanged.
 
     Args:
         networks: whose weights to use, not to copy.

@@ -104,10 +104,7 @@ def build_encoder(
 def build_memory(
     memory: Callable[..., Memory], settings: Mapping[str, Any], encoders: Sequence[ContextEncoder], **changed: Any
 ) -> Memory:
-    """An empty memory for these encoders, with their windows and episodes.
-
-    Raises ValueError for a scope other than ``"trial"`` if the encoder reads no earlier episodes.
-    """
+    """An empty memory for these encoders; ValueError for ``scope="lane"`` if they read no earlier episodes."""
     asked = {**settings, **changed}
     values = {name: value for name, value in read_by(memory, asked).items() if name not in ("window", "episodes")}
     scope = asked.get("scope", "trial")

@@ -65,9 +65,8 @@ class NotACheckpoint(ValueError):
 class TensorFiles(CheckpointAdapter):
     """Saves an object's ``state_dict`` as a JSON tree and the bytes of its tensors.
 
-    TorchRL's own adapter memory-maps a file per tensor, so a full disk kills the run with SIGBUS; its reader follows
-    paths and unpickles objects named by the file. This one reads only tensors (to the CPU), numbers, strings, None, and
-    dictionaries, lists and tuples of these.
+    TorchRL's own adapter maps a file per tensor, so a full disk kills the run with SIGBUS; its reader follows paths and
+    unpickles objects. This one reads only tensors (to the CPU), numbers, strings, None, dictionaries, lists and tuples.
     """
 
     adapter_id = "htrmrl_torchrl.tensors"
@@ -167,10 +166,7 @@ def check_archive(path: str | Path) -> list[str]:
 
 
 def read_states(path: str | Path, components: Collection[str] | None = None) -> dict[str, Any]:
-    """The states of some components of a checkpoint (default: all); nothing in it is imported or executed.
-
-    Raises as `check_archive` does, and ValueError if one of `components` is missing.
-    """
+    """States of some components (default: all); nothing is imported or executed. Raises as `check_archive` does."""
     records = _checked(path)["components"]
     names = list(records) if components is None else list(components)
     if missing := [name for name in names if name not in records]:

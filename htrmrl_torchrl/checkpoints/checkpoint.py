@@ -1,8 +1,7 @@
 """The checkpoints of a run on disk, their metadata, and the export of an agent alone.
 
 A checkpoint is saved between two iterations, when every environment begins a new trial, so it needs no simulator state.
-It holds weights, optimizer, task deck, random streams, counters and the resolved configuration. The file format is in
-`htrmrl_torchrl.checkpoints.archive`; `htrmrl_torchrl.runs.checkpoint` decides when to save.
+It holds weights, optimizer, task deck, random streams, counters and the resolved configuration.
 """
 
 import math

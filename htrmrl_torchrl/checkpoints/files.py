@@ -10,10 +10,7 @@ _DEEPEST = 64  # lists and objects inside each other; an optimizer's state takes
 
 
 def write_whole(path: Path, content: str | bytes) -> None:
-    """Replace a file by ``content`` (text as UTF-8) atomically: readers see the old or the new one.
-
-    Raises OSError if it cannot be written (a full disk, for example); the file is then unchanged.
-    """
+    """Replace a file atomically by ``content`` (text as UTF-8); after an OSError (full disk) the file is unchanged."""
     stage = path.with_name(f".{path.name}.stage")
     try:
         with stage.open("wb") as file:
@@ -28,10 +25,7 @@ def write_whole(path: Path, content: str | bytes) -> None:
 
 
 def read_regular(path: str | Path, *, largest: int) -> bytes:
-    """The bytes of a regular file of at most ``largest`` bytes; reading a pipe or device might never end.
-
-    Raises FileNotFoundError if there is nothing at `path`, ValueError for anything else or a larger file.
-    """
+    """The bytes of a regular file; ValueError if it has more than ``largest``, or is a pipe or device."""
     found = os.stat(path)
     if not stat.S_ISREG(found.st_mode):
         raise ValueError("not a file")

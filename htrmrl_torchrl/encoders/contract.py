@@ -51,15 +51,13 @@ class ContextEncoder(TensorDictModuleBase):
     the state of a `RecurrentMemory` instead, see `RecurrentEncoder`.
 
     Args:
-        observation_dim: size o of an observation.
+        observation_dim: size o of an observation; ValueError if this or another size is below 1.
         action_dim: size a of an action. A token is [observation, previous action, previous reward, first], o + a + 2.
         window: tokens T of a window.
         episodes: windows E of a context, the current one included.
         d_model: channels D of the vector.
         reward_scale: factor on the previous reward in the token.
         hidden_key: output key of the vector.
-
-    All sizes must be at least 1 (else ValueError).
 
     Example:
         >>> class Newest(ContextEncoder):  # an MLP on the newest token, with a setting of its own, depth
@@ -114,10 +112,7 @@ class ContextEncoder(TensorDictModuleBase):
 
     @property
     def remembers(self) -> bool:
-        """Whether the memory calls `encode_past` once per episode and writes the result under `own_key`.
-
-        If False, every context holds the raw windows. See `HierarchicalEncoder.encode_past`.
-        """
+        """Whether the memory writes `encode_past`, once per episode, under `own_key` instead of the raw windows."""
         return False
 
     def encode_past(self, past: Tensor, past_mask: Tensor, past_id: Tensor, slot_mask: Tensor) -> Tensor:

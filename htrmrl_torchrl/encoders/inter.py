@@ -28,9 +28,9 @@ class InterEpisodeEncoder(nn.Module):
         nn.init.normal_(self.position, std=0.02)
 
     def encode_past(self, past: Tensor, slot_mask: Tensor) -> Tensor:
-        """Keys and values of the past in every layer, ``[G, L2, 2, E-1, D]``, in causal mode.
+        """Causal keys and values ``[G, L2, 2, E-1, D]`` of the past in every layer.
 
-        ``past`` ``[G, E-1, D]`` are embeddings (any values where masked), ``slot_mask`` is ``[G, E-1]``.
+        ``past`` ``[G, E-1, D]`` are embeddings, with any values where ``slot_mask`` ``[G, E-1]`` is False.
         """
         x = past + self.position[:-1]
         where = causal_mask(slot_mask)

@@ -50,7 +50,7 @@ class IntraEpisodeEncoder(nn.Module):
         return self.layers[-1].newest_weights(self._before_last_layer(tokens, mask), _with_newest(mask))
 
     def attend(self, tokens: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
-        """As `forward` with all positions computed, and the attention of every token and layer: ``[W, L1, H, T, T]``."""
+        """As `forward` with all positions, and the attention of every token and layer: ``[W, L1, H, T, T]``."""
         x, held = self.embed(tokens) + self.position, _with_newest(mask)
         x, maps = attend_through(self.layers, x, causal_mask(held), held)
         return self.norm(x)[:, -1], maps

@@ -15,12 +15,9 @@ class MemorylessEncoder(ContextEncoder):
     The rest of the token (previous action and reward, flag of the first step) is not read.
 
     Args:
-        observation_dim: size o of an observation.
-        action_dim: size a of an action, for the layout of a token.
         d_model: channels D of every layer.
-        mlp_layers: layers, each with a ReLU. Sizes below 1 are a ValueError.
-        reward_scale: only for heads that read the token, see `ContextEncoder`.
-        hidden_key: output key of the vector.
+        mlp_layers: layers, each with a ReLU; ValueError below 1.
+        observation_dim, action_dim, reward_scale, hidden_key: see `ContextEncoder`.
 
     Shapes: ``("context", "current")`` ``[*batch, 1, x]`` -> ``_hidden`` ``[*batch, D]``.
 
@@ -59,7 +56,7 @@ class MemorylessEncoder(ContextEncoder):
 
 
 def feature_mlp(in_features: int, width: int, layers: int, activation: type[nn.Module]) -> MLP:
-    """An MLP of equal widths with an activation after each layer: He initialisation for ReLU, else Xavier; zero biases."""
+    """An MLP of equal widths, all layers with activation: He initialisation for ReLU, else Xavier; zero biases."""
     mlp = MLP(
         in_features=in_features,
         out_features=width,

@@ -82,8 +82,7 @@ class TransformerLayer(nn.Module):
     """Attention and a ReLU feed-forward block, each with a residual connection.
 
     Args:
-        d_model: channels D.
-        num_heads: attention heads; divides D.
+        d_model, num_heads: channels D, and attention heads, which must divide D.
         d_feedforward: hidden channels of the feed-forward block.
         norm: ``"pre_ln"``: layer norm on the input of both blocks (Xiong et al. 2020). ``"tfixup"``: no layer norm,
             initial weights scaled by the depth (Huang et al. 2020, as in TrMRL).
@@ -179,8 +178,7 @@ def attend_through(layers: TransformerStack, x: Tensor, where: Tensor, held: Ten
 
 
 def causal_mask(mask: Tensor) -> Tensor:
-    """Attention mask ``[W, L, L]`` of right-aligned sequences: position i attends to real positions j <= i and to
-    itself.
+    """Attention mask ``[W, L, L]`` of right-aligned sequences: i attends to real positions j <= i and to itself.
 
     For ``mask`` = [0, 1, 1] (one position of padding; ``mask`` is ``[W, L]`` bool)::
 

@@ -77,9 +77,7 @@ def is_metaworld(name: str) -> bool:
 
 
 def find_benchmark(name: str, *, backend: metaworld.Backend = "fast") -> Benchmark:
-    """The benchmark of a name. Builds no simulator; a dotted path is imported.
-
-    Raises ValueError for a factory, and for an unknown name or task, with the nearest known ones.
+    """The benchmark of a name; a dotted path is imported. ValueError for a factory or an unknown name or task.
 
     Example:
         >>> find_benchmark("HalfCheetah-Vel").default_horizon
@@ -115,10 +113,7 @@ def _metaworld_lanes(name: str, backend: str, split: str, horizon: int, benchmar
 
 
 def parse_name(name: str) -> MetaWorldBenchmark:
-    """The Meta-World benchmark of a name.
-
-    Raises ValueError for an unknown name or task, with the nearest known ones, and for a custom benchmark with a
-    repeated task.
+    """The Meta-World benchmark of a name; ValueError, with the nearest known, for an unknown or repeated task.
 
     Example:
         >>> parse_name("custom:[reach,push]/[sweep]").train

@@ -96,8 +96,6 @@ class TaskDeck:
 class FixedGrid:
     """Plays (task, goal) pairs in order: lane ``i`` of N plays ``pairs[i]``, ``pairs[i + N]``, ..., then starts again.
 
-    With as many pairs as lanes each lane keeps its pair.
-
     Example:
         >>> grid = FixedGrid([(0, 7), (3, 1), (3, 2)], num_lanes=2)
         >>> grid.deal([0, 1]), grid.deal([0])

@@ -99,10 +99,7 @@ def make_env(
 
 
 def check_name(name: str) -> None:
-    """Raise ValueError, with the nearest known names, unless ``make_env`` knows this name.
-
-    Builds nothing. A dotted path is imported; it must name a `Benchmark` or something callable.
-    """
+    """Raise ValueError, with the nearest known names, unless ``make_env`` knows this name. Imports a dotted path."""
     if benchmarks.is_factory(name):
         _load_factory(name)
     else:
@@ -125,8 +122,8 @@ def check_factory(name: str) -> None:
 def wrap_foreign(env: EnvBase, *, name: str, num_envs: int, episodes_per_trial: int) -> EnvBase:
     """Check a factory's environment and wrap it in a `TrialTransform`, unless it writes ``trial_init``.
 
-    Raises MismatchError (a ValueError) if it is no TorchRL environment, its batch size is not ``[num_envs]``, or it
-    cannot be played in trials.
+    Raises MismatchError (a ValueError) unless it is a TorchRL environment of batch size ``[num_envs]`` with valid
+    specs.
     """
     if not isinstance(env, EnvBase):
         raise MismatchError(f"{name} returned {type(env).__name__}; a factory must return a torchrl.envs.EnvBase.")

@@ -47,10 +47,7 @@ _CAMERA = {"distance": 5.0, "azimuth": 90.0, "elevation": -20.0}
 class LocomotionLanes:
     """One gymnasium simulator per lane, built at the lane's first reset; the only task has index 0.
 
-    Args:
-        name: of the benchmark.
-        goals: ``[n, 1]`` directions or velocities, ``[n, 2]`` unit vectors for the ant; a goal index selects a row.
-        num_lanes: N.
+    ``goals`` are ``[n, 1]`` directions or velocities, ``[n, 2]`` unit vectors for the ant; a goal index selects a row.
 
     Example:
         >>> lanes = LocomotionLanes("HalfCheetah-Vel", draw_goals("HalfCheetah-Vel", "train", 0), num_lanes=1)
@@ -91,10 +88,7 @@ class LocomotionLanes:
         return observation, reward, np.zeros(self.num_lanes, dtype=np.bool_)
 
     def render(self, lane: int, *, size: int) -> Picture:
-        """A picture [size, size, 3] of ``lane`` from the side, following the body. Needs OpenGL, see ``opengl.py``.
-
-        Raises RenderingError if no OpenGL backend works, RuntimeError if the lane has not been reset yet.
-        """
+        """A picture [size, size, 3] of ``lane``; RuntimeError before its first reset, RenderingError without OpenGL."""
         simulator = self._simulators[lane]
         if simulator is None:
             raise RuntimeError(f"Lane {lane} has no simulator yet; reset it before it is drawn.")

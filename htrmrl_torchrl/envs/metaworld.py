@@ -29,8 +29,7 @@ class MetaWorldLanes:
         task_names: Meta-World names; a task index selects one.
         goals: per task the goal vectors ("rand_vec") ``[num_goals, d]``; a goal index selects a row.
         num_lanes: N.
-        backend: ``fast`` (`htrmrl_torchrl.envs.fast`), or ``official``; the trajectories are the same. ValueError for
-            others.
+        backend: ``fast`` (`htrmrl_torchrl.envs.fast`) or ``official``, with the same trajectories; else ValueError.
 
     Example:
         >>> from htrmrl_torchrl.envs.benchmarks import draw_goals
@@ -91,10 +90,7 @@ class MetaWorldLanes:
         return observation, reward, success
 
     def render(self, lane: int, *, size: int) -> Picture:
-        """A picture [size, size, 3] of ``lane``; changes no state. Needs OpenGL, see ``opengl.py``.
-
-        Raises RenderingError if no OpenGL backend works, RuntimeError if the lane has not been reset yet.
-        """
+        """A picture [size, size, 3] of ``lane``; RuntimeError before its first reset, RenderingError without OpenGL."""
         simulator = self._simulators[lane]
         if simulator is None:
             raise RuntimeError(f"Lane {lane} has no simulator yet; reset it before it is drawn.")

@@ -42,9 +42,7 @@ GOALS: FloatArray = np.stack(
 
 
 class ToyLanes:
-    """Vectorised lanes of the hidden-goal toy; the only task has index 0.
-
-    ``horizon`` is the number of steps per episode; from 3 on every goal can be reached.
+    """Vectorised hidden-goal toy; its only task has index 0. From ``horizon`` 3 on every goal can be reached.
 
     Example:
         >>> lanes = ToyLanes(num_lanes=1, horizon=6)

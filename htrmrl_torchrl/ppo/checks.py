@@ -10,10 +10,7 @@ from htrmrl_torchrl.ppo.objectives import NormalizedClipPPOLoss
 
 
 def check_targets(targets: TensorDictBase) -> None:
-    """Raise :class:`NonFiniteError` unless advantages, value targets and their squares are finite.
-
-    The value normaliser averages squares, so one overflow would spoil the values of all environments.
-    """
+    """Raise :class:`NonFiniteError` unless targets and their squares (for the value normaliser) are finite."""
     check_finite(targets.items())
     check_finite((f"square of {name}", target.square()) for name, target in targets.items())
 

@@ -91,10 +91,7 @@ def _name(task: int, names: list[str]) -> str:
 
 
 def process_metrics() -> dict[str, float]:
-    """``process/*``: resident memory of this process (MiB) and open files, to detect leaks; empty without ``/proc``.
-
-    Environment workers are not counted.
-    """
+    """``process/*``: this process's memory (MiB) and open files, without workers'; empty without ``/proc``."""
     proc = Path("/proc/self")
     if not (proc / "statm").exists():
         return {}

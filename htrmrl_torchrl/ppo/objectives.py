@@ -23,25 +23,21 @@ AdvantageNorm = Literal["batch", "task", "none"]
 class TrialGAE:
     """Generalised advantage estimation over the episodes of trials (Schulman et al. 2016), without a second encoding.
 
-    It reads the ``state_value`` that the policy wrote in the rollout. The value after an episode's last step depends on
-    `credit`::
+    It reads the rollout's ``state_value``. The value after an episode's last step depends on `credit`::
 
         step            ...  s_H-1 |  s_0  ...         two episodes of one trial
         credit=episode  ...  0     |  V(s_1) ...       each episode is its own path
         credit=trial    ...  V(s_0 of the next one)    the trial is one path, with value 0 after its end
 
-    With ``bootstrap=True`` the 0 becomes the value of the final context unless the episode was terminated.
-
     Args:
         gamma, lmbda: discount and trace decay per step.
         credit: ``"episode"``, or ``"trial"``, which rewards exploration for returns in later episodes.
-        bootstrap: use the value of the final context instead of 0 at the end of a path.
+        bootstrap: use the value of the final context instead of 0 at a path's end, unless the episode was terminated.
         advantage_norm: ``"task"``: standardised within each task, so that tasks with large rewards do not dominate;
             ``"batch"``: over the batch; ``"none"``. The advantage of a single frame is 0 when standardised.
 
-    Raises:
-        ValueError: for unknown modes, or if final values are needed and not given.
-        MismatchError: (a ValueError) for a batch that is not ``[N, T]`` or lacks entries.
+    Raises ValueError for unknown modes and missing final values, MismatchError (a ValueError) for a batch that is not
+    ``[N, T]`` or lacks entries.
     """
 
     def __init__(
@@ -134,12 +130,10 @@ class TrialGAE:
 
 @torch.no_grad()
 def final_values(buffer: EpisodicReplayBuffer, frames: Tensor, value: TensorDictModuleBase) -> Tensor:
-    """V of the contexts after the last step of each episode in the buffer: ``[N, T, 1]``, zero at other steps.
+    """V after the last step of each episode in the buffer: ``[N, T, 1]``, zero at other steps.
 
-    Args:
-        buffer: holds the batch.
-        frames: ``[N, T]``, the rows that ``buffer.extend`` returned for it.
-        value: from ``"context"`` to ``"state_value"``; for a shared critic ``TensorDictSequential(encoder, critic)``.
+    ``frames`` ``[N, T]`` are the batch's rows from ``buffer.extend``. ``value`` maps ``"context"`` to
+    ``"state_value"``; for a shared critic it is ``TensorDictSequential(encoder, critic)``.
     """
     contexts, last = buffer.storage.final_contexts()
     ends = value(TensorDict({keys.CONTEXT: contexts}, batch_size=contexts.batch_size))[keys.STATE_VALUE]
@@ -149,8 +143,7 @@ def final_values(buffer: EpisodicReplayBuffer, frames: Tensor, value: TensorDict
 class NormalizedClipPPOLoss(ClipPPOLoss):
     """`ClipPPOLoss` that divides value errors by a `ValueHead`'s frozen scale (1 without value normalisation).
 
-    Actor and critic are those of `make_actor_critic`, ``**kwargs`` those of `ClipPPOLoss`. Predictions and targets stay
-    in units of the return.
+    Predictions and targets stay in units of the return. ``kwargs`` are those of `ClipPPOLoss`.
     """
 
     def __init__(self, actor: TensorDictModuleBase, critic: TensorDictModuleBase, **kwargs: Any) -> None:

@@ -36,16 +36,15 @@ class EpisodicStorage(LazyTensorStorage):
     `max_episodes` latest episodes of each environment stay too.
 
     Args:
-        max_size: maximal number of frames, context included. ValueError if a batch does not fit; nothing is
-            overwritten.
+        max_size: maximal number of frames, context included. More are a ValueError; nothing is overwritten.
         window: tokens T of a window.
         episodes: windows E of a context.
         scope, max_episodes: those of the `EpisodicMemory` that draws the windows.
 
     Raises:
         ValueError: for sizes below 1, an unknown scope, and a context whose episodes are not stored.
-        MismatchError: (a ValueError) for a batch that lacks entries, is not ``[lanes, time]``, or has other episode
-            ends than the memory received.
+        MismatchError: (a ValueError) for a batch with missing entries, other axes, or other episode ends than in
+            memory.
     """
 
     def __init__(
@@ -262,11 +261,9 @@ class EpisodicStorage(LazyTensorStorage):
         self._context_only = TensorDict(columns, batch_size=[len(frame)])
 
     def segments(self, length: int) -> tuple[Tensor, Tensor]:
-        """Runs of at most ``length`` consecutive trainable frames of one episode (with a recurrent state: of one
-        trial).
+        """Runs of at most ``length`` consecutive trainable frames of an episode (of a trial with a recurrent state).
 
-        Returns their first frames ``[n]`` and lengths ``[n]``; only the last run of an episode (or trial) may be
-        shorter.
+        Returns their first frames ``[n]`` and lengths ``[n]``; only an episode's (or trial's) last run may be shorter.
         """
         if length < 1:
             raise ValueError(f"A segment of {length} frames is empty; it must be at least 1.")
@@ -285,14 +282,11 @@ class EpisodicStorage(LazyTensorStorage):
         return (end - trainable)[path] + nth * length, (trainable[path] - nth * length).clamp(max=length)
 
     def contexts(self, frames: Tensor, starts: Tensor | None = None) -> TensorDictBase:
-        """The contexts of the decisions at ``frames`` ``[*shape]``, a tensordict ``[*shape]``.
+        """The contexts of the decisions at storage rows ``frames`` ``[*shape]``, a tensordict ``[*shape]``.
 
-        If ``frames`` is ``[n, S]`` with each row inside one episode, the past is expanded along S without a copy.
-
-        Args:
-            frames: storage rows.
-            starts: ``[*shape]``, for recurrent states: where a segment starts from its stored state. Default: where a
-                frame does not follow the one before it in the last axis.
+        If each row of ``frames`` ``[n, S]`` is inside one episode, the past is expanded along S without a copy.
+        ``starts`` ``[*shape]`` marks where a segment starts from its stored recurrent state; default: where frames are
+        not consecutive.
         """
         token = frames + self.episode_of_frame[frames]
         context = self._gather(frames, token)

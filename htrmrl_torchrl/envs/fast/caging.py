@@ -1,8 +1,4 @@
-"""Meta-World's caging reward (``SawyerXYZEnv._gripper_caging_reward``) in plain floats.
-
-To keep all bits the same, dot products stay numpy's (its BLAS may fuse multiply and add) and the gripper's command
-stays float32.
-"""
+"""Meta-World's caging reward (``SawyerXYZEnv._gripper_caging_reward``) in plain floats."""
 
 import math
 from typing import Any
@@ -27,7 +23,10 @@ def gripper_caging_reward(
     high_density: bool = False,
     medium_density: bool = False,
 ) -> float:
-    """Same arguments and result as the official one, whose comments explain the idea."""
+    """The official function's arguments and result, bit for bit; its comments explain the idea.
+
+    Dot products stay numpy's (its BLAS may fuse multiply and add), and the gripper's command stays float32.
+    """
     if high_density and medium_density:
         raise ValueError("Can only be either high_density or medium_density")
     x, y, z = obj_pos.tolist()

@@ -1,8 +1,4 @@
-"""Meta-World's methods, run with other globals.
-
-A function is code plus the dictionary in which it looks up ``np`` or ``reward_utils``. Replacing the dictionary changes
-no class or module of Meta-World.
-"""
+"""Meta-World's methods, run with other globals (the dictionary in which a function looks up ``np``)."""
 
 import inspect
 import sys

@@ -1,8 +1,4 @@
-"""MuJoCo data with cached named accessors.
-
-``data.body("hand").xpos`` searches the name and builds an accessor and a view of MuJoCo's memory each time. Both stay
-valid as long as the data, and Meta-World reads the same few names at every step.
-"""
+"""MuJoCo data with cached named accessors, because Meta-World reads the same few names at every step."""
 
 from collections.abc import Callable
 from typing import Any
