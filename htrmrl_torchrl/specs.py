@@ -185,7 +185,7 @@ def check_order(transforms: Iterable[Any]) -> None:
         if changed or name in ("FrameSkipTransform", "NoopResetEnv"):
             what = f"changes {' and '.join(map(repr, changed))}" if changed else "plays steps of its own"
             raise MismatchError(
-                f"{name} comes after TrialTransform and {what}, which the memory would not be told: put it before, "
+                f"{name} comes after TrialTransform and {what}, which the memory does not see: put it before, "
                 f"Compose({name}(...), TrialTransform(...))."
             )
 

@@ -185,7 +185,7 @@ class HTrMRLAgent:
             action: ``[N, a]``, what was executed instead of the result of `act`; read in every environment.
         """
         if self._acted is None:
-            raise RuntimeError("observe was called without an action to judge; call act(observation) first.")
+            raise RuntimeError("observe was called without an action before it; call act(observation) first.")
         observation, acted = self._acted
         rewards = self._checked(reward, "reward", None)
         ended = self._flags(terminated, "terminated") | self._flags(truncated, "truncated")

@@ -144,7 +144,7 @@ def load_networks(path: str | Path, *, trust: Collection[str] = ()) -> Networks:
 def _checked_arguments(agent: Any, weights: dict[str, Any]) -> dict[str, Any]:
     """Arguments of `build_networks`, with checked types, and no more layers than there are tensors."""
     if not isinstance(agent, dict) or not all(isinstance(state, dict) for state in weights.values()):
-        raise ValueError("agent, actor and critic must be names with values")
+        raise ValueError("agent, actor and critic must be dictionaries")
     kind = find_kind(agent.get("encoder_kind", "htrmrl"))
     hints: dict[str, Any] = {"observation_dim": int, "action_low": Sequence[float], "action_high": Sequence[float]}
     hints |= {name: parameter.annotation for name, parameter in known_settings(kind).items()}
@@ -169,6 +169,6 @@ def _check_shapes(networks: Networks, weights: dict[str, Any]) -> None:
         for name in (*expected, *found):
             if expected.get(name) != found.get(name):
                 raise ValueError(
-                    f"{part}'s {name} is of {found.get(name, 'no shape')} in the file and of "
-                    f"{expected.get(name, 'no shape')} by the agent's arguments"
+                    f"{part}'s {name} has shape {found.get(name, 'none')} in the file and "
+                    f"{expected.get(name, 'none')} by the agent's arguments"
                 )

@@ -110,9 +110,9 @@ def _decode(tree: bytes, numbers: bytes) -> Any:
     def tensor(dtype: Any, shape: Any, offset: Any) -> torch.Tensor:
         nonlocal taken
         if dtype not in _NUMBERS:
-            raise ValueError(f"{dtype!r} is no type of numbers; they are {', '.join(_NUMBERS)}")
+            raise ValueError(f"{dtype!r} is not a supported dtype; these are {', '.join(_NUMBERS)}")
         if len(shape) > _MOST_DIMENSIONS or not all(type(size) is int and size >= 0 for size in shape):
-            raise ValueError(f"{shape!r} is no shape")
+            raise ValueError(f"{shape!r} is not a valid shape")
         empty = torch.empty(0, dtype=_NUMBERS[dtype])
         begin, taken = taken, taken + empty.element_size() * math.prod(shape)
         if type(offset) is not int or offset != begin or taken > len(numbers):
@@ -127,7 +127,7 @@ def _decode(tree: bytes, numbers: bytes) -> Any:
     def value(tree: Any) -> Any:
         if not isinstance(tree, dict):
             if isinstance(tree, list):
-                raise ValueError("a list stands where its kind should be said")
+                raise ValueError("a list is given without its kind")
             return tree
         if "tensor" in tree:
             return tensor(**{"dtype" if name == "tensor" else name: entry for name, entry in tree.items()})
@@ -136,7 +136,7 @@ def _decode(tree: bytes, numbers: bytes) -> Any:
             return {"list": list, "tuple": tuple}[kind](value(entry) for entry in entries)
         made = {key: value(entry) for key, entry in entries if type(key) in (int, str)}
         if len(made) != len(entries):
-            raise ValueError("a key is there twice, or neither a string nor a whole number")
+            raise ValueError("a key is repeated, or neither a string nor a whole number")
         return made
 
     state = value(read_json(tree, constants=True))
@@ -216,7 +216,7 @@ def _listed_files(manifest: Any) -> list[str]:
             raise ValueError(f"{name!r} is saved by {record['adapter']!r}, which is not one of {', '.join(_FILES)}")
         listed += [f"{record['path']}/{file}" for file in files]
     if len({*listed}) != len(listed):
-        raise ValueError("two components are in one place")
+        raise ValueError("two components have the same files")
     return listed
 
 
@@ -254,7 +254,7 @@ def _check_entries(path: Path, entries: list[zipfile.ZipInfo], *, beyond: int) -
         if not _PLAIN_NAME.fullmatch(name) or ".." in name.split("/"):
             raise NotACheckpoint(path, f"it holds {name!r}, which could lead out of the folder that it is read in")
         if stat.S_IFMT(entry.external_attr >> 16) not in (0, stat.S_IFREG):
-            raise NotACheckpoint(path, f"it holds {name!r}, a link to somewhere else or another thing that is no file")
+            raise NotACheckpoint(path, f"it holds {name!r}, which is a link or not a regular file")
         if name in seen:
             raise NotACheckpoint(path, f"it holds {name!r} twice")
         seen.add(name)

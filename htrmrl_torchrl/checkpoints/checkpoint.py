@@ -79,7 +79,7 @@ def read_component(path: str | Path, name: str) -> dict[str, Any]:
         if name == "progress":
             return checked_progress(component, like={"frames": 0})
         if not isinstance(component, dict):
-            raise ValueError(f"{name} is {component!r} where names with values should be")
+            raise ValueError(f"{name} is {component!r} but must be a dictionary")
         return component
 
 
@@ -99,11 +99,11 @@ def read_environment(path: str | Path) -> TrainedOn:
         env = config["env"]
         found = TrainedOn(*(env[field] for field in TrainedOn._fields))
         if not (isinstance(found.name, str) and found.name and len(found.name) <= _LONGEST_ENVIRONMENT):
-            raise ValueError(f"env.name is {found.name!r}, which is no name of an environment")
+            raise ValueError(f"env.name is {found.name!r}, which is not the name of an environment")
         for field, least in (("benchmark_seed", 0), ("episodes_per_trial", 1), ("horizon", 1)):
             number = getattr(found, field)
             if not ((_is_count(number) and number >= least) or (field == "horizon" and number is None)):
-                raise ValueError(f"env.{field} is {number!r} where a whole number of at least {least} should be")
+                raise ValueError(f"env.{field} is {number!r} but must be a whole number of at least {least}")
         return found
 
 
@@ -119,7 +119,7 @@ def checked_progress(saved: Any, *, like: Mapping[str, Any]) -> dict[str, Any]:
         else:
             fits = fits and all(map(_is_number, value.values() if isinstance(value, dict) else [value]))
         if not fits:
-            raise ValueError(f"its progress says {name}={value!r}, which is not of the kind of {own!r}")
+            raise ValueError(f"its progress says {name}={value!r}, which does not have the type of {own!r}")
     return {**like, **saved}
 
 

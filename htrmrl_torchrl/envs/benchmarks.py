@@ -88,7 +88,7 @@ def find_benchmark(name: str, *, backend: metaworld.Backend = "fast") -> Benchma
     if is_dotted_path(name):
         if is_factory(name):
             raise ValueError(
-                f"{name!r} is a factory, whose tasks and goals nobody knows: name a Benchmark of your own (see "
+                f"{name!r} is a factory, whose tasks and goals are unknown: name a Benchmark of your own (see "
                 "htrmrl_torchrl.envs.lanes), or a built-in one."
             )
         benchmark: Benchmark = resolve(name)

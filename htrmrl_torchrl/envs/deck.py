@@ -78,7 +78,7 @@ class TaskDeck:
         received = (len(state["lane_task"]), len(state["dealt"]))
         if received != (len(self._lane_task), self.num_tasks):
             raise ValueError(
-                f"The saved deck is of (lanes, tasks) = {received}, this one is of "
+                f"The saved deck has (lanes, tasks) = {received}, this one has "
                 f"{(len(self._lane_task), self.num_tasks)}; build the environment with the numbers it was saved with."
             )
         check_whole("tasks of lanes", state["lane_task"], least=-1, below=self.num_tasks)

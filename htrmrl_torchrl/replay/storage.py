@@ -128,7 +128,7 @@ class EpisodicStorage(LazyTensorStorage):
         missing = [key for key in read if key not in present]
         if missing:
             raise MismatchError(
-                f"The batch lacks {missing}, what an episode's last step led to; build the collector with "
+                f"The batch lacks {missing}, the result of an episode's last step; build the collector with "
                 "compact_obs=False and keep them."
             )
         self._check_ends(batch)
@@ -141,8 +141,8 @@ class EpisodicStorage(LazyTensorStorage):
         told, stored = final_token(batch[:, 1:][follows]), make_token(batch["next"][:, :-1][follows])
         if not torch.equal(told[:, :-1], stored[:, :-1]):
             raise MismatchError(
-                "The memory was told another end of an episode than the batch holds: a transform after TrialTransform "
-                "changes observations or actions; put TrialTransform last, behind all that change them."
+                "The final tokens in the batch differ from those that the memory read: a transform after "
+                "TrialTransform changes observations or actions; put TrialTransform last, behind all that change them."
             )
 
     def _rows(self) -> TensorDictBase | None:
