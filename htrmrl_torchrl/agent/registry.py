@@ -79,7 +79,7 @@ def settings_of(kind: EncoderKind) -> dict[str, Parameter]:
 
 
 def known_settings(kind: EncoderKind) -> dict[str, Parameter]:
-    """Settings of a kind and of the built-in kinds; the latter are accepted but ignored."""
+    """Settings of a kind, and those of the built-in kinds, which it ignores unless they are its own."""
     return {name: value for one in (*ENCODERS.values(), kind) for name, value in settings_of(one).items()}
 
 

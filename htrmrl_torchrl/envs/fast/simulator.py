@@ -89,8 +89,7 @@ class FastSawyer(SawyerXYZEnv):
     def _simulate(self, action: npt.NDArray[np.float32]) -> None:
         """Move the mocap body and the gripper, and run five physics steps.
 
-        Without ``mj_rnePostConstraint``, whose forces are not read, and without moving target sites, as ``mj_forward``
-        does.
+        Omits ``mj_rnePostConstraint`` (its forces are not read) and moving the target sites (``mj_forward`` does it).
         """
         offset = np.minimum(np.maximum(action[:3], -_ONES), _ONES) * self.action_scale
         moved = np.maximum(self._mocap_pos + offset, self.mocap_low)
