@@ -1,8 +1,4 @@
-"""Names of a package that are imported when they are first used.
-
-Environment workers import the package too: they hold simulators only, and without torch they start in a fraction of the
-time.
-"""
+"""Import a package's names at first use, so that environment workers import the package without torch."""
 
 import ast
 from collections.abc import Callable
@@ -12,11 +8,9 @@ from typing import Any
 
 
 def lazy_names(package: str, file: str, *, before: Callable[[], None] | None = None) -> Callable[[str], Any]:
-    """A module-level ``__getattr__`` (PEP 562) for the names that a package imports under ``if TYPE_CHECKING``.
+    """A module-level ``__getattr__`` (PEP 562) for the names that ``file`` imports under ``if TYPE_CHECKING``.
 
-    Args:
-        package, file: its ``__name__`` and ``__file__``; the imports in the latter say where each name lives.
-        before: called before one of them is imported.
+    ``package`` and ``file`` are the caller's ``__name__`` and ``__file__``; ``before`` is called before each import.
     """
     imports = [node for node in ast.walk(ast.parse(Path(file).read_bytes())) if isinstance(node, ast.ImportFrom)]
     homes = {alias.name: str(node.module) for node in imports for alias in node.names}

@@ -1,7 +1,6 @@
-"""Code of one's own, named by a dotted path: ``package.module:name``.
+"""User code named by a dotted path ``package.module:name``: window strategies, encoders and environments.
 
-Window strategies, encoders and environments can be named so. The module is imported where the caller writes the path.
-A path that stands in a file is imported only if the caller says so, see `check_trusted`.
+A path that the caller writes is imported. A path read from a file is imported only if trusted, see `check_trusted`.
 """
 
 import importlib
@@ -11,7 +10,7 @@ from typing import Any
 
 
 def is_dotted_path(name: object) -> bool:
-    """Whether ``name`` has the shape of a dotted path (``package.module.name`` too); built-in names have none of it.
+    """Whether ``name`` has the form of a dotted path (also ``package.module.name``); no built-in name has it.
 
     Example:
         >>> is_dotted_path("my_lab.encoders:Mamba"), is_dotted_path("ML1:push-v3"), is_dotted_path("uniform")
@@ -25,17 +24,13 @@ def is_dotted_path(name: object) -> bool:
 
 
 def resolve(path: str) -> Any:
-    """What a dotted path names; its module is imported.
-
-    Raises:
-        ValueError: if there is no such module, or nothing of that name in it.
-    """
+    """Import a dotted path's module and return the named object; ValueError if there is no such module or name."""
     module_name, _, attribute = _split(path)
     try:
         module = importlib.import_module(module_name)
     except ModuleNotFoundError as error:
         if error.name is None or not f"{module_name}.".startswith(f"{error.name}."):
-            raise  # the module is there, but something it imports is not: its own error says more
+            raise  # the module exists, but one of its own imports is missing
         raise ValueError(f"{path!r}: there is no module {module_name!r}; is it installed or on PYTHONPATH?") from error
     try:
         return getattr(module, attribute)
@@ -44,10 +39,7 @@ def resolve(path: str) -> Any:
 
 
 def check_trusted(source: str | Path, names: Iterable[object], trust: Collection[str]) -> None:
-    """Raise ValueError for the first dotted path among ``names``, read from a file ``source``, that is not trusted.
-
-    Nothing is imported to find out.
-    """
+    """Raise ValueError for the first untrusted dotted path among ``names``, read from ``source``. Imports nothing."""
     for name in names:
         if is_dotted_path(name) and name not in trust:
             raise ValueError(

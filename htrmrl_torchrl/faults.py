@@ -1,4 +1,4 @@
-"""Faults that a run can survive, by a reset of all environments or a skipped update. Imported by workers: no torch."""
+"""Faults that a run survives by a reset of all environments or a skipped update. Workers import this: no torch."""
 
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
@@ -8,7 +8,7 @@ if TYPE_CHECKING:
 
 
 class Fault(Exception):
-    """The present trials cannot go on; after a full ``reset()`` of the environment new ones can."""
+    """The current trials cannot continue; after a full ``reset()`` of the environment new ones can start."""
 
 
 class WorkerFault(Fault, RuntimeError):
@@ -16,18 +16,15 @@ class WorkerFault(Fault, RuntimeError):
 
 
 class NonFiniteError(Fault, ValueError):
-    """A tensor holds NaN or an infinity; the message names the tensor and the lanes."""
+    """A tensor holds NaN or infinity; the message names the tensor and the environments."""
 
 
 def check_finite(tensors: Iterable[tuple[Any, "Tensor"]], *, axis: str = "lane") -> None:
-    """Refuse the first tensor that is not finite everywhere.
+    """Raise `NonFiniteError` for the first non-finite tensor, with its name, rows (at most ten) and a value of each.
 
     Args:
-        tensors: pairs of name (or tensordict's key) and tensor ``[N, ...]`` or ``[]``; integers and flags are skipped.
+        tensors: pairs of name (or tensordict key) and tensor ``[N, ...]`` or ``[]``; integers and flags are skipped.
         axis: what the first axis counts.
-
-    Raises:
-        NonFiniteError: naming the tensor, the lanes, and the first wrong value of each (ten lanes at most).
 
     Example:
         >>> import torch
@@ -52,6 +49,6 @@ def check_finite(tensors: Iterable[tuple[Any, "Tensor"]], *, axis: str = "lane")
 
 
 class UserError(ValueError):
-    """A fault in what the user asked for: shown as one sentence, without a traceback."""
+    """A mistake in the user's input: shown as one sentence, without a traceback."""
 
     exit_code = 2

@@ -1,7 +1,4 @@
-"""Figures and moving pictures as files: GIF by Pillow, MP4 (H.264) by the ffmpeg that imageio-ffmpeg brings along.
-
-Each appears under its name when it is whole; a disk that is full leaves what was there before.
-"""
+"""Figures, GIFs (Pillow) and MP4s (H.264, by imageio-ffmpeg), each written whole or not at all."""
 
 import io
 import os
@@ -24,11 +21,7 @@ _PALETTE_SAMPLE = 16  # pictures
 
 
 def write_figure(figure: "Figure", path: Path) -> None:
-    """Write a Matplotlib figure in the format that the file's suffix names; its folder is created where missing.
-
-    Raises:
-        OSError: if it could not be written; the file is as it was.
-    """
+    """Write a figure in the format of the file's suffix, creating folders; after an OSError the file is unchanged."""
     picture = io.BytesIO()
     figure.savefig(picture, format=path.suffix.removeprefix(".").lower(), dpi=150)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -36,12 +29,12 @@ def write_figure(figure: "Figure", path: Path) -> None:
 
 
 def drawable(text: str) -> str:
-    """Text that Matplotlib can draw: bytes of a path that are no characters are written out."""
+    """Text that Matplotlib can draw: undecodable bytes of a path are escaped."""
     return text.encode("utf-8", "backslashreplace").decode()
 
 
 def as_written(text: str) -> str:
-    """What Matplotlib draws as this text: dollar signs begin no formula, and a leading underscore hides no line.
+    """Text that Matplotlib draws literally: dollar signs start no formula, a leading underscore hides no line.
 
     Example:
         >>> as_written("$x"), as_written("_y")
@@ -61,15 +54,15 @@ def check_frames(frames: Frames) -> None:
 
 
 def encode_gif(frames: Frames, *, fps: float) -> bytes:
-    """An endlessly repeated GIF of ``frames`` [n, H, W, 3], of at most 50 pictures a second and 256 colours in all.
+    """An endlessly repeated GIF of ``frames`` [n, H, W, 3], with at most 50 pictures a second and 256 colours.
 
     Example:
         >>> encode_gif(np.zeros((2, 8, 8, 3), np.uint8), fps=10)[:6]
         b'GIF89a'
     """
     check_frames(frames)
-    # One palette for all, from a sample, and no dithering: still regions stay still, which also makes the file small.
-    # An octree keeps the colours of small things (a target of 50 pixels), where a median cut gives them up.
+    # One palette for all and no dithering: still regions do not flicker, and the file is small.
+    # An octree keeps the colours of small objects (a target of 50 pixels), which a median cut loses.
     sample = frames[np.unique(np.linspace(0, len(frames) - 1, _PALETTE_SAMPLE).round().astype(int))]
     palette = Image.fromarray(sample.reshape(-1, *frames.shape[2:])).quantize(method=Image.Quantize.FASTOCTREE)
     none = Image.Dither.NONE
@@ -81,10 +74,7 @@ def encode_gif(frames: Frames, *, fps: float) -> bytes:
 
 
 def write_frames(frames: Frames, path: str | os.PathLike[str], *, fps: float) -> Path:
-    """Write ``frames`` [n, H, W, 3] as ``.mp4`` or ``.gif``; folders are created where they are missing.
-
-    Raises:
-        ValueError: for another suffix, or frames of another shape or type.
+    """Write ``frames`` [n, H, W, 3] as ``.mp4`` or ``.gif``, creating folders; ValueError for other suffixes or types.
 
     Example:
         >>> import tempfile

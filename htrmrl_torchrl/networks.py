@@ -1,4 +1,4 @@
-"""Where `htrmrl_torchrl.agent` keeps these names; for code that was written for version 0.1."""
+"""Names that version 0.1 kept here; they are now in `htrmrl_torchrl.agent`."""
 
 from htrmrl_torchrl.agent import acting_policy, build_networks, load_networks
 

@@ -1,4 +1,4 @@
-"""Progress of what takes a while: a bar on a terminal, elsewhere a line every half minute."""
+"""Progress bars on a terminal, and progress lines elsewhere."""
 
 import sys
 from typing import Any, TextIO
@@ -10,7 +10,7 @@ _LINE = "{desc}{percentage:.0f}%, {n_fmt} of {total_fmt}{unit}, {rate_fmt}{postf
 
 
 class _Lines:
-    """A stream to which tqdm draws its bar: each drawing becomes a line of its own."""
+    """A stream for tqdm that writes each drawing of the bar as a line."""
 
     def __init__(self, stream: TextIO) -> None:
         self._stream = stream
@@ -25,12 +25,12 @@ class _Lines:
 
 
 def progress_bar(*, file: Any = None, bar_format: str | None = None, **options: Any) -> tqdm:
-    """A tqdm bar; where its stream is no terminal, as in a batch job's log, one line every half minute and at the end.
+    """A tqdm bar; if its stream is no terminal (a batch job's log), one line every half minute and at the end.
 
     Args:
-        file: where it is shown; default: the process's stderr.
-        bar_format: default: tqdm's own on a terminal; elsewhere share, count, rate, postfix and time left.
-        **options: tqdm's own.
+        file: the stream; default: the process's stderr.
+        bar_format: default: tqdm's own on a terminal; elsewhere percentage, count, rate, postfix and time left.
+        **options: passed to tqdm.
 
     Example:
         >>> import io

@@ -1,7 +1,4 @@
-"""What environments, specs and steps must be for this package to work with them; every refusal names its fix.
-
-Specs are checked once, where an environment is wrapped or an actor is built, and tensors at a memory's first step.
-"""
+"""Checks of environments, specs and steps before this package uses them; every error names the fix."""
 
 from collections.abc import Iterable, Sequence
 from typing import Any
@@ -21,15 +18,13 @@ _FINAL_KEYS: tuple[NestedKey, ...] = (keys.FINAL_OBSERVATION, keys.FINAL_ACTION,
 
 
 class MismatchError(ValueError):
-    """Environment, specs and agent do not fit together; the message is one sentence that names the fix."""
+    """Environment, specs and agent do not fit together. The message is one sentence that names the fix."""
 
 
 def check_base(env: EnvBase) -> None:
-    """Refuses an environment that `TrialTransform` cannot make trials of.
+    """Raise `MismatchError` for an environment that `TrialTransform` cannot divide into trials.
 
-    Raises:
-        MismatchError: unless it has one observation vector, one action vector, one reward and one ``done``, and leaves
-            resets to TorchRL.
+    It needs one observation vector, one action vector, one reward and one ``done``, and must leave resets to TorchRL.
     """
     names = list(env.observation_spec.keys(True, True))
     if keys.OBSERVATION not in env.observation_spec.keys():
@@ -65,11 +60,7 @@ def check_base(env: EnvBase) -> None:
 
 
 def check_trials(env: EnvBase) -> None:
-    """Refuses an environment that writes ``trial_init`` itself but not all that a memory reads.
-
-    Raises:
-        MismatchError: naming the entries that are missing or have another shape or type.
-    """
+    """Raise `MismatchError` if an environment writes ``trial_init`` but not all entries that a memory reads."""
     spec = env.observation_spec
     missing = [key for key in (*_STEP_KEYS, *_FINAL_KEYS) if key not in spec.keys(True)]
     if missing:
@@ -94,7 +85,7 @@ def check_trials(env: EnvBase) -> None:
 
 
 def check_observation(spec: TensorSpec, *, lanes: Sequence[int]) -> None:
-    """Refuses observations that are no vector of real numbers per lane."""
+    """Raise `MismatchError` unless observations are one vector of real numbers per environment."""
     if isinstance(spec, Composite):
         parts = [(keys.OBSERVATION, *_as_tuple(key)) for key in spec.keys(True, True)]
         names = ["_".join(part) for part in parts]
@@ -120,12 +111,10 @@ def check_observation(spec: TensorSpec, *, lanes: Sequence[int]) -> None:
 
 
 def check_action(spec: TensorSpec, *, lanes: Sequence[int] = (), one_hot: bool = False) -> None:
-    """Refuses actions that are no vector of floats per lane within bounds (or none).
+    """Raise `MismatchError` unless actions are one vector of floats per environment, bounded or not.
 
-    Args:
-        spec: of one lane, or of all ``lanes`` together.
-        lanes: batch size of the environment where ``spec`` is of all lanes.
-        one_hot: whether a one-hot vector will do as well: for environments, which may have an actor of the user's own.
+    The batch axes ``lanes`` of ``spec`` are left out. With ``one_hot`` a one-hot vector is accepted too, for a user's
+    own actor.
     """
     is_one_hot = isinstance(spec, OneHot) and not isinstance(spec, MultiOneHot)
     is_float = isinstance(spec, Bounded | Unbounded) and spec.dtype.is_floating_point
@@ -157,11 +146,7 @@ def check_action(spec: TensorSpec, *, lanes: Sequence[int] = (), one_hot: bool =
 
 
 def check_step(step: TensorDictBase, *, encoders: Sequence[Any] = ()) -> None:
-    """Refuses a memory's first step ``[*batch]`` if it is none of a trial, or not of the sizes of its ``encoders``.
-
-    Raises:
-        MismatchError: naming the entries that are missing or have another shape or size.
-    """
+    """Raise `MismatchError` if a memory's first step ``[*batch]`` lacks entries or does not fit its ``encoders``."""
     missing = [key for key in _STEP_KEYS if key not in step.keys(True)]
     if keys.OBSERVATION in missing:
         raise MismatchError(
@@ -190,7 +175,7 @@ def check_step(step: TensorDictBase, *, encoders: Sequence[Any] = ()) -> None:
 
 
 def check_order(transforms: Iterable[Any]) -> None:
-    """Refuses ``transforms`` that come after a `TrialTransform` and change what it has already told the memory."""
+    """Raise `MismatchError` for ``transforms`` after a `TrialTransform` that change what the memory reads."""
     told = {keys.OBSERVATION, keys.ACTION, keys.PREV_ACTION, keys.PREV_REWARD, keys.TRIAL_INIT, keys.EPISODE}
     told.add(keys.FINAL_OBSERVATION[0])
     for transform in transforms:
@@ -200,7 +185,7 @@ def check_order(transforms: Iterable[Any]) -> None:
         if changed or name in ("FrameSkipTransform", "NoopResetEnv"):
             what = f"changes {' and '.join(map(repr, changed))}" if changed else "plays steps of its own"
             raise MismatchError(
-                f"{name} comes after TrialTransform and {what}, which the memory would not be told: put it before, "
+                f"{name} comes after TrialTransform and {what}, which the memory does not see: put it before, "
                 f"Compose({name}(...), TrialTransform(...))."
             )
 

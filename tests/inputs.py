@@ -271,20 +271,20 @@ SAID: dict[str, str] = {
         "build it with auto_reset=False and native_autoreset=False."
     ),
     "ObservationNorm after": (
-        "ObservationNorm comes after TrialTransform and changes 'observation', which the memory would not be "
-        "told: put it before, Compose(ObservationNorm(...), TrialTransform(...))."
+        "ObservationNorm comes after TrialTransform and changes 'observation', which the memory does not "
+        "see: put it before, Compose(ObservationNorm(...), TrialTransform(...))."
     ),
     "VecNorm after": (
-        "VecNormV2 comes after TrialTransform and changes 'observation', which the memory would not be told: "
+        "VecNormV2 comes after TrialTransform and changes 'observation', which the memory does not see: "
         "put it before, Compose(VecNormV2(...), TrialTransform(...))."
     ),
     "ActionScaling after": (
-        "ActionScaling comes after TrialTransform and changes 'action', which the memory would not be told: "
+        "ActionScaling comes after TrialTransform and changes 'action', which the memory does not see: "
         "put it before, Compose(ActionScaling(...), TrialTransform(...))."
     ),
     "frames skipped after": (
-        "FrameSkipTransform comes after TrialTransform and plays steps of its own, which the memory would "
-        "not be told: put it before, Compose(FrameSkipTransform(...), TrialTransform(...))."
+        "FrameSkipTransform comes after TrialTransform and plays steps of its own, which the memory "
+        "does not see: put it before, Compose(FrameSkipTransform(...), TrialTransform(...))."
     ),
     "trials in trials": (
         "The environment writes ['episode', 'final', 'prev_action', 'prev_reward', 'trial_init'] already, as "

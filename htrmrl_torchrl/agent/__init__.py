@@ -1,4 +1,4 @@
-"""Agents: the heads on an encoder, all networks from plain numbers, and the gym-style agent for other loops."""
+"""Agents: actor and critic heads, building and loading networks, and agents for loops outside TorchRL."""
 
 from typing import TYPE_CHECKING
 

@@ -1,11 +1,11 @@
-"""A trained agent outside TorchRL: observations in, actions out, rewards told afterwards.
+"""A trained agent for loops outside TorchRL.
 
 ::
 
-    agent.reset()                        a new trial: everything is forgotten (unless scope="lane")
+    agent.reset()                        start a new trial: clear the memory (unless scope="lane")
     action = agent.act(observation)      decide
-    agent.observe(reward, ...)           close the step; at an episode's end it moves into memory
-    action = agent.act(observation)      decide again, perhaps in the next episode, knowing the last one
+    agent.observe(reward, ...)           close the step; at an episode's end it enters the memory
+    action = agent.act(observation)      decide again, perhaps in the next episode of the trial
 """
 
 from collections.abc import Collection
@@ -32,22 +32,18 @@ Number = npt.ArrayLike | Tensor
 
 
 class HTrMRLAgent:
-    """Acts in N lanes at once, each in a trial of its own, with numpy arrays or torch tensors; with any encoder.
+    """Acts in N environments at once, each in its own trial, with numpy arrays or torch tensors and any encoder.
 
-    A copy (``copy.deepcopy``, ``pickle``, ``torch.save``) goes on as the original would, with networks of its own.
+    A copy (``copy.deepcopy``, ``pickle``, ``torch.save``) continues like the original, with its own networks. All
+    methods raise ValueError for a wrong shape or a value that is not finite, and RuntimeError for calls out of order.
 
     Args:
-        networks: what `htrmrl_torchrl.agent.build_networks` or `load_networks` returned; used, not copied.
-        num_envs: lanes N. One lane takes observations ``[o]`` as well as ``[1, o]``, and answers alike.
-        device: where the networks run, and are moved to; default where they are.
+        networks: from `htrmrl_torchrl.agent.build_networks` or `load_networks`; used, not copied.
+        num_envs: environments N. For N = 1, shapes may lack the first axis: ``[o]`` as well as ``[1, o]``.
+        device: where the networks are moved to; default: where they are.
         seed: of the memory's random streams. Action noise comes from torch's global generator.
-        scope: ``"trial"``, however the networks were trained: `reset` forgets. ``"lane"``: the episodes of earlier
-            trials stay visible, as many as the networks' ``max_episodes`` says.
-
-    Raises:
-        ValueError: by all methods, for a wrong shape, a value that is not finite, or an environment that cannot be
-            played.
-        RuntimeError: by all methods, for calls out of order.
+        scope: ``"trial"``, however the networks were trained: `reset` clears the memory. ``"lane"``: episodes of
+            earlier trials stay visible, up to the networks' ``max_episodes``.
 
     Example:
         >>> import gymnasium as gym
@@ -82,7 +78,7 @@ class HTrMRLAgent:
             [num_envs],
             observation_shape=[self.observation_dim],
             action_shape=[self.action_dim],
-            episodes_per_trial=2**62,  # a trial ends when `reset` says so
+            episodes_per_trial=2**62,  # only `reset` ends a trial
             device=self.device,
         )
         self._acted: tuple[Tensor, Tensor] | None = None  # observation and action of the step that is not closed yet
@@ -100,21 +96,15 @@ class HTrMRLAgent:
     ) -> Self:
         """The agent of a checkpoint, for instance ``runs/ml10_ppo_seed1/checkpoints/best-....torchrl``.
 
-        Nothing else is needed, and nothing in the file is executed. `trust` is for agents with parts that are not of
-        this package, see `load_networks`.
-
-        Raises:
-            FileNotFoundError: if there is none at `path`.
-            ValueError: if it is not a checkpoint of this package.
+        No other file is needed, and nothing in the file is executed. `trust` and errors are those of `load_networks`.
         """
         return cls(load_networks(path, trust=trust), num_envs=num_envs, device=device, seed=seed, scope=scope)
 
     def check_env(self, env: Any) -> None:
-        """Whether this agent can play a gymnasium environment, vectorised or not.
+        """Raise ValueError unless this agent can play a gymnasium environment, vectorised or not.
 
-        Raises:
-            ValueError: for another number of lanes, other observation or action sizes, or next-step autoreset, whose
-                resetting steps have no action and no reward.
+        The number of environments and the sizes of observation and action must match. Next-step autoreset is refused,
+        because its resetting steps have no action and no reward.
         """
         lanes = getattr(env, "num_envs", 1)
         if lanes != self.num_envs:
@@ -135,13 +125,10 @@ class HTrMRLAgent:
                 raise ValueError(f"The environment's {name}s have shape {shape}; the agent was trained with ({size},).")
 
     def reset(self, mask: npt.ArrayLike | Tensor | None = None) -> None:
-        """Starts a new trial: memory is forgotten, but for ``scope="lane"``.
+        """Starts a new trial: the memory is cleared, except with ``scope="lane"``.
 
-        Args:
-            mask: ``[N]`` bool, the lanes concerned; default all. An episode that runs there is dropped.
-
-        Raises:
-            RuntimeError: with a mask of some lanes between `act` and `observe`.
+        ``mask`` ``[N]`` bool selects environments; default all. A running episode there is dropped. RuntimeError with a
+        mask of some environments between `act` and `observe`.
         """
         lanes = torch.ones(self.num_envs, dtype=torch.bool) if mask is None else torch.as_tensor(mask, dtype=torch.bool)
         if lanes.shape != (self.num_envs,):
@@ -149,7 +136,7 @@ class HTrMRLAgent:
         if self._acted is not None and not lanes.all():
             raise RuntimeError("reset(mask) was called between act and observe; close the step with observe first.")
         lanes = lanes.to(self.device)
-        if self._memory.remembers_trials:  # else the new trial forgets it anyway
+        if self._memory.remembers_trials:  # otherwise the new trial clears it anyway
             runs = ~self._counter.is_init.squeeze(-1) | (self._acted is not None)
             self._memory.drop_running((lanes & runs).nonzero().squeeze(-1))
         self._acted = None
@@ -157,18 +144,11 @@ class HTrMRLAgent:
 
     @torch.no_grad()
     def act(self, observation: ArrayOrTensor, *, deterministic: bool = False) -> ArrayOrTensor:
-        """Decides, within the action bounds.
+        """Returns actions ``[N, a]`` within the bounds, numpy or torch like the observation.
 
         Args:
-            observation: ``[N, o]`` (or ``[o]`` for one lane), numpy or torch. After an episode's end, that of the next.
-            deterministic: the mean action instead of a sampled one. The protocol ``strict`` samples while it adapts.
-
-        Returns:
-            The actions ``[N, a]`` (or ``[a]``), numpy or torch as the observation.
-
-        Raises:
-            ValueError: for another shape or values that are not finite.
-            RuntimeError: before `reset`, or when the step before was not closed by `observe`.
+            observation: ``[N, o]``, numpy or torch. After an episode's end, the first one of the next episode.
+            deterministic: the mean action instead of a sampled one. The protocol ``strict`` samples during adaptation.
         """
         if bool((self._counter.episode < 0).any()):
             lanes = (self._counter.episode < 0).flatten().nonzero().flatten().tolist()
@@ -195,21 +175,17 @@ class HTrMRLAgent:
         final_observation: npt.NDArray[Any] | Tensor | None = None,
         action: npt.NDArray[Any] | Tensor | None = None,
     ) -> None:
-        """Closes the step: what the last action led to. Where an episode ended, the next one begins.
+        """Closes the step with the result of the last action. Where an episode ended, the next one begins.
 
         Args:
-            reward, terminated, truncated: ``[N]``, or plain numbers for one lane.
-            final_observation: ``[N, o]``, what an ended episode's last step led to: the step's observation where
-                nothing resets by itself, ``info["final_obs"]`` under same-step autoreset. Read where an episode
-                ended only. Without it, the observation before stands in, and memory is a little less exact.
-            action: ``[N, a]``, what was executed in place of what `act` said; read at every lane.
-
-        Raises:
-            ValueError: for another shape or values that are not finite.
-            RuntimeError: if `act` did not come before.
+            reward, terminated, truncated: ``[N]``, or plain numbers for one environment.
+            final_observation: ``[N, o]``, the observation after an ended episode's last step: the step's own without
+                autoreset, ``info["final_obs"]`` under same-step autoreset. Read only where an episode ended. Without it
+                the observation before is used, and memory is slightly less exact.
+            action: ``[N, a]``, what was executed instead of the result of `act`; read in every environment.
         """
         if self._acted is None:
-            raise RuntimeError("observe was called without an action to judge; call act(observation) first.")
+            raise RuntimeError("observe was called without an action before it; call act(observation) first.")
         observation, acted = self._acted
         rewards = self._checked(reward, "reward", None)
         ended = self._flags(terminated, "terminated") | self._flags(truncated, "truncated")
@@ -223,7 +199,7 @@ class HTrMRLAgent:
         self._acted = None
 
     def _checked(self, value: Any, name: str, size: int | None) -> Tensor:
-        """``[N, size]`` float32 on our device, or ``[N, 1]`` of numbers ``[N]`` where there is no size."""
+        """``value`` as float32 ``[N, size]`` on our device, or ``[N, 1]`` from ``[N]`` if ``size`` is None."""
         tensor = torch.as_tensor(value, dtype=torch.float32, device=self.device)
         shape = [self.num_envs] if size is None else [self.num_envs, size]
         one = self.num_envs == 1 and list(tensor.shape) == shape[1:]
@@ -249,7 +225,7 @@ def _is_wrapped_in(env: Any, wrapper: type) -> bool:
 
 
 def _of_ended(final: Any, ended: Tensor) -> Any:
-    """Final observations of ended lanes, zero in the others, where gymnasium leaves None or anything."""
+    """Final observations of ended lanes, zero in the others, where gymnasium has None or arbitrary values."""
     if isinstance(final, np.ndarray) and final.dtype == object:  # one array or None per lane
         flags = ended.flatten().tolist()
         if any(flag and row is None for row, flag in zip(final, flags, strict=True)):

@@ -1,7 +1,7 @@
-"""The agent as Meta-World's own evaluator wants it, which is then run unchanged.
+"""Adapter that Meta-World's unchanged ``metaworld.evaluation.metalearning_evaluation`` can evaluate.
 
-``metaworld.evaluation.metalearning_evaluation`` tells rewards while it adapts and no longer while it evaluates. There
-the agent reads them from the observation, so the environments must be built with ``recurrent_info_in_obs=True``::
+The evaluator passes rewards on during adaptation only. Later the agent reads them from the observation, so the
+environments must be built with ``recurrent_info_in_obs=True``::
 
     observation [N, 45] = [Meta-World's 39, previous action 4, previous reward / 10, done]
 """
@@ -18,16 +18,11 @@ _REWARD_DIVISOR = 10.0  # of metaworld.wrappers.RNNBasedMetaRLWrapper
 
 
 class MetaWorldAgent:
-    """Satisfies ``metaworld.evaluation.MetaLearningAgent``: sampled actions while it adapts, then the mean action.
+    """Satisfies ``metaworld.evaluation.MetaLearningAgent``: samples actions in adaptation, then takes the mean action.
 
-    Two things the official evaluator keeps from every agent: the observation after an episode's last step (the one
-    before stands in), and, in the episodes that count, that step's reward (the one before stands in).
-
-    Args:
-        agent: with as many lanes as the evaluator has environments.
-
-    Raises:
-        ValueError: by the methods, for observations without the recurrent info.
+    The official evaluator passes on neither the observation after an episode's last step nor, in evaluation episodes,
+    that step's reward. The previous ones are used instead. ``agent`` must have as many environments as the evaluator.
+    ValueError for observations without the recurrent info.
 
     Example:
         see "Use a trained agent" in the README, or ``tests/agent/test_metaworld.py``.
@@ -35,27 +30,27 @@ class MetaWorldAgent:
 
     def __init__(self, agent: HTrMRLAgent) -> None:
         self.agent = agent
-        self._ended: Array | None = None  # lanes that ended with the step that is not closed yet
+        self._ended: Array | None = None  # environments whose episode ended in the open step
         self._reward = np.zeros(agent.num_envs)
 
     def init(self) -> None:
-        """Begins a trial on all lanes."""
+        """Starts a trial in all environments."""
         self.agent.reset()
         self._ended = None
 
     def adapt_action(self, observations: Array) -> tuple[Array, dict[str, Array]]:
-        """A sampled action ``[N, a]`` for ``[N, 45]``, and nothing beside it."""
+        """A sampled action ``[N, a]`` for ``[N, 45]``, and an empty dictionary."""
         return self.agent.act(self._split(observations)[0]), {}
 
     def step(self, timestep: Any) -> None:
-        """Hears what an adaptation step led to."""
+        """Passes the result of an adaptation step to the agent."""
         self.agent.observe(timestep.reward, timestep.terminated, timestep.truncated)
 
     def adapt(self) -> None:
-        """Nothing to do: adaptation is remembering."""
+        """Nothing to do: the agent adapts through its memory."""
 
     def reset(self, env_mask: Array) -> None:
-        """Hears which lanes begin another episode; called before the first evaluation step and after each one."""
+        """Records which environments begin another episode; called before the first evaluation step and after each."""
         self._ended = None if self._ended is None else np.asarray(env_mask, dtype=bool)
 
     def eval_action(self, observations: Array) -> Array:
@@ -64,7 +59,7 @@ class MetaWorldAgent:
         if self._ended is not None:
             self._reward = np.where(self._ended, self._reward, reward)
             self.agent.observe(self._reward, self._ended, np.zeros_like(self._ended))
-        self._ended = np.zeros(self.agent.num_envs, dtype=bool)  # `reset` says which
+        self._ended = np.zeros(self.agent.num_envs, dtype=bool)  # set by `reset`
         return self.agent.act(observation, deterministic=True)
 
     def _split(self, observations: Array) -> tuple[Array, Array]:

@@ -1,8 +1,4 @@
-"""A whole agent from plain numbers, and back from a checkpoint.
-
-`build_networks` takes flat JSON-compatible arguments, which a checkpoint stores beside the weights: nothing of a clone
-(no YAML, no recipe) is needed to run a trained agent.
-"""
+"""Build an agent's networks from flat JSON-compatible arguments, or load them from a checkpoint, which stores both."""
 
 from collections.abc import Callable, Collection, Sequence
 from functools import partial
@@ -35,10 +31,7 @@ from htrmrl_torchrl.specs import MismatchError
 
 
 class Networks(NamedTuple):
-    """The parts of an agent; `policy` is memory, actor and critic in one, for collectors.
-
-    ``make_memory(encoders, **changed)`` makes another memory with the same settings but those that are changed.
-    """
+    """The parts of an agent; `policy` is memory, actor and critic in one, for collectors."""
 
     policy: TensorDictSequential
     actor: ProbabilisticActor
@@ -46,7 +39,7 @@ class Networks(NamedTuple):
     encoder: ContextEncoder
     memory: Memory
     action_spec: Bounded
-    make_memory: Callable[..., Memory]
+    make_memory: Callable[..., Memory]  # (encoders, **changed): the same settings except the changed ones
 
 
 def build_networks(
@@ -62,22 +55,14 @@ def build_networks(
     Args:
         observation_dim: size o of an observation.
         action_low, action_high: bounds of each action dimension.
-        encoder_kind: ``"htrmrl"``: a `HierarchicalEncoder`; ``"trmrl"``: one of the running episode's newest window
-            alone (one episode, no inter-episode layers); ``"rl2"``: a `RecurrentEncoder`; ``"mlp"``: a
-            `MemorylessEncoder`; or your own by its path, ``package.module:name``, see `htrmrl_torchrl.agent.registry`.
-        settings: arguments of the parts, whose signatures and docstrings say what they are and what is the default:
-
-            * of the encoder, for instance ``window``, ``episodes``, ``d_model``, ``num_heads``, ``intra_layers``,
-              ``inter_layers``, ``attention``, ``norm`` and ``reward_scale`` of a `HierarchicalEncoder`, ``mlp_layers``
-              of the other two. One that another kind has and this one has no use for is not read.
-            * of the memory: ``strategy``, ``scope``, ``max_episodes`` and ``seed``, of its random streams, see
-              `EpisodicMemory`. Weights come from torch's global generator.
-            * ``std``, ``init_std``, ``min_std``, ``observe_token``, ``critic_kind``, ``value_norm``: see
-              `make_actor_critic`.
-
-    Raises:
-        TypeError: for a setting that none of the parts has.
-        ValueError: as the parts do.
+        encoder_kind: ``"htrmrl"``: a `HierarchicalEncoder`; ``"trmrl"``: the same on the running episode's newest
+            window only (one episode, no inter-episode layers); ``"rl2"``: a `RecurrentEncoder`; ``"mlp"``: a
+            `MemorylessEncoder`; or your own by its path ``package.module:name``, see `htrmrl_torchrl.agent.registry`.
+        settings: arguments of the encoder (for instance ``window``, ``episodes``, ``d_model``), of the memory
+            (``strategy``, ``scope``, ``max_episodes``, ``seed``; see `EpisodicMemory`) and of `make_actor_critic`
+            (``std``, ``critic_kind``, ``value_norm``, ...). Their docstrings give meanings, defaults and errors.
+            Settings of other encoder kinds are ignored, unknown ones are a TypeError. Weights come from torch's global
+            generator.
 
     Example:
         >>> networks = build_networks(observation_dim=3, action_low=[-1.0], action_high=[1.0], window=4)
@@ -92,7 +77,7 @@ def build_networks(
     encoders = [make_encoder()]
     if settings.get("critic_kind") == "separate":
         encoders.append(make_encoder(of_critic=True))
-        encoders[1].tokens = encoders[0].tokens  # one adapts for both
+        encoders[1].tokens = encoders[0].tokens  # shared: one adapts for both
     make_memory = partial(build_memory, kind.memory, settings)
     memory = make_memory(encoders)
     if len(action_low) != len(action_high):
@@ -120,20 +105,15 @@ def acting_policy(
     scope: Scope = "trial",
     seed: int = 0,
 ) -> TensorDictSequential:
-    """A policy with a memory of its own and the weights of `networks`, for evaluation beside training.
-
-    It writes ``action``, and touches neither the training memory nor its random streams.
+    """A policy with its own memory and the weights of `networks`; training's memory and random streams are unchanged.
 
     Args:
         networks: whose weights to use, not to copy.
         strategy: how windows are drawn; default: as in `networks`.
-        scope: ``"trial"``, however `networks` were trained: a trial is judged by what it finds out itself, and never
-            sees the trial of another goal. ``"lane"`` must be asked for, and needs networks with `max_episodes`; what
-            a trial sees then depends on which trials its lane played before, and so on the number of lanes.
+        scope: ``"trial"`` by default, however `networks` were trained, so that no trial sees another goal's trial. With
+            ``"lane"`` a trial's context depends on the trials before it in its lane, and so on the number of lanes.
+            ValueError without `max_episodes`, or with an encoder that reads no earlier episodes.
         seed: of the new memory's random streams.
-
-    Raises:
-        ValueError: for ``"lane"`` without `max_episodes`, or with an encoder that sees no windows.
     """
     changed = {} if strategy is None else {"strategy": strategy}
     memory = networks.make_memory([networks.encoder], scope=scope, seed=seed, **changed)
@@ -143,21 +123,17 @@ def acting_policy(
 def load_networks(path: str | Path, *, trust: Collection[str] = ()) -> Networks:
     """The agent of a checkpoint, for example ``runs/toy_ppo_seed1/checkpoints/best-000000050688.torchrl``.
 
-    Args:
-        path: a checkpoint file of a training run.
-        trust: the dotted paths of encoders and strategies of your own that the checkpoint may import; by default none.
-
-    Raises:
-        FileNotFoundError: if there is none at `path`.
-        ValueError: if it is not a checkpoint of this package, or names code that is not trusted.
+    ``trust`` lists the dotted paths of your own encoders and strategies that may be imported; default none. Raises
+    FileNotFoundError if there is none at `path`, ValueError if it is not a checkpoint of this package or names code
+    that is not trusted.
     """
     states = read_states(path, ["agent", "actor", "critic"])
     weights = {name: states[name] for name in ("actor", "critic")}
     named = states["agent"] if isinstance(states["agent"], dict) else {}
     check_trusted(path, [named.get("encoder_kind"), named.get("strategy")], trust)
-    with refused_by_name(path), torch.random.fork_rng(devices=[]):  # weights that are drawn here are overwritten
+    with refused_by_name(path), torch.random.fork_rng(devices=[]):  # the weights drawn here are overwritten
         agent = _checked_arguments(states["agent"], weights)
-        with torch.device("meta"):  # shapes without numbers: nothing is allocated that the file does not hold
+        with torch.device("meta"):  # shapes only: nothing larger than the file is allocated
             _check_shapes(build_networks(**agent), weights)
         networks = build_networks(**agent)
         networks.actor.load_state_dict(weights["actor"])
@@ -166,9 +142,9 @@ def load_networks(path: str | Path, *, trust: Collection[str] = ()) -> Networks:
 
 
 def _checked_arguments(agent: Any, weights: dict[str, Any]) -> dict[str, Any]:
-    """Arguments of `build_networks` that have the types it asks for; no more layers than there are tensors."""
+    """Arguments of `build_networks`, with checked types, and no more layers than there are tensors."""
     if not isinstance(agent, dict) or not all(isinstance(state, dict) for state in weights.values()):
-        raise ValueError("agent, actor and critic must be names with values")
+        raise ValueError("agent, actor and critic must be dictionaries")
     kind = find_kind(agent.get("encoder_kind", "htrmrl"))
     hints: dict[str, Any] = {"observation_dim": int, "action_low": Sequence[float], "action_high": Sequence[float]}
     hints |= {name: parameter.annotation for name, parameter in known_settings(kind).items()}
@@ -186,13 +162,13 @@ def _checked_arguments(agent: Any, weights: dict[str, Any]) -> dict[str, Any]:
 
 
 def _check_shapes(networks: Networks, weights: dict[str, Any]) -> None:
-    """Refuses weights of other networks than the arguments in the same file describe."""
+    """Raise ValueError if the weights do not fit the networks that the same file describes."""
     for part, held in weights.items():
         expected = {name: list(tensor.shape) for name, tensor in getattr(networks, part).state_dict().items()}
         found = {name: list(value.shape) if isinstance(value, torch.Tensor) else value for name, value in held.items()}
         for name in (*expected, *found):
             if expected.get(name) != found.get(name):
                 raise ValueError(
-                    f"{part}'s {name} is of {found.get(name, 'no shape')} in the file and of "
-                    f"{expected.get(name, 'no shape')} by the agent's arguments"
+                    f"{part}'s {name} has shape {found.get(name, 'none')} in the file and "
+                    f"{expected.get(name, 'none')} by the agent's arguments"
                 )

@@ -1,9 +1,9 @@
-"""Kinds of encoders: how the encoder of each is built, the critic's too, and which memory writes its contexts.
+"""Kinds of encoders: how each one is built, and which memory writes its contexts.
 
-A kind is a name of `ENCODERS`, or a dotted path to your own: an encoder class (see
-`htrmrl_torchrl.encoders.contract.ContextEncoder`), or an `EncoderKind` where it wants another memory than
-`EpisodicMemory`. What can be set is what the signatures say: an argument of the encoder, of its memory or of
-`make_actor_critic` is an argument of `build_networks`, and a key in a recipe's YAML. Nothing else has to know it.
+A kind is a name in `ENCODERS`, or a dotted path to your own encoder class (see
+`htrmrl_torchrl.encoders.contract.ContextEncoder`), or to an `EncoderKind` if it needs another memory than
+`EpisodicMemory`. Settings come from the signatures: each argument of the encoder, its memory or `make_actor_critic` is
+an argument of `build_networks` and a key in a recipe's YAML.
 """
 
 import inspect
@@ -33,10 +33,10 @@ class EncoderKind:
     """How the networks of one kind are built.
 
     Args:
-        encoder: makes an encoder from keyword arguments: ``observation_dim``, ``action_dim`` and whatever settings it
-            has. The encoder of a separate critic gets those of `CRITIC_KEYS` that it takes, too.
-        memory: called with a list of encoders, and with those of ``strategy``, ``scope``, ``max_episodes`` and ``seed``
-            (or further settings of its own) that it takes.
+        encoder: makes an encoder from ``observation_dim``, ``action_dim`` and its settings. The encoder of a separate
+            critic also gets those of `CRITIC_KEYS` that it takes.
+        memory: called with a list of encoders, and with those settings (``strategy``, ``scope``, ``max_episodes``,
+            ``seed`` or its own) that it takes.
     """
 
     encoder: Callable[..., ContextEncoder]
@@ -45,22 +45,18 @@ class EncoderKind:
 
 ENCODERS = {
     "htrmrl": EncoderKind(HierarchicalEncoder),
-    "trmrl": EncoderKind(partial(HierarchicalEncoder, episodes=1, inter_layers=0)),  # the running episode alone
+    "trmrl": EncoderKind(partial(HierarchicalEncoder, episodes=1, inter_layers=0)),  # running episode only
     "rl2": EncoderKind(RecurrentEncoder, RecurrentMemory),
     "mlp": EncoderKind(MemorylessEncoder),
 }
-# Where the encoder of a separate critic writes and reads, apart from the actor's.
+# Keys of a separate critic's encoder.
 CRITIC_KEYS = {"hidden_key": keys.CRITIC_HIDDEN, "cache_key": keys.CRITIC_CACHE, "state_key": keys.CRITIC_STATE}
-# What the parts are given that is no setting: other parts, and what follows from the environment or the encoder.
+# Arguments that are not settings: other parts, and sizes that follow from the environment or the encoder.
 _GIVEN = {"encoder", "memory", "critic_encoder", "action_spec", "hidden", "action_dim", "observation_dim", *CRITIC_KEYS}
 
 
 def find_kind(name: str) -> EncoderKind:
-    """The kind of a name of `ENCODERS`, or of a dotted path, which is imported.
-
-    Raises:
-        ValueError: if there is none.
-    """
+    """The kind of a name in `ENCODERS`, or of a dotted path, which is imported; ValueError if there is none."""
     if name in ENCODERS:
         return ENCODERS[name]
     if not is_dotted_path(name):
@@ -76,19 +72,19 @@ def find_kind(name: str) -> EncoderKind:
 
 
 def settings_of(kind: EncoderKind) -> dict[str, Parameter]:
-    """What `build_networks` can be told of a kind, by name: the signatures of encoder, memory and heads."""
+    """Settings of a kind by name: arguments of its encoder, its memory and the heads."""
     memory = {name: of for name, of in parameters(kind.memory).items() if name not in ("window", "episodes")}
     found = parameters(make_actor_critic) | memory | parameters(kind.encoder)
     return {name: parameter for name, parameter in found.items() if name not in _GIVEN}
 
 
 def known_settings(kind: EncoderKind) -> dict[str, Parameter]:
-    """Those of a kind and, not read by it, those of the shipped ones."""
+    """Settings of a kind, and those of the built-in kinds, which it ignores unless they are its own."""
     return {name: value for one in (*ENCODERS.values(), kind) for name, value in settings_of(one).items()}
 
 
 def check_settings(kind: EncoderKind, settings: Mapping[str, Any]) -> None:
-    """Raise TypeError for a setting that nothing knows."""
+    """Raise TypeError for an unknown setting."""
     known = known_settings(kind)
     if unknown := [name for name in settings if name not in known]:
         raise TypeError(f"{unknown[0]!r} is no setting of the networks; they have {', '.join(sorted(known))}.")
@@ -108,11 +104,7 @@ def build_encoder(
 def build_memory(
     memory: Callable[..., Memory], settings: Mapping[str, Any], encoders: Sequence[ContextEncoder], **changed: Any
 ) -> Memory:
-    """An empty memory for these encoders, whose windows and episodes it takes.
-
-    Raises:
-        ValueError: for another scope than ``"trial"`` where no earlier episode is seen.
-    """
+    """An empty memory for these encoders; ValueError for ``scope="lane"`` if they read no earlier episodes."""
     asked = {**settings, **changed}
     values = {name: value for name, value in read_by(memory, asked).items() if name not in ("window", "episodes")}
     scope = asked.get("scope", "trial")
@@ -122,13 +114,13 @@ def build_memory(
 
 
 def read_by(builder: Callable[..., Any], values: Mapping[str, Any]) -> dict[str, Any]:
-    """Those of the values that the builder takes."""
+    """The values that ``builder`` has arguments for."""
     known = parameters(builder)
     return {name: value for name, value in values.items() if name in known}
 
 
 def parameters(builder: Callable[..., Any]) -> dict[str, Parameter]:
-    """Arguments of a builder by name; a class that passes ``**others`` on to its parents has theirs as well."""
+    """Arguments of a builder by name; for a class with ``**others`` those of its parents too."""
     if isinstance(builder, partial):
         return {name: of for name, of in parameters(builder.func).items() if name not in builder.keywords}
     of_class = [vars(c)["__init__"] for c in getattr(builder, "__mro__", ()) if "__init__" in vars(c)]
@@ -143,7 +135,7 @@ def parameters(builder: Callable[..., Any]) -> dict[str, Parameter]:
 
 
 def is_of(hint: Any, value: Any) -> bool:
-    """Whether a value from JSON or YAML is of an annotation's type; numbers must be such that torch can take them."""
+    """Whether a value from JSON or YAML has an annotation's type; numbers must be in torch's range."""
     if hint in (Any, Parameter.empty):
         return True
     if get_origin(hint) is Literal:
@@ -158,7 +150,7 @@ def is_of(hint: Any, value: Any) -> bool:
 
 
 def choices_of(hint: Any) -> tuple[Any, ...]:
-    """The words of a ``Literal``, also within a union; none of other annotations."""
+    """The options of a ``Literal``, also within a union; empty for other annotations."""
     if get_origin(hint) is Literal:
         return get_args(hint)
     return tuple(c for option in get_args(hint) if option is not NoneType for c in choices_of(option))

@@ -1,13 +1,12 @@
-"""One checkpoint file: how it is sealed, and what is checked before anything of it is read.
+"""Checkpoint files: how one is sealed, and the checks before anything in it is read.
 
-It is an archive of `torchrl.checkpoint` (a zip file with a manifest) whose last 64 bytes, at the end of the zip
+A checkpoint is a `torchrl.checkpoint` archive (a zip file with a manifest). Its last 64 bytes, at the end of the zip
 comment, are the SHA-256 of all bytes before them:
 
     manifest.json  components/0000-actor/tree.json  components/0000-actor/tensors.bin ...  directory  comment
     |<------------------------------------ hashed ------------------------------------------------->| digest |
 
-So every flipped bit and every missing byte shows. The checksum detects damage, not forgery, hence the checks on what
-is inside.
+The checksum detects damage but not forgery, hence the checks of the content.
 """
 
 import hashlib
@@ -31,10 +30,10 @@ from htrmrl_torchrl.checkpoints.files import read_json
 
 _LABEL, _DIGEST = b"sha256:", 64  # the label before the hexadecimal digits, and their number
 _MANIFEST = "manifest.json"
-# What a component may be saved by, and the files that this makes. The second is torchrl's own, for JSON.
+# Allowed adapters and the files of each. The second is torchrl's own, for JSON.
 _FILES = {"htrmrl_torchrl.tensors": ["tensors.bin", "tree.json"], "torchrl.json": ["value.json"]}
 _FILE_NAMES = {name for files in _FILES.values() for name in files}
-# Whatever else torch knows by a name (quantised numbers, for example) is not made from bytes alone.
+# Other dtypes of torch (quantised ones, for example) cannot be made from bytes alone.
 _NUMBERS = {
     str(dtype).removeprefix("torch."): dtype
     for dtype in (
@@ -44,16 +43,16 @@ _NUMBERS = {
 }  # fmt: skip
 _PLAIN_NAME = re.compile(r"[A-Za-z0-9_.-]+(/[A-Za-z0-9_.-]+)*")
 _END = struct.Struct("<4s4H2LH")  # of a zip file: signature, two disks, two counts, size, place, length of the comment
-_HEADER, _LOCATOR = 30, 20  # bytes before an entry's name, and of what points to a second list of entries
+_HEADER, _LOCATOR = 30, 20  # bytes before an entry's name; bytes of the zip64 locator
 _MOST_ENTRIES, _LARGEST_DIRECTORY = 256, 1 << 16  # a run writes 20 entries, and 2,000 bytes that list them
-_LARGEST_JSON = 1 << 24  # all of it in a file, which a run of 1,000 lanes takes a thirtieth of
+_LARGEST_JSON = 1 << 24  # per file; a run of 1,000 environments takes a thirtieth
 _MOST_DIMENSIONS = 8
 _CHUNK = 1 << 20
-_SAID = 300  # characters of what is wrong; torch lists every tensor that does not fit
+_SAID = 300  # characters of the reason; torch lists every tensor that does not fit
 
 
 class NotACheckpoint(ValueError):
-    """A file that is no checkpoint of this package, or a damaged one; ``why`` says what is wrong with it."""
+    """A file that is not a checkpoint of this package, or is damaged; ``why`` gives the reason."""
 
     def __init__(self, path: str | Path, why: str) -> None:
         why = why if len(why) <= _SAID else f"{why[:_SAID]} ..."
@@ -64,11 +63,10 @@ class NotACheckpoint(ValueError):
 
 
 class TensorFiles(CheckpointAdapter):
-    """Saves what has a ``state_dict`` as a tree in JSON and the bytes of its tensors.
+    """Saves an object's ``state_dict`` as a JSON tree and the bytes of its tensors.
 
-    TorchRL's own adapter maps a file into memory for each tensor: on a full disk a write is a SIGBUS, which kills the
-    run. And when it reads, it follows paths and unpickles objects that the file names. Here reading makes tensors on
-    the CPU, numbers, strings, None, and dictionaries, lists and tuples of these.
+    TorchRL's own adapter maps a file per tensor, so a full disk kills the run with SIGBUS; its reader follows paths and
+    unpickles objects. This one reads only tensors (to the CPU), numbers, strings, None, dictionaries, lists and tuples.
     """
 
     adapter_id = "htrmrl_torchrl.tensors"
@@ -106,15 +104,15 @@ def _encode(value: Any, file: BinaryIO) -> Any:
 
 
 def _decode(tree: bytes, numbers: bytes) -> Any:
-    """What `_encode` wrote; ValueError (or another that `refused_by_name` knows) for what it never writes."""
+    """Inverse of `_encode`; raises ValueError (or another error of `refused_by_name`) for anything else."""
     taken = 0
 
     def tensor(dtype: Any, shape: Any, offset: Any) -> torch.Tensor:
         nonlocal taken
         if dtype not in _NUMBERS:
-            raise ValueError(f"{dtype!r} is no type of numbers; they are {', '.join(_NUMBERS)}")
+            raise ValueError(f"{dtype!r} is not a supported dtype; these are {', '.join(_NUMBERS)}")
         if len(shape) > _MOST_DIMENSIONS or not all(type(size) is int and size >= 0 for size in shape):
-            raise ValueError(f"{shape!r} is no shape")
+            raise ValueError(f"{shape!r} is not a valid shape")
         empty = torch.empty(0, dtype=_NUMBERS[dtype])
         begin, taken = taken, taken + empty.element_size() * math.prod(shape)
         if type(offset) is not int or offset != begin or taken > len(numbers):
@@ -129,7 +127,7 @@ def _decode(tree: bytes, numbers: bytes) -> Any:
     def value(tree: Any) -> Any:
         if not isinstance(tree, dict):
             if isinstance(tree, list):
-                raise ValueError("a list stands where its kind should be said")
+                raise ValueError("a list is given without its kind")
             return tree
         if "tensor" in tree:
             return tensor(**{"dtype" if name == "tensor" else name: entry for name, entry in tree.items()})
@@ -138,7 +136,7 @@ def _decode(tree: bytes, numbers: bytes) -> Any:
             return {"list": list, "tuple": tuple}[kind](value(entry) for entry in entries)
         made = {key: value(entry) for key, entry in entries if type(key) in (int, str)}
         if len(made) != len(entries):
-            raise ValueError("a key is there twice, or neither a string nor a whole number")
+            raise ValueError("a key is repeated, or neither a string nor a whole number")
         return made
 
     state = value(read_json(tree, constants=True))
@@ -148,7 +146,7 @@ def _decode(tree: bytes, numbers: bytes) -> Any:
 
 
 def seal(path: Path) -> None:
-    """Put the checksum at the end of a zip file, and all of it on the disk."""
+    """Write the checksum at the end of a zip file and flush the file to disk."""
     with zipfile.ZipFile(path, "a") as archive:
         archive.comment = _LABEL + bytes(_DIGEST)
     with path.open("r+b") as file:
@@ -160,20 +158,15 @@ def seal(path: Path) -> None:
 
 
 def check_archive(path: str | Path) -> list[str]:
-    """The names of a checkpoint's components, after refusing damage and whatever is not tensors and JSON.
+    """The names of a checkpoint's components, after checking that it is undamaged and holds tensors and JSON only.
 
-    Raises:
-        FileNotFoundError: if there is nothing at `path`.
-        ValueError: if it is not a checkpoint of a training run, damaged, cannot be read, or holds anything else.
+    Raises FileNotFoundError if there is nothing at `path`, ValueError if it is no valid checkpoint or cannot be read.
     """
     return list(_checked(path)["components"])
 
 
 def read_states(path: str | Path, components: Collection[str] | None = None) -> dict[str, Any]:
-    """What some components of a checkpoint (by default all) hold; nothing in it is imported, resolved or executed.
-
-    Raises as `check_archive` does, and ValueError if one of `components` is not inside.
-    """
+    """States of some components (default: all); nothing is imported or executed. Raises as `check_archive` does."""
     records = _checked(path)["components"]
     names = list(records) if components is None else list(components)
     if missing := [name for name in names if name not in records]:
@@ -191,7 +184,7 @@ def _read_component(archive: zipfile.ZipFile, record: dict[str, Any]) -> Any:
 
 
 def _checked(path: str | Path) -> dict[str, Any]:
-    """The manifest of a file in which everything is as it should be."""
+    """The manifest of a file that passes all checks."""
     path = Path(path)
     try:
         found = path.stat()
@@ -223,7 +216,7 @@ def _listed_files(manifest: Any) -> list[str]:
             raise ValueError(f"{name!r} is saved by {record['adapter']!r}, which is not one of {', '.join(_FILES)}")
         listed += [f"{record['path']}/{file}" for file in files]
     if len({*listed}) != len(listed):
-        raise ValueError("two components are in one place")
+        raise ValueError("two components have the same files")
     return listed
 
 
@@ -253,7 +246,7 @@ def _check_seal(path: Path) -> None:
 
 
 def _check_entries(path: Path, entries: list[zipfile.ZipInfo], *, beyond: int) -> None:
-    """``beyond``: where the directory begins, and what is inside has to end."""
+    """Check names, kinds and places of all entries; they must end before ``beyond``, where the directory begins."""
     seen = set()
     for entry in entries:
         # The name as written: zipfile already cuts it at a zero byte.
@@ -261,7 +254,7 @@ def _check_entries(path: Path, entries: list[zipfile.ZipInfo], *, beyond: int) -
         if not _PLAIN_NAME.fullmatch(name) or ".." in name.split("/"):
             raise NotACheckpoint(path, f"it holds {name!r}, which could lead out of the folder that it is read in")
         if stat.S_IFMT(entry.external_attr >> 16) not in (0, stat.S_IFREG):
-            raise NotACheckpoint(path, f"it holds {name!r}, a link to somewhere else or another thing that is no file")
+            raise NotACheckpoint(path, f"it holds {name!r}, which is a link or not a regular file")
         if name in seen:
             raise NotACheckpoint(path, f"it holds {name!r} twice")
         seen.add(name)
@@ -295,7 +288,7 @@ def _digest(file: BinaryIO, size: int) -> bytes:
 
 @contextmanager
 def refused_by_name(path: str | Path, part: str = "content") -> Iterator[None]:
-    """Turns what torch and zipfile raise for foreign and damaged files into a ValueError that names the file."""
+    """Turn errors of torch and zipfile about foreign or damaged files into a ValueError that names the file."""
     try:
         yield
     except NotACheckpoint:

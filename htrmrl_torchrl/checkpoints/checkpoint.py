@@ -1,8 +1,7 @@
-"""The checkpoints of a run on disk, what each says of itself, and an agent alone to hand on.
+"""The checkpoints of a run on disk, their metadata, and the export of an agent alone.
 
-A checkpoint is one file of the boundary between two iterations, where every environment has just begun a new trial: no
-simulator state is needed. It holds weights, optimizer, the task deck, all random streams, counters, and the resolved
-configuration. `htrmrl_torchrl.checkpoints.archive` says how the file is made, `htrmrl_torchrl.runs.checkpoint` when.
+A checkpoint is saved between two iterations, when every environment begins a new trial, so it needs no simulator state.
+It holds weights, optimizer, task deck, random streams, counters and the resolved configuration.
 """
 
 import math
@@ -32,13 +31,13 @@ _LONGEST_ENVIRONMENT = 4000  # characters; a custom benchmark names up to 50 tas
 def checkpoints_of(folder: Path, kind: str) -> list[Path]:
     """The checkpoints of kind ``"step"`` or ``"best"`` in a run's ``checkpoints/`` folder, oldest first.
 
-    The folder may be missing. Raises OSError if it cannot be read, or is a link to nothing.
+    A missing folder has none. Raises OSError if the folder cannot be read or is a broken link.
     """
     return [path for path in _named(folder, kind) if path.is_file() and not path.is_symlink()]
 
 
 def _named(folder: Path, kind: str) -> list[Path]:
-    """Everything that has the name of a checkpoint, whatever it is. Raises as `checkpoints_of` does."""
+    """All entries named like a checkpoint, files or not. Raises as `checkpoints_of` does."""
     try:
         names = os.listdir(folder)
     except FileNotFoundError:
@@ -55,7 +54,7 @@ def frames_of(path: Path) -> int:
 
 
 def latest_checkpoint(folder: Path) -> tuple[Path | None, dict[Path, str]]:
-    """The newest whole periodic checkpoint, and what is wrong with each newer one; raises as `checkpoints_of` does."""
+    """The newest valid periodic checkpoint, and the fault of each newer one; raises as `checkpoints_of` does."""
     damaged: dict[Path, str] = {}
     for path in reversed(_named(folder, "step")):
         try:
@@ -70,27 +69,22 @@ def latest_checkpoint(folder: Path) -> tuple[Path | None, dict[Path, str]]:
 
 
 def read_component(path: str | Path, name: str) -> dict[str, Any]:
-    """A JSON component of a checkpoint, as it stands there: nothing in it is resolved or imported.
+    """A JSON component of a checkpoint, unchanged: nothing in it is resolved or imported.
 
-    Args:
-        path: of the checkpoint.
-        name: ``"config"``, ``"agent"`` (arguments of `build_networks`), ``"versions"`` or ``"progress"``.
-
-    Raises:
-        FileNotFoundError: if there is nothing at `path`.
-        ValueError: if it is not a checkpoint of a training run.
+    ``name`` is ``"config"``, ``"agent"`` (arguments of `build_networks`), ``"versions"`` or ``"progress"``. Raises
+    FileNotFoundError if there is nothing at `path`, ValueError if it is not a checkpoint of a training run.
     """
     component = read_states(path, [name])[name]
     with refused_by_name(path):
         if name == "progress":
             return checked_progress(component, like={"frames": 0})
         if not isinstance(component, dict):
-            raise ValueError(f"{name} is {component!r} where names with values should be")
+            raise ValueError(f"{name} is {component!r} but must be a dictionary")
         return component
 
 
 class TrainedOn(NamedTuple):
-    """What a checkpoint says of the environment of its run: words, which nobody has looked up."""
+    """Environment settings that a checkpoint states; the name is not looked up."""
 
     name: str
     benchmark_seed: int
@@ -105,16 +99,16 @@ def read_environment(path: str | Path) -> TrainedOn:
         env = config["env"]
         found = TrainedOn(*(env[field] for field in TrainedOn._fields))
         if not (isinstance(found.name, str) and found.name and len(found.name) <= _LONGEST_ENVIRONMENT):
-            raise ValueError(f"env.name is {found.name!r}, which is no name of an environment")
+            raise ValueError(f"env.name is {found.name!r}, which is not the name of an environment")
         for field, least in (("benchmark_seed", 0), ("episodes_per_trial", 1), ("horizon", 1)):
             number = getattr(found, field)
             if not ((_is_count(number) and number >= least) or (field == "horizon" and number is None)):
-                raise ValueError(f"env.{field} is {number!r} where a whole number of at least {least} should be")
+                raise ValueError(f"env.{field} is {number!r} but must be a whole number of at least {least}")
         return found
 
 
 def checked_progress(saved: Any, *, like: Mapping[str, Any]) -> dict[str, Any]:
-    """The counters of a run, each of the kind that it has in ``like``; what is younger than the file is as there."""
+    """The counters of a run, each of its type in ``like``, which also supplies those that an older file lacks."""
     if not isinstance(saved, dict) or "frames" not in saved:
         raise ValueError("its progress does not say how many frames it was trained for")
     for name, value in saved.items():
@@ -125,12 +119,12 @@ def checked_progress(saved: Any, *, like: Mapping[str, Any]) -> dict[str, Any]:
         else:
             fits = fits and all(map(_is_number, value.values() if isinstance(value, dict) else [value]))
         if not fits:
-            raise ValueError(f"its progress says {name}={value!r}, which is not of the kind of {own!r}")
+            raise ValueError(f"its progress says {name}={value!r}, which does not have the type of {own!r}")
     return {**like, **saved}
 
 
 def _is_number(value: Any) -> bool:
-    """Whether it can be counted with: not negative if it counts, finite if it measures."""
+    """Whether it is a count (an integer from 0) or a finite float."""
     return _is_count(value) or (type(value) is float and math.isfinite(value))
 
 
@@ -139,7 +133,7 @@ def _is_count(value: Any) -> bool:
 
 
 class _Held:
-    """The state of a component, without what it is the state of."""
+    """A saved state that is written again without its module."""
 
     def __init__(self, state: Any) -> None:
         self._state = state
@@ -149,10 +143,10 @@ class _Held:
 
 
 def export_agent(path: str | Path, out: str | Path) -> Path:
-    """Writes the agent of the checkpoint at ``path`` to the file ``out``, which is replaced: a third of the size.
+    """Writes the agent of the checkpoint at ``path`` to the file ``out`` (replaced), a third of the size.
 
-    It acts, is evaluated and inspected like the checkpoint. What only training needs (optimizer, task deck, random
-    streams) is left out, so no run goes on from it. Raises as `read_component` does.
+    The result can act, be evaluated and be inspected. It lacks optimizer, task deck and random streams, so no run can
+    be continued from it. Raises as `read_component` does.
     """
     out = Path(out)
     described = {name: read_component(path, name) for name in ("agent", "config", "versions", "progress")}
@@ -164,7 +158,7 @@ def export_agent(path: str | Path, out: str | Path) -> Path:
 
 
 def save_whole(checkpoint: Checkpoint, path: Path, *, stage: Path, metadata: dict[str, Any]) -> Path:
-    """Makes the file in a hidden folder beside it and gives it its name when all of it is on the disk."""
+    """Write the file into a hidden folder beside ``path``, then rename it once it is completely on disk."""
     try:
         staged = checkpoint.save(stage / path.name, metadata=metadata)
         seal(staged)

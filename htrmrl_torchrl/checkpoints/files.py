@@ -1,4 +1,4 @@
-"""Files that a kill, a power cut or a full disk leaves either whole or as they were, and JSON from anybody."""
+"""Atomic file writes that survive kills, power cuts and full disks, and JSON from untrusted sources."""
 
 import json
 import os
@@ -10,11 +10,7 @@ _DEEPEST = 64  # lists and objects inside each other; an optimizer's state takes
 
 
 def write_whole(path: Path, content: str | bytes) -> None:
-    """Replace a file by ``content`` (text as UTF-8) in one step: whoever reads it sees the old or the new one.
-
-    Raises:
-        OSError: if it could not be written (a full disk, for example); the file is as it was.
-    """
+    """Replace a file atomically by ``content`` (text as UTF-8); after an OSError (full disk) the file is unchanged."""
     stage = path.with_name(f".{path.name}.stage")
     try:
         with stage.open("wb") as file:
@@ -29,12 +25,7 @@ def write_whole(path: Path, content: str | bytes) -> None:
 
 
 def read_regular(path: str | Path, *, largest: int) -> bytes:
-    """The bytes of a regular file of at most ``largest`` bytes; a pipe would wait and a device might never end.
-
-    Raises:
-        FileNotFoundError: if there is nothing at `path`.
-        ValueError: for anything else, or a larger file.
-    """
+    """The bytes of a regular file; ValueError if it has more than ``largest``, or is a pipe or device."""
     found = os.stat(path)
     if not stat.S_ISREG(found.st_mode):
         raise ValueError("not a file")
@@ -44,11 +35,10 @@ def read_regular(path: str | Path, *, largest: int) -> bytes:
 
 
 def read_json(data: bytes, *, constants: bool = False) -> Any:
-    """What a JSON file says that anybody may have written.
+    """The value of untrusted JSON.
 
-    Raises:
-        ValueError: for text that is not UTF-8 or not JSON, NaN or Infinity (unless ``constants``), a key twice in one
-            object, or more than 64 levels.
+    Raises ValueError for text that is not UTF-8 or not JSON, NaN or Infinity (unless ``constants``), a repeated key in
+    an object, or more than 64 levels.
 
     Example:
         >>> read_json(b'{"frames": 1, "frames": 2}')
@@ -87,18 +77,18 @@ def _check_depth(value: Any) -> None:
 
 
 def name_aside(path: Path) -> Path:
-    """A name for a damaged file, ``damaged-*`` in the same folder, that nothing has yet."""
+    """An unused name ``damaged-*`` in the same folder for a damaged file."""
     names = (f"damaged-{number}{path.name}" for number in ("", *(f"{number}-" for number in range(2, 1000))))
     return next(aside for name in names if not os.path.lexists(aside := path.with_name(name)))
 
 
 def set_aside(path: Path) -> Path:
-    """Renames a damaged file so that nobody takes it for a whole one; returns its new path."""
+    """Renames a damaged file to `name_aside`; returns the new path."""
     return path.rename(name_aside(path))
 
 
 def sync_folder(folder: Path) -> None:
-    """A rename has reached the disk when its folder has."""
+    """Flush a folder to disk, and with it the renames of its files."""
     try:
         descriptor = os.open(folder, os.O_RDONLY)
     except PermissionError:  # Windows opens no folders
@@ -110,10 +100,10 @@ def sync_folder(folder: Path) -> None:
 
 
 class RecordFile:
-    """A file that grows by whole records, created where it is missing.
+    """A file to which whole records are appended, created if missing.
 
-    What the disk takes only in part is taken back and waits in memory for the next call: the file is readable at any
-    time, and complete as soon as there is room again.
+    If the disk takes only part of a record, that part is removed again and the record waits in memory for the next
+    call. So the file is readable at any time, and complete once there is room again.
     """
 
     def __init__(self, path: Path) -> None:
@@ -123,12 +113,12 @@ class RecordFile:
         self._closed = False
 
     def write(self, record: bytes) -> None:
-        """Append a record, after those that still wait. Raises OSError if there was no room; then it waits too."""
+        """Append a record after those that wait. Raises OSError if there is no room; the record then waits too."""
         self._waiting += record
         self.flush()
 
     def flush(self) -> None:
-        """Write what waits. Raises OSError as `write` does."""
+        """Write the records that wait. Raises OSError as `write` does."""
         size = os.fstat(self._descriptor).st_size
         rest = self._waiting
         try:
@@ -140,7 +130,7 @@ class RecordFile:
         self._waiting = b""
 
     def close(self) -> None:
-        """Write what waits and close; calling it twice is harmless. Raises OSError if something had to be left out."""
+        """Write the records that wait and close; idempotent. Raises OSError if some could not be written."""
         if not self._closed:
             self._closed = True
             try:

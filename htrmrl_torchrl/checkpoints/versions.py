@@ -1,4 +1,4 @@
-"""Which versions produced a file."""
+"""Package versions, recorded in files."""
 
 import platform
 from importlib.metadata import version
@@ -7,5 +7,5 @@ PACKAGES = ("htrmrl_torchrl", "torch", "torchrl", "tensordict", "gymnasium", "me
 
 
 def versions() -> dict[str, str]:
-    """Of Python and of every package that may change a number."""
+    """Versions of Python and of every package that may affect results."""
     return {"python": platform.python_version()} | {name: version(name) for name in PACKAGES}

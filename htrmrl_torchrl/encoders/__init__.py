@@ -1,1 +1,1 @@
-"""From what a decision sees to one vector: the encoders and the contract that each of them keeps."""
+"""Encoders map the context of a decision to one vector; `contract` defines their interface."""

@@ -1,4 +1,4 @@
-"""What memory, buffer, heads and recipes know of an encoder: where it reads and writes, and its sizes."""
+"""The interface of an encoder to memory, buffer, heads and recipes."""
 
 from dataclasses import dataclass
 
@@ -14,10 +14,10 @@ from htrmrl_torchrl.encoders.tokens import TokenNormalizer
 
 @dataclass(frozen=True, kw_only=True)
 class Inside:
-    """What an encoder computes on the way to its vector, for F decisions; ``None`` for what an encoder has not.
+    """Intermediate results of an encoder for F decisions; ``None`` if an encoder lacks them.
 
-    Rows of attention are queries: each sums to one over what the query may look at, and is zero elsewhere. Rows of
-    padding (and of empty slots) are zero. In a level's last layer only the newest query's row has any influence.
+    Rows of attention are queries. Each sums to one over the positions it may attend to, and is zero elsewhere. Rows of
+    padding and empty slots are zero. In a level's last layer only the newest query's row affects the output.
 
     Args:
         hidden: ``[F, D]``, the encoder's vector.
@@ -25,7 +25,7 @@ class Inside:
         past_embedding: ``[F, E-1, D]`` of the past windows, zero where a slot is empty.
         window_attention: ``[F, L1, H, T, T]`` within the current window.
         past_attention: ``[F, E-1, L1, H, T, T]`` within the past windows.
-        slot_attention: ``[F, L2, H, E, E]`` over windows, the present last.
+        slot_attention: ``[F, L2, H, E, E]`` over windows, the current one last.
     """
 
     hidden: Tensor
@@ -37,32 +37,27 @@ class Inside:
 
 
 class ContextEncoder(TensorDictModuleBase):
-    """A TensorDict module from ``"context"`` to ``"_hidden"``: what a decision sees -> one vector ``[*batch, D]``.
+    """A TensorDict module from ``"context"`` to ``"_hidden"``: the context of a decision -> one vector ``[*batch, D]``.
 
-    An encoder is a pure function of its context. The memory (rollouts) and the storage (updates) write it, and what
-    they both hand out has to give the same vector: this is what the tests of parity are about. An encoder of your own
-    derives from this class, is named by its path (``encoder_kind="package.module:Name"``, see
-    `htrmrl_torchrl.agent.registry`) and can be put through ``tests/encoders/test_contract.py``.
+    An encoder is a pure function of its context, which the memory writes in rollouts and the storage in updates; both
+    must give the same vector. Your own encoder derives from this class, is named by its path
+    (``encoder_kind="package.module:Name"``, see `htrmrl_torchrl.agent.registry`), and can be tested with
+    ``tests/encoders/test_contract.py``.
 
-    It finds ``("context", "current")`` ``[*batch, T, x]`` and ``current_mask`` ``[*batch, T]``, windows that end with
-    the newest token, and of earlier episodes ``past`` ``[*batch, E-1, T, x]``, ``past_mask`` ``[*batch, E-1, T]``,
-    ``past_id`` (equal windows have equal ones) and ``slot_mask`` ``[*batch, E-1]``, which slots hold a window.
-    ``*batch`` is ``[N]`` in rollouts and ``[segments, steps]`` in updates.
-
-    Attributes:
-        recurrent: whether it reads a state that a `RecurrentMemory` carries instead, see `RecurrentEncoder`.
+    It reads windows that end with the newest token, ``("context", "current")`` ``[*batch, T, x]`` and ``current_mask``
+    ``[*batch, T]``. From earlier episodes it reads ``past`` ``[*batch, E-1, T, x]``, ``past_mask``
+    ``[*batch, E-1, T]``, ``past_id`` (equal for equal windows) and ``slot_mask`` ``[*batch, E-1]``, True where a slot
+    holds a window. ``*batch`` is ``[N]`` in rollouts and ``[segments, steps]`` in updates. If ``recurrent``, it reads
+    the state of a `RecurrentMemory` instead, see `RecurrentEncoder`.
 
     Args:
-        observation_dim: size o of an observation.
+        observation_dim: size o of an observation; ValueError if this or another size is below 1.
         action_dim: size a of an action. A token is [observation, previous action, previous reward, first], o + a + 2.
-        window: tokens T of the windows that it reads.
-        episodes: windows E that it reads, the current one included.
+        window: tokens T of a window.
+        episodes: windows E of a context, the current one included.
         d_model: channels D of the vector.
-        reward_scale: factor on the previous reward inside the token.
-        hidden_key: where the vector goes.
-
-    Raises:
-        ValueError: for sizes below 1.
+        reward_scale: factor on the previous reward in the token.
+        hidden_key: output key of the vector.
 
     Example:
         >>> class Newest(ContextEncoder):  # an MLP on the newest token, with a setting of its own, depth
@@ -103,28 +98,25 @@ class ContextEncoder(TensorDictModuleBase):
 
     @torch.no_grad()
     def inspect(self, context: TensorDictBase) -> Inside:
-        """What happens inside for a context ``[*batch]`` of F decisions, in a computation of its own.
+        """Intermediate results for a context ``[*batch]`` of F decisions, computed apart from `forward`.
 
-        The forward pass knows nothing of it. An encoder without attention shows its vector alone.
+        By default, as for an encoder without attention, only the vector.
         """
         batch = TensorDict({keys.CONTEXT: context}, batch_size=context.batch_size)
         return Inside(hidden=self.forward(batch).get(self.out_keys[0]).reshape(-1, self.d_model))
 
     @property
     def own_key(self) -> str | None:
-        """Where in the context the memory leaves something for this encoder alone, if it does."""
+        """Key in the context that the memory fills for this encoder only, if any."""
         return None
 
     @property
     def remembers(self) -> bool:
-        """Whether the memory is to encode past windows for it once per episode, see `HierarchicalEncoder.encode_past`.
-
-        It leaves the result under `own_key`. Without, the encoder finds the raw windows in every context.
-        """
+        """Whether the memory writes `encode_past`, once per episode, under `own_key` instead of the raw windows."""
         return False
 
     def encode_past(self, past: Tensor, past_mask: Tensor, past_id: Tensor, slot_mask: Tensor) -> Tensor:
-        """What it makes of past windows, for the memory to keep; only of encoders that `remembers`."""
+        """Encoding of past windows for the memory to keep; only called if `remembers`."""
         raise NotImplementedError(f"{type(self).__name__} remembers, so it has to define encode_past.")
 
     def embed_windows(self, tokens: Tensor, mask: Tensor) -> Tensor:
@@ -133,7 +125,7 @@ class ContextEncoder(TensorDictModuleBase):
 
 
 def check_sizes(*, least: int = 1, **sizes: int) -> None:
-    """Refuses sizes below ``least``, by name."""
+    """Raise ValueError, with the name, for a size below ``least``."""
     for name, value in sizes.items():
         if value < least:
             raise ValueError(f"{name}={value} is too small; it must be at least {least}.")

@@ -1,4 +1,4 @@
-"""The upper level: embeddings of past windows and of the current one -> the context vector of a decision."""
+"""Upper level: embeddings of past windows and of the current one -> the context vector of a decision."""
 
 from typing import Literal
 
@@ -11,9 +11,9 @@ AttentionMode = Literal["causal", "full"]
 
 
 class InterEpisodeEncoder(nn.Module):
-    """Relates the current window's embedding to those of past windows.
+    """Attends from the current window's embedding, the last of E positions, to those of past windows.
 
-    The last of its E positions is the present. With ``num_layers=0`` the present passes unchanged.
+    With ``num_layers=0`` it returns the current embedding unchanged.
     """
 
     def __init__(
@@ -28,14 +28,9 @@ class InterEpisodeEncoder(nn.Module):
         nn.init.normal_(self.position, std=0.02)
 
     def encode_past(self, past: Tensor, slot_mask: Tensor) -> Tensor:
-        """Keys and values of the past in every layer, causal mode.
+        """Causal keys and values ``[G, L2, 2, E-1, D]`` of the past in every layer.
 
-        Args:
-            past: ``[G, E-1, D]`` embeddings, anything where masked.
-            slot_mask: ``[G, E-1]``.
-
-        Returns:
-            ``[G, L2, 2, E-1, D]``.
+        ``past`` ``[G, E-1, D]`` are embeddings, with any values where ``slot_mask`` ``[G, E-1]`` is False.
         """
         x = past + self.position[:-1]
         where = causal_mask(slot_mask)
@@ -47,28 +42,28 @@ class InterEpisodeEncoder(nn.Module):
         return torch.stack(cache, 1)
 
     def decode(self, current: Tensor, cache: Tensor, slot_mask: Tensor) -> Tensor:
-        """Context vectors ``[G, S, D]`` of ``current`` ``[G, S, D]`` after a cached past, causal mode."""
+        """Context vectors ``[G, S, D]`` of ``current`` ``[G, S, D]`` given a cached past, in causal mode."""
         x = current + self.position[-1]
         for index, layer in enumerate(self.layers):
             x = layer.extend(x, cache[:, index, 0], cache[:, index, 1], slot_mask)
         return self.norm(x)
 
     def forward(self, current: Tensor, past: Tensor, slot_mask: Tensor, *, mode: AttentionMode) -> Tensor:
-        """Context vectors ``[F, D]`` of ``current`` ``[F, D]`` with ``past`` ``[F, E-1, D]``, every slot recomputed."""
+        """Context vectors ``[F, D]`` of ``current`` ``[F, D]`` with ``past`` ``[F, E-1, D]``, without a cache."""
         x, where, newest = self._sequence(current, past, slot_mask, mode)
         for layer in self.layers[:-1]:
             x = layer(x, where)
         return self.norm(self.layers[-1].newest(x, newest))[:, 0]
 
     def attention(self, current: Tensor, past: Tensor, slot_mask: Tensor, *, mode: AttentionMode) -> Tensor:
-        """How the present attends over past slots and itself in the last layer: ``[F, H, E]``."""
+        """Attention of the current window over past slots and itself in the last layer: ``[F, H, E]``."""
         x, where, newest = self._sequence(current, past, slot_mask, mode)
         for layer in self.layers[:-1]:
             x = layer(x, where)
         return self.layers[-1].newest_weights(x, newest)
 
     def attend(self, current: Tensor, past: Tensor, slot_mask: Tensor, *, mode: AttentionMode) -> tuple[Tensor, Tensor]:
-        """As `forward`, and where each slot looked in every layer: ``[F, L2, H, E, E]``, the present last."""
+        """As `forward`, and the attention of every slot and layer: ``[F, L2, H, E, E]``, the current window last."""
         x, where, held = self._sequence(current, past, slot_mask, mode)
         x, maps = attend_through(self.layers, x, where, held)
         return self.norm(x)[:, -1], maps

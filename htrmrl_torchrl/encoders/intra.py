@@ -1,4 +1,4 @@
-"""The lower level: a window of tokens of one episode -> one embedding."""
+"""Lower level: a window of tokens of one episode -> one embedding."""
 
 import torch
 from torch import Tensor, nn
@@ -7,7 +7,7 @@ from htrmrl_torchrl.encoders.transformer import Norm, TransformerStack, attend_t
 
 
 class IntraEpisodeEncoder(nn.Module):
-    """Encodes windows of tokens: linear embedding, positions, causal transformer layers, newest position's output.
+    """Encodes windows: linear embedding, positions, causal transformer layers, and the newest position's output.
 
     Shapes: tokens ``[W, T, X]``, mask ``[W, T]`` -> embeddings ``[W, D]``.
     """
@@ -46,16 +46,16 @@ class IntraEpisodeEncoder(nn.Module):
         return x
 
     def attention(self, tokens: Tensor, mask: Tensor) -> Tensor:
-        """How the newest token attends over its window in the last layer: ``[W, H, T]``."""
+        """Attention of the newest token over its window in the last layer: ``[W, H, T]``."""
         return self.layers[-1].newest_weights(self._before_last_layer(tokens, mask), _with_newest(mask))
 
     def attend(self, tokens: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
-        """As `forward` by the slow path, and where each token looked in every layer: ``[W, L1, H, T, T]``."""
+        """As `forward` with all positions, and the attention of every token and layer: ``[W, L1, H, T, T]``."""
         x, held = self.embed(tokens) + self.position, _with_newest(mask)
         x, maps = attend_through(self.layers, x, causal_mask(held), held)
         return self.norm(x)[:, -1], maps
 
 
 def _with_newest(mask: Tensor) -> Tensor:
-    """The newest position may always look at itself."""
+    """The mask with the newest position True: it may always attend to itself."""
     return torch.cat([mask[:, :-1], torch.ones_like(mask[:, :1])], -1)

@@ -1,4 +1,4 @@
-"""The memoryless baseline: an MLP on what is observed now."""
+"""The memoryless baseline: an MLP on the current observation."""
 
 from tensordict import TensorDictBase
 from tensordict.utils import NestedKey
@@ -12,21 +12,14 @@ from htrmrl_torchrl.encoders.contract import ContextEncoder, check_sizes
 class MemorylessEncoder(ContextEncoder):
     """An MLP on the newest observation: the control without memory, which cannot adapt.
 
-    The rest of the token (previous action and reward, the flag of an episode's first step) is not read.
+    The rest of the token (previous action and reward, flag of the first step) is not read.
 
     Args:
-        observation_dim: size o of an observation.
-        action_dim: size a of an action, for the layout of a token.
         d_model: channels D of every layer.
-        mlp_layers: layers, each with a ReLU.
-        reward_scale: only for heads that read the token, see `ContextEncoder`.
-        hidden_key: where the vector goes.
+        mlp_layers: layers, each with a ReLU; ValueError below 1.
+        observation_dim, action_dim, reward_scale, hidden_key: see `ContextEncoder`.
 
-    Shapes:
-        ``("context", "current")`` ``[*batch, 1, x]`` -> ``_hidden`` ``[*batch, D]``.
-
-    Raises:
-        ValueError: for sizes below 1.
+    Shapes: ``("context", "current")`` ``[*batch, 1, x]`` -> ``_hidden`` ``[*batch, D]``.
 
     Example:
         >>> import torch
@@ -63,7 +56,7 @@ class MemorylessEncoder(ContextEncoder):
 
 
 def feature_mlp(in_features: int, width: int, layers: int, activation: type[nn.Module]) -> MLP:
-    """Equally wide layers, each with an activation: He's initialisation for ReLU, Xavier's for others, biases zero."""
+    """An MLP of equal widths, all layers with activation: He initialisation for ReLU, else Xavier; zero biases."""
     mlp = MLP(
         in_features=in_features,
         out_features=width,

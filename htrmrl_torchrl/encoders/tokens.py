@@ -1,26 +1,23 @@
-"""Tokens as networks read them: observations normalised by running statistics, previous rewards scaled."""
+"""Normalisation of tokens: observations by running statistics, rewards by a factor."""
 
 import torch
 from torch import Tensor, nn
 
 from htrmrl_torchrl.specs import MismatchError
 
-SMALLEST_STD = 0.05  # what varies less is scaled as if it varied by so much, or noise would be blown up
+SMALLEST_STD = 0.05  # smallest divisor, so that noise is not amplified
 
-AT_REST = 1e-6  # what varies less has not varied: float32's mean of equal numbers is not quite that number
+AT_REST = 1e-6  # a smaller std counts as constant: float32's mean of equal numbers is not exact
 
 
 class TokenNormalizer(nn.Module):
-    """Raw tokens ``[*batch, x]`` -> tokens of the same shape, as every network of an agent reads them.
+    """Raw tokens ``[*batch, x]`` -> normalised tokens of the same shape, as all networks of an agent read them.
 
     A token is [observation, previous action, previous reward, first]. The observation becomes ``(o - mean) / std``, the
-    reward is multiplied by `reward_scale`, the rest stays. Mean and std are those of everything that `adapt` was given,
-    at first 0 and 1; call it between an update and the next collection, since log-probs of the rollout depend on them.
-    A dimension whose std is below 0.05 is divided by 0.05, and a constant one by 1.
-
-    Args:
-        observation_dim, action_dim: sizes o and a.
-        reward_scale: factor on the previous reward.
+    reward is multiplied by ``reward_scale``, the rest is unchanged. Mean and std are over everything given to `adapt`,
+    initially 0 and 1. Call it between an update and the next collection, because the rollout's log-probs depend on
+    them. A std below 0.05 is replaced by 0.05, and that of a constant dimension by 1. Sizes o and a are
+    ``observation_dim`` and ``action_dim``.
 
     Example:
         >>> tokens = TokenNormalizer(observation_dim=1, action_dim=1, reward_scale=0.1)
@@ -48,7 +45,7 @@ class TokenNormalizer(nn.Module):
 
     @property
     def std(self) -> Tensor:
-        """What observations are divided by, ``[o]``."""
+        """Divisor of observations, ``[o]``."""
         std = self.variance.sqrt()
         return torch.where(std > AT_REST, std.clamp_min(SMALLEST_STD), 1)
 
@@ -65,12 +62,12 @@ class TokenNormalizer(nn.Module):
 
     @torch.no_grad()
     def adapt(self, observation: Tensor) -> None:
-        """Takes raw observations ``[*batch, o]`` into mean and std, all that were ever given with equal weight.
+        """Updates mean and std with raw observations ``[*batch, o]``; all observations so far have equal weight.
 
-        Source: the update of mean and variance by batches of Chan, Golub and LeVeque (1979).
+        Source: Chan, Golub and LeVeque (1979), update of mean and variance by batches.
         """
         new = observation.reshape(-1, observation.shape[-1]).to(self.mean)
-        share = len(new) / (self.count + len(new)).to(new.dtype)  # of the new ones in all
+        share = len(new) / (self.count + len(new)).to(new.dtype)  # of the new ones in the total
         step = new.mean(0) - self.mean
         spread = new.var(0, correction=0) - self.variance
         self.variance += share * spread + share * (1 - share) * step.square()

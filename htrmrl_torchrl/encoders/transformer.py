@@ -1,10 +1,8 @@
-"""One transformer layer, used at both levels of the hierarchy.
+"""The transformer layer of both levels of the hierarchy.
 
-Besides the usual forward pass a layer offers what makes the method cheap: the output of the newest position alone, and
-one new position attending to keys and values that were computed before.
-
-Masks are True where a query may look. Every position may always look at itself, so that a fully padded window gives
-finite numbers (which nobody reads) and a softmax never meets an empty row.
+Besides the usual forward pass a layer computes the output of the newest position alone, and attention of new positions
+to cached keys and values. This makes the method cheap. Masks are True where a query may attend. Every position may
+attend to itself, so that no softmax has an empty row and padded windows give finite (unused) numbers.
 """
 
 from collections.abc import Iterator
@@ -20,7 +18,7 @@ Norm = Literal["pre_ln", "tfixup"]
 
 
 class Attention(nn.Module):
-    """Multi-head attention with its parts exposed: queries, keys and values are projected and combined separately.
+    """Multi-head attention whose projections can be used separately.
 
     Shapes: ``[W, L, D]`` with W sequences, L positions, D channels; heads split D into ``[H, D / H]``.
     """
@@ -45,9 +43,9 @@ class Attention(nn.Module):
         return self.attend(x, mask)[0]
 
     def attend(self, x: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
-        """As `forward`, and where each position looked: ``[W, H, L, L]``, one row for each query."""
+        """As `forward`, and the attention weights ``[W, H, L, L]``, one row per query."""
         q, k, v = (self._heads(p(x)) for p in (self.query, self.key, self.value))  # [W, L, H, D / H]
-        # Many short sequences: on CPU twice as fast, forward and backward, as F.scaled_dot_product_attention.
+        # For many short sequences on CPU twice as fast as F.scaled_dot_product_attention, forward and backward.
         logits = torch.einsum("wihd,wjhd->whij", q, k) / q.shape[-1] ** 0.5
         weights = logits.masked_fill(~mask.unsqueeze(1), -torch.inf).softmax(-1)
         return self.output(torch.einsum("whij,wjhd->wihd", weights, v).flatten(2)), weights
@@ -59,17 +57,17 @@ class Attention(nn.Module):
         return logits.masked_fill(~mask.unsqueeze(1), -torch.inf).softmax(-1)
 
     def newest(self, x: Tensor, mask: Tensor) -> Tensor:
-        """The last position's output ``[W, 1, D]`` alone; ``mask`` ``[W, L]`` says where it may look."""
+        """The last position's output ``[W, 1, D]`` alone; ``mask`` ``[W, L]`` is True where it may attend."""
         weights, v = self.weights(x[:, -1], self.key(x), mask), self._heads(self.value(x))
         return self.output(torch.einsum("whl,wlhd->whd", weights, v).flatten(1)).unsqueeze(1)
 
     def extend(self, x: Tensor, keys: Tensor, values: Tensor, mask: Tensor) -> Tensor:
-        """New positions that each look at a shared past and at themselves, not at each other.
+        """New positions that each attend to a shared past and to themselves, but not to each other.
 
         Args:
             x: ``[G, S, D]``, S independent new positions for each of G pasts.
             keys, values: ``[G, P, D]``, the projected past.
-            mask: ``[G, P]``, True where the past holds something.
+            mask: ``[G, P]``, False for empty positions of the past.
         """
         q, own_k, own_v = (self._heads(p(x)) for p in (self.query, self.key, self.value))  # [G, S, H, D / H]
         k, v = self._heads(keys), self._heads(values)  # [G, P, H, D / H]
@@ -83,15 +81,12 @@ class Attention(nn.Module):
 class TransformerLayer(nn.Module):
     """Attention and a ReLU feed-forward block, each with a residual connection.
 
-    ``norm="pre_ln"`` normalises the input of both blocks (Xiong et al. 2020). ``norm="tfixup"`` has no layer norm and
-    scales the initial weights by the depth instead (Huang et al. 2020, as in TrMRL).
-
     Args:
-        d_model: channels D.
-        num_heads: attention heads; divides D.
+        d_model, num_heads: channels D, and attention heads, which must divide D.
         d_feedforward: hidden channels of the feed-forward block.
-        norm: ``"pre_ln"`` or ``"tfixup"``.
-        num_layers: depth N of the encoder that this layer belongs to, the N of T-Fixup's factors.
+        norm: ``"pre_ln"``: layer norm on the input of both blocks (Xiong et al. 2020). ``"tfixup"``: no layer norm,
+            initial weights scaled by the depth (Huang et al. 2020, as in TrMRL).
+        num_layers: depth N of the encoder, for T-Fixup's factors.
     """
 
     def __init__(self, *, d_model: int, num_heads: int, d_feedforward: int, norm: Norm, num_layers: int) -> None:
@@ -112,7 +107,7 @@ class TransformerLayer(nn.Module):
     @torch.no_grad()
     def _scale_like_tfixup(self, num_layers: int) -> None:
         # Huang et al. 2020, section 3.2: 0.67 N^-1/4 on feed-forward and output weights, sqrt(2) more on the values.
-        # TrMRL scales its packed queries and keys as well; T-Fixup, and we, leave those.
+        # TrMRL also scales queries and keys; T-Fixup and this code do not.
         factor = 0.67 * num_layers**-0.25
         for linear in (self.widen, self.narrow, self.attention.output):
             linear.weight.mul_(factor)
@@ -126,7 +121,7 @@ class TransformerLayer(nn.Module):
         return self._feed(x + self.attention(self.norm_attention(x), mask))
 
     def attend(self, x: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
-        """As `forward`, and where each position looked: ``[W, H, L, L]``."""
+        """As `forward`, and the attention weights ``[W, H, L, L]``."""
         attended, weights = self.attention.attend(self.norm_attention(x), mask)
         return self._feed(x + attended), weights
 
@@ -135,7 +130,7 @@ class TransformerLayer(nn.Module):
         return self._feed(x[:, -1:] + self.attention.newest(self.norm_attention(x), mask))
 
     def keys_values(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """What later positions need of ``x`` ``[G, P, D]``: keys and values ``[G, P, D]``."""
+        """Keys and values ``[G, P, D]`` of ``x`` ``[G, P, D]``, for later positions."""
         x = self.norm_attention(x)
         return self.attention.key(x), self.attention.value(x)
 
@@ -144,17 +139,17 @@ class TransformerLayer(nn.Module):
         return self._feed(x + self.attention.extend(self.norm_attention(x), keys, values, mask))
 
     def newest_weights(self, x: Tensor, mask: Tensor) -> Tensor:
-        """Attention of the last position over all: ``[W, L, D]``, ``[W, L]`` -> ``[W, H, L]``."""
+        """Attention weights of the last position: ``[W, L, D]``, ``[W, L]`` -> ``[W, H, L]``."""
         x = self.norm_attention(x)
         return self.attention.weights(x[:, -1], self.attention.key(x), mask)
 
 
 class TransformerStack(nn.ModuleList):
-    """The layers of one level: a `ModuleList` that a type checker knows to hold `TransformerLayer`."""
+    """The layers of one level: a `ModuleList` typed as `TransformerLayer`."""
 
     @classmethod
     def build(cls, *, num_layers: int, d_model: int, num_heads: int, d_feedforward: int, norm: Norm) -> Self:
-        """Fresh layers; arguments as for `TransformerLayer`."""
+        """New layers; arguments as for `TransformerLayer`."""
         return cls(
             TransformerLayer(
                 d_model=d_model, num_heads=num_heads, d_feedforward=d_feedforward, norm=norm, num_layers=num_layers
@@ -170,17 +165,10 @@ class TransformerStack(nn.ModuleList):
 
 
 def attend_through(layers: TransformerStack, x: Tensor, where: Tensor, held: Tensor) -> tuple[Tensor, Tensor]:
-    """All layers with every position computed, for inspection.
+    """All layers (at least one) with every position computed, for inspection.
 
-    Args:
-        layers: at least one.
-        x: ``[W, L, D]``.
-        where: ``[W or 1, L, L]``, where each position may look.
-        held: ``[W, L]``, which positions are no padding.
-
-    Returns:
-        ``[W, L, D]`` and attention ``[W, N, H, L, L]`` of N layers. The rows of padding, which looks at itself so that
-        its numbers stay finite, are zero.
+    ``x`` is ``[W, L, D]``, ``where`` ``[W or 1, L, L]`` the attention mask, and ``held`` ``[W, L]`` False at padding.
+    Returns ``[W, L, D]`` and attention ``[W, N, H, L, L]`` of N layers, whose rows of padding are zero.
     """
     maps = []
     for layer in layers:
@@ -190,20 +178,14 @@ def attend_through(layers: TransformerStack, x: Tensor, where: Tensor, held: Ten
 
 
 def causal_mask(mask: Tensor) -> Tensor:
-    """Where position i of a right-aligned sequence may look: at real positions j <= i, and at itself.
+    """Attention mask ``[W, L, L]`` of right-aligned sequences: i attends to real positions j <= i and to itself.
 
-    For ``mask`` = [0, 1, 1] (one row of padding)::
+    For ``mask`` = [0, 1, 1] (one position of padding; ``mask`` is ``[W, L]`` bool)::
 
               j = 0  1  2
-        i = 0     1  0  0     padding looks at itself only
+        i = 0     1  0  0     padding attends to itself only
         i = 1     0  1  0
         i = 2     0  1  1
-
-    Args:
-        mask: ``[W, L]`` bool, True where a sequence holds something.
-
-    Returns:
-        ``[W, L, L]`` bool.
     """
     length = mask.shape[-1]
     ones = torch.ones(length, length, dtype=torch.bool, device=mask.device)

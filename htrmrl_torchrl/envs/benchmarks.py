@@ -1,4 +1,4 @@
-"""Which tasks and goals a benchmark name stands for.
+"""Benchmark names, and the tasks and goals they stand for.
 
 ============================  ==================================================================================
 name                          tasks
@@ -6,18 +6,17 @@ name                          tasks
 ``ML1:<task>``                one of the 50 Meta-World tasks; test = the same task with other goals
 ``ML10``, ``ML25``, ``ML45``  Meta-World's splits: 10, 25 or 45 training tasks and 5 test tasks
 ``custom:[a,b]/[c]``          training tasks a and b, test task c (``metaworld.CustomML``)
-``HalfCheetah-Dir``           one task with 2 goals, forward and backward, which are those of every split
+``HalfCheetah-Dir``           one task with 2 goals, forward and backward, the same in every split
 ``HalfCheetah-Vel``           one task, 50 target velocities in each split
 ``Ant-Dir``                   one task, 50 directions in the plane in each split
-``toy``                       one task, ``hidden-goal``, whose 4 goals are those of every split
+``toy``                       one task, ``hidden-goal``, with the same 4 goals in every split
 ``package.module:name``       a `Benchmark` of your own, see ``lanes.py``
 ============================  ==================================================================================
 
-In Meta-World the 50 goals per task are exactly those of the official classes, ``metaworld.ML10(seed=benchmark_seed)``
-and so on. Split ``val`` is the training tasks with the goals of benchmark seed ``benchmark_seed + 10_000``: choose on
-it, never on ``test``. (``metaworld.ML1`` draws its test goals with ``seed + 1``, hence the distance.) No (task, goal)
-belongs to two splits; in ML25 Meta-World 3.1.1 itself has basketball-v3 among both the training and the test tasks,
-with other goals. ``locomotion.py`` and ``toy.py`` say what the other benchmarks hold out, and what not.
+In Meta-World the 50 goals per task are those of the official classes (``metaworld.ML10(seed=benchmark_seed)`` etc.).
+Split ``val`` has the training tasks with the goals of seed ``benchmark_seed + 10_000`` (``metaworld.ML1`` already uses
+``seed + 1`` for its test goals). Choose models on ``val``, never on ``test``. No (task, goal) is in two splits. In
+ML25, Meta-World 3.1.1 has basketball-v3 among both the training and the test tasks, with other goals.
 """
 
 import difflib
@@ -52,7 +51,7 @@ GoalList = list[npt.NDArray[np.float64]]  # per task [50, d]; d depends on the t
 
 @dataclass(frozen=True)
 class MetaWorldBenchmark:
-    """Task names of both splits in Meta-World's order, which decides the goals that a seed draws."""
+    """Task names of both splits in Meta-World's order, which determines the goals of a seed."""
 
     name: str
     train: tuple[str, ...]
@@ -60,29 +59,25 @@ class MetaWorldBenchmark:
     test_seed_offset: int = 0
 
     def names(self, split: str) -> tuple[str, ...]:
-        """Task names of ``train``, ``val`` or ``test`` in Meta-World's order."""
         return self.test if split == "test" else self.train
 
     def seed(self, split: str, benchmark_seed: int) -> int:
-        """The seed that Meta-World's constructor would draw this split's goals with."""
+        """The seed with which Meta-World's constructor draws this split's goals."""
         return benchmark_seed + {"train": 0, "val": VAL_SEED_OFFSET, "test": self.test_seed_offset}[split]
 
 
 def is_factory(name: str) -> bool:
-    """Whether a name is the path of an environment factory, of which tasks and goals are not known. It is imported."""
+    """Whether a name is the path of an environment factory, whose tasks and goals are unknown. It is imported."""
     return is_dotted_path(name) and not isinstance(resolve(name), Benchmark)
 
 
 def is_metaworld(name: str) -> bool:
-    """Whether a name is of Meta-World's benchmarks. Imports nothing."""
+    """Whether a name is one of Meta-World's benchmarks. Imports nothing."""
     return name not in OWN and not is_dotted_path(name)
 
 
 def find_benchmark(name: str, *, backend: metaworld.Backend = "fast") -> Benchmark:
-    """What a name stands for. Builds nothing; a dotted path is imported.
-
-    Raises:
-        ValueError: if the name or a task in it is unknown, with the nearest known ones, or is that of a factory.
+    """The benchmark of a name; a dotted path is imported. ValueError for a factory or an unknown name or task.
 
     Example:
         >>> find_benchmark("HalfCheetah-Vel").default_horizon
@@ -93,7 +88,7 @@ def find_benchmark(name: str, *, backend: metaworld.Backend = "fast") -> Benchma
     if is_dotted_path(name):
         if is_factory(name):
             raise ValueError(
-                f"{name!r} is a factory, whose tasks and goals nobody knows: name a Benchmark of your own (see "
+                f"{name!r} is a factory, whose tasks and goals are unknown: name a Benchmark of your own (see "
                 "htrmrl_torchrl.envs.lanes), or a built-in one."
             )
         benchmark: Benchmark = resolve(name)
@@ -118,11 +113,7 @@ def _metaworld_lanes(name: str, backend: str, split: str, horizon: int, benchmar
 
 
 def parse_name(name: str) -> MetaWorldBenchmark:
-    """Which of Meta-World's benchmarks a name stands for.
-
-    Raises:
-        ValueError: if the name or a task in it is unknown, with the nearest known ones; if training and test tasks
-            of a custom benchmark overlap or repeat.
+    """The Meta-World benchmark of a name; ValueError, with the nearest known, for an unknown or repeated task.
 
     Example:
         >>> parse_name("custom:[reach,push]/[sweep]").train
@@ -176,14 +167,9 @@ def check_split(split: str) -> None:
 
 
 def task_names(name: str, split: str = "train") -> list[str]:
-    """Sorted task names of a split: entry ``i`` is what the environment's ``task`` index ``i`` means. Builds nothing.
+    """Sorted task names of a split: entry ``i`` has the environment's ``task`` index ``i``. Builds nothing.
 
-    Args:
-        name: any name ``make_env`` takes except the path of a factory.
-        split: ``train``, ``val`` (the training tasks) or ``test``.
-
-    Raises:
-        ValueError: if the name or split is unknown, or the split has no tasks.
+    Raises ValueError if the name or split is unknown, the name is that of a factory, or the split has no tasks.
 
     Example:
         >>> task_names("ML10", "test")
@@ -202,17 +188,11 @@ def num_goals(name: str) -> int:
 
 
 def draw_goals(name: str, split: str, benchmark_seed: int) -> GoalList:
-    """The official goal vectors ("rand_vec") of a Meta-World split, drawn once and then cached.
+    """The official goals ("rand_vec") of a Meta-World split: one ``[50, d]`` array per task of :func:`task_names`.
 
-    Drawing takes about 0.7 s per task, because Meta-World resets a simulator for each; afterwards they come from this
-    process or from ``$XDG_CACHE_HOME/htrmrl_torchrl`` (default ``~/.cache``). A cache that cannot be read or written
-    is ignored.
-
-    Returns:
-        list: one ``[50, d]`` array per task, in the order of :func:`task_names`.
-
-    Raises:
-        ValueError: as :func:`task_names`, and if the seed is negative or too large for numpy.
+    Drawing takes about 0.7 s per task, because Meta-World resets a simulator for each. Later calls read a cache in this
+    process or in ``$XDG_CACHE_HOME/htrmrl_torchrl`` (default ``~/.cache``); a cache that cannot be used is ignored.
+    Raises ValueError as :func:`task_names`, and if the seed is negative or too large for numpy.
     """
     names = task_names(name, split)
     benchmark = parse_name(name)
@@ -223,7 +203,7 @@ def draw_goals(name: str, split: str, benchmark_seed: int) -> GoalList:
 
 
 def check_benchmark_seed(benchmark_seed: int) -> None:
-    """Raise ValueError unless numpy takes the seeds of all splits."""
+    """Raise ValueError unless numpy accepts the seeds of all splits."""
     largest = 2**32 - 1 - VAL_SEED_OFFSET
     if not isinstance(benchmark_seed, int | np.integer) or not 0 <= benchmark_seed <= largest:
         raise ValueError(f"benchmark_seed must be a whole number from 0 to {largest}, received {benchmark_seed!r}.")
@@ -240,10 +220,7 @@ def _goals(names: tuple[str, ...], seed: int) -> GoalList:
 
 
 def official_goals(names: Sequence[str], seed: int) -> GoalList:
-    """What Meta-World's constructors draw for one split: they make each from its classes and the seed alone.
-
-    (``metaworld._make_tasks`` seeds numpy's global generator and puts it back afterwards.)
-    """
+    """Goals that Meta-World's constructors draw for one split, from its classes and the seed alone."""
     import metaworld
 
     env_dict = _env_dict()
@@ -257,11 +234,7 @@ def official_goals(names: Sequence[str], seed: int) -> GoalList:
 
 
 def official_arguments(name: str, split: str, benchmark_seed: int) -> dict[str, Any]:
-    """What ``metaworld.make_ml_envs`` calls a split: ``name``, ``seed`` and ``split``.
-
-    Raises:
-        ValueError: for our own and custom benchmarks, which it does not know.
-    """
+    """Arguments of ``metaworld.make_ml_envs`` for a split; ValueError for our own and custom benchmarks."""
     if not is_metaworld(name) or name.startswith("custom:"):
         raise ValueError(f"{name!r} is none of Meta-World's own benchmarks; they are ML1:<task>, ML10, ML25 and ML45.")
     benchmark = parse_name(name)
@@ -271,7 +244,7 @@ def official_arguments(name: str, split: str, benchmark_seed: int) -> dict[str, 
 
 
 def cache_path(names: Sequence[str], seed: int) -> Path:
-    """Where the goals of these tasks (in this order) and this seed are kept between processes."""
+    """File that keeps the goals of these tasks (in this order) and this seed between processes."""
     root = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
     digest = hashlib.sha256(",".join(names).encode()).hexdigest()[:16]
     versions = f"metaworld{version('metaworld')}-mujoco{version('mujoco')}"
@@ -303,7 +276,7 @@ def _write_cache(path: Path, names: Sequence[str], goals: GoalList) -> None:
 
 
 def _env_dict() -> Any:
-    # Imported on first use: the toy and foreign environments work without Meta-World's second of import time.
+    # Importing Meta-World takes a second, and other environments do not need it.
     import metaworld.env_dict
 
     return metaworld.env_dict

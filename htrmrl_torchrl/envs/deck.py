@@ -1,4 +1,4 @@
-"""Who plays what next: a balanced shuffled deck for training, a fixed grid for evaluation."""
+"""The (task, goal) each environment plays next: a balanced shuffled deck for training, a fixed grid for evaluation."""
 
 import json
 from collections.abc import Sequence
@@ -8,15 +8,11 @@ import numpy as np
 
 
 class TaskDeck:
-    """Deals (task, goal) pairs to ``num_lanes`` lanes, balanced at every moment and over time.
+    """Deals (task, goal) pairs to ``num_lanes`` lanes, balanced at any time and over time.
 
-    A lane that ends its trial gets one of the tasks that fewest lanes play, among these one that was dealt least often
-    so far, ties drawn at random. So the lanes' task counts stay within one of each other at any time, and every task is
-    dealt once before any task twice. Goals come from a shuffled deck per task.
-
-    Args:
-        num_tasks, num_goals, num_lanes: tasks, goals of every task, and lanes are numbered from 0.
-        seed: the same seed and the same order of trial ends give the same deals.
+    The next task is one that the fewest lanes play; among these, one dealt least often so far, with ties broken at
+    random. So the tasks' lane counts differ by at most one, and every task is dealt once before any is dealt twice.
+    Goals come from a shuffled deck per task. The same seed and order of trial ends give the same deals.
 
     Example:
         >>> deck = TaskDeck(num_tasks=2, num_goals=50, num_lanes=4, seed=0)
@@ -30,13 +26,13 @@ class TaskDeck:
         self.reseed(seed)
 
     def reseed(self, seed: int) -> None:
-        """Start again as if just built with ``seed``, except that lanes keep the tasks they are playing."""
+        """Restart with ``seed``; lanes keep the tasks they are playing."""
         self._rng = np.random.default_rng(seed)
         self._dealt = np.zeros(self.num_tasks, dtype=np.int64)
         self._goals: list[list[int]] = [[] for _ in range(self.num_tasks)]
 
     def deal(self, lanes: Sequence[int]) -> list[tuple[int, int]]:
-        """End the trial of these lanes and return each one's next (task, goal), in the order of ``lanes``."""
+        """End the trials of these lanes and return the next (task, goal) of each, in the order of ``lanes``."""
         lanes = list(lanes)
         self._lane_task[lanes] = -1
         pairs = []
@@ -47,7 +43,7 @@ class TaskDeck:
         return pairs
 
     def deals(self, task: Any, goal: Any) -> bool:
-        """Whether this (task index, goal index) is ever dealt; both may be anything."""
+        """Whether this (task index, goal index) can be dealt; both may be anything."""
         whole = type(task) is int and type(goal) is int
         return whole and 0 <= task < self.num_tasks and 0 <= goal < self.num_goals
 
@@ -78,11 +74,11 @@ class TaskDeck:
         }
 
     def load_state(self, state: dict[str, Any]) -> None:
-        """Put back what :meth:`state` returned; raises ValueError if it is of other lanes, tasks or goals."""
+        """Restore :meth:`state`; raises ValueError if it has other numbers of lanes, tasks or goals."""
         received = (len(state["lane_task"]), len(state["dealt"]))
         if received != (len(self._lane_task), self.num_tasks):
             raise ValueError(
-                f"The saved deck is of (lanes, tasks) = {received}, this one is of "
+                f"The saved deck has (lanes, tasks) = {received}, this one has "
                 f"{(len(self._lane_task), self.num_tasks)}; build the environment with the numbers it was saved with."
             )
         check_whole("tasks of lanes", state["lane_task"], least=-1, below=self.num_tasks)
@@ -98,9 +94,7 @@ class TaskDeck:
 
 
 class FixedGrid:
-    """Plays (task, goal) pairs in order: lane ``i`` of N plays ``pairs[i]``, ``pairs[i + N]``, ... in its trials.
-
-    After the last pair it begins again. With as many pairs as lanes each lane keeps its pair.
+    """Plays (task, goal) pairs in order: lane ``i`` of N plays ``pairs[i]``, ``pairs[i + N]``, ..., then starts again.
 
     Example:
         >>> grid = FixedGrid([(0, 7), (3, 1), (3, 2)], num_lanes=2)
@@ -113,25 +107,24 @@ class FixedGrid:
         self._trials = [0] * (len(self.pairs) if num_lanes is None else num_lanes)  # dealt so far, by lane
 
     def deal(self, lanes: Sequence[int]) -> list[tuple[int, int]]:
-        """The next pairs of these lanes."""
         dealt = [self.pairs[(lane + self._trials[lane] * len(self._trials)) % len(self.pairs)] for lane in lanes]
         for lane in lanes:
             self._trials[lane] += 1
         return dealt
 
     def deals(self, task: Any, goal: Any) -> bool:
-        """Whether this (task index, goal index) is ever dealt; both may be anything."""
+        """Whether this (task index, goal index) can be dealt; both may be anything."""
         return (task, goal) in self.pairs
 
     def reseed(self, seed: int) -> None:
         """Nothing here is random."""
 
     def state(self) -> dict[str, object]:
-        """How far the lanes are, and the grid itself, to notice a checkpoint of another one."""
+        """Trials dealt to each lane, and the grid itself, to detect a checkpoint of another one."""
         return {"pairs": [list(pair) for pair in self.pairs], "trials": list(self._trials)}
 
     def load_state(self, state: dict[str, Any]) -> None:
-        """Put back what :meth:`state` returned; raises ValueError unless the saved grid is this one."""
+        """Restore :meth:`state`; raises ValueError unless the saved grid is this one."""
         if [tuple(pair) for pair in state["pairs"]] != self.pairs or len(state["trials"]) != len(self._trials):
             raise ValueError(
                 f"The saved grid is {state['pairs']} on {len(state['trials'])} lanes, this one is {self.pairs} on "
@@ -142,7 +135,7 @@ class FixedGrid:
 
 
 def check_whole(name: str, values: Sequence[Any], *, least: int, below: int) -> None:
-    """Raise ValueError unless all ``values`` of a saved state are whole numbers from ``least`` to below ``below``."""
+    """Raise ValueError unless all ``values`` of a saved state are integers from ``least`` to below ``below``."""
     wrong = [value for value in values if type(value) is not int or not least <= value < below]
     if wrong:
         raise ValueError(f"The saved {name} are from {least} to {below - 1}, but {wrong[0]!r} is among them.")

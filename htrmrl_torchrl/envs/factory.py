@@ -1,4 +1,4 @@
-"""``make_env``: from a name to a trial environment."""
+"""``make_env``: builds a trial environment by name."""
 
 import inspect
 from collections.abc import Callable, Sequence
@@ -35,34 +35,31 @@ def make_env(
 ) -> EnvBase:
     """Build a batched trial environment, ``batch_size=[num_envs]``; ``keys.py`` lists what it writes.
 
-    Every lane plays trials: ``episodes_per_trial`` episodes of one (task, goal), then the next pair from a shuffled
-    deck that keeps the lanes' task counts within one of each other.
+    Each lane plays trials: ``episodes_per_trial`` episodes of one (task, goal), then the next pair of a `TaskDeck`.
 
     Args:
-        name: ``ML1:<task>``, ``ML10``, ``ML25``, ``ML45``, ``custom:[a,b]/[c]``, ``HalfCheetah-Dir``,
-            ``HalfCheetah-Vel``, ``Ant-Dir`` or ``toy`` (``benchmarks.py`` says what they are), or a dotted path
-            (``package.module:name`` or ``package.module.name``). That names a `Benchmark` of your own (``lanes.py``
-            says how), which is played like the built-in ones, or a factory, called as
-            ``factory(split=, num_envs=, seed=, **factory_kwargs)`` and wrapped in :class:`TrialTransform` unless it
-            provides ``trial_init``.
+        name: a built-in name of ``benchmarks.py``, or a dotted path (``package.module:name`` or
+            ``package.module.name``). The path names a `Benchmark` of your own (see ``lanes.py``), or a factory that is
+            called as ``factory(split=, num_envs=, seed=, **factory_kwargs)`` and wrapped in :class:`TrialTransform`
+            unless it writes ``trial_init``.
         split: ``train``, ``val`` (training tasks, goals of another benchmark seed) or ``test``.
         num_envs: lanes stepped together.
         episodes_per_trial: K.
-        horizon: steps per episode; default 500 in Meta-World (its maximum), 200 with HalfCheetah and Ant, 6 in the
-            toy. Not for factories.
-        seed: seeds the deck and random starts; the same seed gives the same trajectories whatever ``num_workers`` is.
-        benchmark_seed: decides the goals, in Meta-World as ``metaworld.ML10(seed=...)`` does.
+        horizon: steps per episode; default 500 in Meta-World (its maximum), 200 with HalfCheetah and Ant, 6 in the toy.
+            Not for factories.
+        seed: of the deck and random starts. Trajectories are the same for any ``num_workers``.
+        benchmark_seed: determines the goals, in Meta-World as ``metaworld.ML10(seed=...)`` does.
         num_workers: worker processes the simulators are spread over; 0 keeps them in this process.
-        worker_timeout: seconds within which a worker must answer a step, else it counts as hanging and is killed; ten
-            times as long, and at least ten minutes, for starting and resetting, which build simulators. Workers only.
-        backend: ``fast``, or ``official`` for Meta-World's own code, with the same trajectories. Meta-World only.
-        pairs: (task index, goal index) pairs that the lanes play in this order instead of the deck, at least one for
-            each lane: lane ``i`` plays ``pairs[i]``, ``pairs[i + num_envs]``, ... For evaluation.
+        worker_timeout: seconds after which a worker that does not answer a step is killed. Starting and resetting build
+            simulators and may take ten times as long, at least ten minutes.
+        backend: Meta-World only: ``fast``, or ``official`` for its own code; the trajectories are the same.
+        pairs: for evaluation: (task index, goal index) pairs to play instead of the deck, at least ``num_envs``; lane
+            ``i`` plays ``pairs[i]``, ``pairs[i + num_envs]``, ...
 
     Raises:
         ValueError: for an unknown name, split or task, or a number out of range, before any simulator is built.
-        WorkerFault: (a RuntimeError) if a worker fails. Also from the environment's reset and step, after which a full
-            reset starts new workers and new trials; ``close()`` ends them for good.
+        WorkerFault: (a RuntimeError) if a worker fails, also in reset and step. A full reset then starts new workers
+            and trials; ``close()`` ends them for good.
 
     Example:
         >>> env = make_env("toy", num_envs=2, episodes_per_trial=3)
@@ -102,10 +99,7 @@ def make_env(
 
 
 def check_name(name: str) -> None:
-    """Raise ValueError, with the nearest known names, unless ``make_env`` knows this name. Builds nothing.
-
-    A dotted path is imported, to see that it names a `Benchmark` or something callable.
-    """
+    """Raise ValueError, with the nearest known names, unless ``make_env`` knows this name. Imports a dotted path."""
     if benchmarks.is_factory(name):
         _load_factory(name)
     else:
@@ -113,7 +107,7 @@ def check_name(name: str) -> None:
 
 
 def check_factory(name: str) -> None:
-    """Raise ValueError unless what a dotted path names takes the arguments that a factory is called with."""
+    """Raise ValueError unless a dotted path's object accepts a factory's arguments."""
     factory = _load_factory(name)
     try:
         inspect.signature(factory).bind(split="train", num_envs=1, seed=0)
@@ -126,11 +120,10 @@ def check_factory(name: str) -> None:
 
 
 def wrap_foreign(env: EnvBase, *, name: str, num_envs: int, episodes_per_trial: int) -> EnvBase:
-    """Check what a factory returned and make trials of it, unless it writes ``trial_init`` itself.
+    """Check a factory's environment and wrap it in a `TrialTransform`, unless it writes ``trial_init``.
 
-    Raises:
-        MismatchError: (a ValueError) if it is no TorchRL environment, its batch size is not ``[num_envs]``, or it
-            cannot be played in trials.
+    Raises MismatchError (a ValueError) unless it is a TorchRL environment of batch size ``[num_envs]`` with valid
+    specs.
     """
     if not isinstance(env, EnvBase):
         raise MismatchError(f"{name} returned {type(env).__name__}; a factory must return a torchrl.envs.EnvBase.")
@@ -172,7 +165,7 @@ def _refuse(name: str, arguments: list[str]) -> None:
 
 
 def resolve_horizon(name: str, horizon: int | None) -> int:
-    """Steps per episode of a built-in environment: the default, or the number itself if it is allowed (ValueError)."""
+    """Steps per episode of a built-in environment: the default, or the given number if allowed, else ValueError."""
     benchmark = benchmarks.find_benchmark(name)
     if horizon is None:
         return benchmark.default_horizon
@@ -190,7 +183,7 @@ def _check_workers(num_workers: int, num_envs: int, timeout: float) -> None:
 
 
 def check_seed(seed: int) -> int:
-    """The seed, if it is one (else ValueError)."""
+    """The seed as an int, or ValueError."""
     if isinstance(seed, bool) or not isinstance(seed, int | np.integer) or seed < 0:
         raise ValueError(f"seed must be a whole number of at least 0, received {seed!r}.")
     return int(seed)

@@ -1,27 +1,27 @@
-"""Running where, or how fast? Three benchmarks of the meta-RL literature on gymnasium's MuJoCo classes (v5).
+"""Three locomotion benchmarks of the meta-RL literature on gymnasium's MuJoCo classes (v5).
 
 ===================  =====================================  ===========================================================
-name                 goal g, hidden                         reward of a step
+name                 hidden goal g                          reward of a step
 ===================  =====================================  ===========================================================
 ``HalfCheetah-Dir``  -1 or 1: backward or forward           g v - 0.05 |a|^2
 ``HalfCheetah-Vel``  a velocity, uniform in [0, 3]          -\\|v - g\\| - 0.05 |a|^2
 ``Ant-Dir``          a unit vector, uniform in the plane    <g, v> + healthy - 0.5 |a|^2 - 0.0005 |contact forces|^2
 ===================  =====================================  ===========================================================
 
-v is the velocity of the body over the step (along x; of the ant's torso in the plane), a the action. Episodes have 200
-steps. Rewards and ranges are those of TrMRL's environments (Melo 2022, github.com/luckeciano/transformers-metarl:
-``envs/metarl/half_cheetah_dir.py``, ``half_cheetah_vel.py``), after MAML (Finn et al. 2017, where velocities go to 2);
-Ant-Dir is ``ant_rand_direc_2d.py`` of ProMP (Rothfuss et al. 2019, github.com/jonasrothfuss/ProMP).
+v is the body's velocity over the step (along x; in the plane for the ant's torso), a the action. Episodes have 200
+steps. Sources: HalfCheetah from TrMRL (Melo 2022, github.com/luckeciano/transformers-metarl:
+``envs/metarl/half_cheetah_dir.py``, ``half_cheetah_vel.py``), after MAML (Finn et al. 2017, velocities up to 2);
+Ant-Dir from ``ant_rand_direc_2d.py`` of ProMP (Rothfuss et al. 2019, github.com/jonasrothfuss/ProMP).
 
-**Goals.** HalfCheetah-Dir has two, in all splits: it tests adaptation, and nothing is held out. The others have 50 in
-each split, drawn from the benchmark's seed, so ``val`` and ``test`` are other goals of the same task.
+**Goals.** HalfCheetah-Dir has the same two in all splits: it tests adaptation only. The others draw 50 per split from
+the benchmark's seed, so ``val`` and ``test`` have other goals of the same task.
 
-**Success.** These papers define none and neither do we: there is no ``("next", "success")``, and what is reported, and
-the best checkpoint chosen by, is the return.
+**Success** is not defined in these papers, so there is no ``("next", "success")``: the return is reported and selects
+the best checkpoint.
 
-**Deviations.** Observations are gymnasium's own: 17 numbers for the cheetah (garage adds the torso's position), 27 for
-the ant (ProMP adds clipped contact forces). An ant that has fallen or jumped too high earns no healthy reward (1 a
-step) meanwhile, but plays on to the end of the episode, as in all benchmarks here; the published one ends.
+**Deviations.** Observations are gymnasium's: 17 numbers for the cheetah (garage adds the torso's position), 27 for the
+ant (ProMP adds clipped contact forces). An unhealthy ant loses the healthy reward (1 per step) but plays on to the end
+of the episode; the published one ends.
 """
 
 import importlib
@@ -45,12 +45,9 @@ _CAMERA = {"distance": 5.0, "azimuth": 90.0, "elevation": -20.0}
 
 
 class LocomotionLanes:
-    """One gymnasium simulator for each lane, built when the lane first needs it; the only task has index 0.
+    """One gymnasium simulator per lane, built at the lane's first reset; the only task has index 0.
 
-    Args:
-        name: of the benchmark.
-        goals: what a goal index counts in: ``[n, 1]`` directions or velocities, ``[n, 2]`` unit vectors for the ant.
-        num_lanes: N.
+    ``goals`` are ``[n, 1]`` directions or velocities, ``[n, 2]`` unit vectors for the ant; a goal index selects a row.
 
     Example:
         >>> lanes = LocomotionLanes("HalfCheetah-Vel", draw_goals("HalfCheetah-Vel", "train", 0), num_lanes=1)
@@ -71,7 +68,7 @@ class LocomotionLanes:
         self._renderers: dict[int, SceneRenderer] = {}
 
     def reset(self, lanes: IntArray, tasks: IntArray, goals: IntArray, draws: IntArray | None = None) -> FloatArray:
-        """Start an episode from the pose and the velocities that gymnasium draws with the seed ``draws[i]``."""
+        """Start an episode from gymnasium's random pose and velocities, with the seed ``draws[i]``."""
         self._goal[lanes] = self.goals[goals]
         observation = np.empty((len(lanes), self.obs_dim), dtype=np.float32)
         for row, lane in enumerate(lanes):
@@ -81,7 +78,7 @@ class LocomotionLanes:
         return observation
 
     def step(self, actions: FloatArray) -> tuple[FloatArray, FloatArray, BoolArray]:
-        """Step all lanes; nothing is ever a success, and gymnasium's own end of an episode is ignored."""
+        """Step all lanes; success is always False, and gymnasium's end of an episode is ignored."""
         observation = np.empty((self.num_lanes, self.obs_dim), dtype=np.float32)
         reward = np.empty(self.num_lanes, dtype=np.float32)
         for lane, simulator in enumerate(self._simulators):
@@ -91,12 +88,7 @@ class LocomotionLanes:
         return observation, reward, np.zeros(self.num_lanes, dtype=np.bool_)
 
     def render(self, lane: int, *, size: int) -> Picture:
-        """A picture [size, size, 3] of ``lane`` from the side, moving along. Needs OpenGL, see ``opengl.py``.
-
-        Raises:
-            RenderingError: if no OpenGL backend works.
-            RuntimeError: if the lane has not been reset yet.
-        """
+        """A picture [size, size, 3] of ``lane``; RuntimeError before its first reset, RenderingError without OpenGL."""
         simulator = self._simulators[lane]
         if simulator is None:
             raise RuntimeError(f"Lane {lane} has no simulator yet; reset it before it is drawn.")
@@ -116,7 +108,7 @@ class LocomotionLanes:
 
 
 def step_reward(name: str, goal: npt.NDArray[np.float64], info: dict[str, Any]) -> float:
-    """The reward of a step of which gymnasium's class says ``info``; see the table above."""
+    """Reward of a step from gymnasium's ``info``; see the table above."""
     if name == "Ant-Dir":
         along = goal[0] * info["x_velocity"] + goal[1] * info["y_velocity"]
         return float(along + info["reward_survive"] + info["reward_ctrl"] + info["reward_contact"])
@@ -142,7 +134,7 @@ def draw_goals(name: str, split: str, benchmark_seed: int) -> npt.NDArray[np.flo
 
 
 def build_lanes(name: str, goals: npt.NDArray[np.float64], num_lanes: int) -> LocomotionLanes:
-    """:class:`LocomotionLanes` by position, as a worker calls its builder: the number of lanes comes last."""
+    """:class:`LocomotionLanes` with positional arguments; a worker appends the number of lanes."""
     return LocomotionLanes(name, goals, num_lanes=num_lanes)
 
 
@@ -157,7 +149,7 @@ def _body(name: str) -> str:
 
 
 def _simulator(body: str) -> Any:
-    # Imported here: a process that only decides which lane plays what needs no simulator.
+    # Imported here: only processes that simulate need gymnasium's classes.
     if body == "Ant":
         module = importlib.import_module("gymnasium.envs.mujoco.ant_v5")
         return module.AntEnv(terminate_when_unhealthy=False, include_cfrc_ext_in_observation=False)

@@ -1,11 +1,8 @@
-"""Lanes over Meta-World's environment classes, without its wrappers.
-
-Backend ``official`` steps those classes as they are; ``fast`` steps subclasses of them that compute the same several
-times as fast (:mod:`htrmrl_torchrl.envs.fast`).
+"""Meta-World's environment classes as lanes, without its wrappers.
 
 The goal is hidden (``partially_observable=True``): observations have 39 numbers, the last three always zero. Simulators
-are pooled: a lane that changes task takes an idle simulator of that task before a new one (20 MB) is built.
-A reused simulator plays exactly what a fresh one would; ``tests/envs/test_metaworld.py`` shows it for all 50 tasks.
+(20 MB each) are pooled: a lane that changes its task takes an idle simulator of the new task if there is one. A reused
+simulator behaves exactly like a new one; ``tests/envs/test_metaworld.py`` checks this for all 50 tasks.
 """
 
 import pickle
@@ -26,18 +23,13 @@ OBS_DIM = 39
 
 
 class MetaWorldLanes:
-    """Meta-World simulators in this process, one per lane, plus those idle in the pool.
-
-    Simulators are built when a lane first needs one, so building the lanes is free.
+    """Meta-World simulators in this process: one per lane, built at its first reset, and idle ones in a pool.
 
     Args:
-        task_names: Meta-World names; a task index counts in this list.
-        goals: per task the ``[num_goals, d]`` goal vectors ("rand_vec") that a goal index counts in.
+        task_names: Meta-World names; a task index selects one.
+        goals: per task the goal vectors ("rand_vec") ``[num_goals, d]``; a goal index selects a row.
         num_lanes: N.
-        backend: ``fast``, or ``official`` for Meta-World's own code; the trajectories are the same.
-
-    Raises:
-        ValueError: for an unknown backend.
+        backend: ``fast`` (`htrmrl_torchrl.envs.fast`) or ``official``, with the same trajectories; else ValueError.
 
     Example:
         >>> from htrmrl_torchrl.envs.benchmarks import draw_goals
@@ -67,12 +59,12 @@ class MetaWorldLanes:
         self._pool: dict[int, list[Any]] = {task: [] for task in range(len(self.task_names))}
         self._renderers = SimulatorRenderers()
         self.divergences = 0
-        self.infos: list[dict[str, Any]] = [{}] * num_lanes  # what Meta-World says of each lane's last step
+        self.infos: list[dict[str, Any]] = [{}] * num_lanes  # Meta-World's info of each lane's last step
 
     def reset(self, lanes: IntArray, tasks: IntArray, goals: IntArray, draws: IntArray | None = None) -> FloatArray:
         """Start an episode of ``(tasks[i], goals[i])`` on lane ``lanes[i]``; returns ``[len(lanes), 39]``."""
         assignments = [(int(lane), int(task), int(goal)) for lane, task, goal in zip(lanes, tasks, goals, strict=True)]
-        for lane, task, _ in assignments:  # first all give back, then all take: so swaps need no third simulator
+        for lane, task, _ in assignments:  # all return theirs before any takes one: swaps need no third simulator
             if self._tasks[lane] not in (task, -1):
                 self._pool[self._tasks[lane]].append(self._simulators[lane])
                 self._simulators[lane] = None
@@ -86,7 +78,7 @@ class MetaWorldLanes:
         return observation
 
     def step(self, actions: FloatArray) -> tuple[FloatArray, FloatArray, BoolArray]:
-        """Step all lanes with ``actions`` [N, 4]; Meta-World's own end-of-episode flags are ignored."""
+        """Step all lanes with ``actions`` [N, 4]; Meta-World's end-of-episode flags are ignored."""
         observation = np.empty((self.num_lanes, OBS_DIM), dtype=np.float32)
         reward = np.empty(self.num_lanes, dtype=np.float32)
         success = np.empty(self.num_lanes, dtype=np.bool_)
@@ -98,19 +90,13 @@ class MetaWorldLanes:
         return observation, reward, success
 
     def render(self, lane: int, *, size: int) -> Picture:
-        """A picture [size, size, 3] of what ``lane`` plays; disturbs nothing. Needs OpenGL, see ``opengl.py``.
-
-        Raises:
-            RenderingError: if no OpenGL backend works.
-            RuntimeError: if the lane has not been reset yet.
-        """
+        """A picture [size, size, 3] of ``lane``; RuntimeError before its first reset, RenderingError without OpenGL."""
         simulator = self._simulators[lane]
         if simulator is None:
             raise RuntimeError(f"Lane {lane} has no simulator yet; reset it before it is drawn.")
         return self._renderers.draw(simulator, size=size)
 
     def close(self) -> None:
-        """Close all simulators, the idle ones too."""
         self._renderers.close()
         for simulator in [*self._simulators, *(s for idle in self._pool.values() for s in idle)]:
             if simulator is not None:
@@ -120,7 +106,7 @@ class MetaWorldLanes:
         self._pool = {task: [] for task in self._pool}
 
     def _build(self, task: int) -> Any:
-        # Imported here: a process that only decides which lane plays what needs no simulator.
+        # Imported here: only processes that simulate need the classes.
         if self._backend == "fast":
             from htrmrl_torchrl.envs.fast import fast_simulator
 
@@ -137,7 +123,7 @@ class MetaWorldLanes:
 def build_lanes(
     task_names: list[str], goals: list[npt.NDArray[np.float64]], backend: str, num_lanes: int
 ) -> MetaWorldLanes:
-    """:class:`MetaWorldLanes` by position, as a worker calls its builder: the number of lanes comes last."""
+    """:class:`MetaWorldLanes` with positional arguments; a worker appends the number of lanes."""
     return MetaWorldLanes(task_names, goals, num_lanes=num_lanes, backend=backend)
 
 

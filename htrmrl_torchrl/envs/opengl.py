@@ -1,9 +1,8 @@
-"""Which OpenGL backend MuJoCo draws with, and one clear error where none works.
+"""Choose the OpenGL backend that MuJoCo draws with.
 
-MuJoCo picks its backend (``MUJOCO_GL``) when it is imported and, where that one cannot draw, raises whatever its layers
-happen to raise: AttributeError, ImportError, GLError, FatalError, or a crash. So a backend is first tried in a child
-process, and only one that drew a picture there is used here. TorchRL imports MuJoCo, so this module must not import
-TorchRL.
+MuJoCo fixes its backend (``MUJOCO_GL``) at import. One that cannot draw raises AttributeError, ImportError, GLError or
+FatalError, or crashes. So a backend is first tried in a child process. TorchRL imports MuJoCo, so this module must not
+import TorchRL.
 """
 
 import os
@@ -35,16 +34,16 @@ except BaseException as error:
 
 
 class RenderingError(RuntimeError):
-    """No OpenGL backend can draw; the message says which were tried, what they said, and the mend."""
+    """No OpenGL backend can draw; the message says which were tried, how each failed, and the fix."""
 
 
 def cannot_draw(what: str) -> RenderingError:
-    """The error for ``"<backend> (<what it said>)"``, in one sentence with the mend."""
+    """The error for ``"<backend> (<how it failed>)"``, in one sentence with the fix."""
     return RenderingError(f"MuJoCo cannot draw pictures with {' '.join(what.split())}; {_MEND}.")
 
 
 def check_import() -> None:
-    """Raise RenderingError if ``MUJOCO_GL`` keeps MuJoCo, and so TorchRL, from being imported at all."""
+    """Raise RenderingError if ``MUJOCO_GL`` prevents importing MuJoCo, and with it TorchRL."""
     given = os.environ.get("MUJOCO_GL", "").strip()
     if given:
         try:
@@ -54,13 +53,10 @@ def check_import() -> None:
 
 
 def choose_backend() -> str:
-    """The backend that MuJoCo can draw with: ``MUJOCO_GL`` where it is set, else the first that works.
+    """The backend that MuJoCo can draw with: ``MUJOCO_GL`` if set, else the first of glfw, egl, osmesa that works.
 
-    Tried are ``glfw`` where there is a display, then ``egl``, then ``osmesa``; each takes a child process of about a
-    second, once per process.
-
-    Raises:
-        RenderingError: if none works.
+    ``glfw`` is tried only with a display. Each try takes a child process of about a second, once per process. Raises
+    RenderingError if none works.
     """
     given = os.environ.get("MUJOCO_GL", "").strip().lower()
     display = sys.platform != "linux" or any(os.environ.get(name) for name in ("DISPLAY", "WAYLAND_DISPLAY"))
@@ -75,7 +71,7 @@ def choose_backend() -> str:
 
 @cache
 def _try(backend: str) -> str | None:
-    """What goes wrong when a new process draws with this backend; None if nothing does."""
+    """Why a new process cannot draw with this backend; None if it can."""
     try:
         child = subprocess.run(
             [sys.executable, "-c", _PROBE],

@@ -1,4 +1,4 @@
-"""Pictures of MuJoCo's simulators, drawn offscreen."""
+"""Offscreen pictures of MuJoCo's simulators."""
 
 import atexit
 import importlib
@@ -12,30 +12,27 @@ import numpy.typing as npt
 from htrmrl_torchrl.envs.lanes import Picture
 from htrmrl_torchrl.envs.opengl import OFFSCREEN, cannot_draw, choose_backend
 
-# Upright, over the robot's shoulder: hand, objects and target of all tasks are in view. (The cameras that Meta-World's
-# models define show the scene upside down with this version of MuJoCo.)
+# Over the robot's shoulder: hand, objects and target of all tasks are in view. (Meta-World's own cameras are upside
+# down with this version of MuJoCo.)
 _CAMERA = {"lookat": (0.03, 0.66, 0.13), "distance": 1.25, "azimuth": 150.0, "elevation": -35.0}
 
 
 class SceneRenderer:
-    """Draws one MuJoCo model; holds an OpenGL context until closed.
-
-    Drawing reads the simulator's state and changes none of it: a trajectory is the same with and without pictures.
+    """Draws one MuJoCo model without changing the simulation's state; holds an OpenGL context until closed.
 
     Args:
-        model: ``mujoco.MjModel``. The size of its offscreen buffer (``model.vis``, no part of the physics) is set.
+        model: ``mujoco.MjModel``. The size of its offscreen buffer (``model.vis``, not part of the physics) is set.
         size: width and height in pixels.
-        camera: values of a free ``mujoco.MjvCamera``; default: Meta-World's.
+        camera: values of a free ``mujoco.MjvCamera``; default: a view of Meta-World's table.
 
-    Raises:
-        RenderingError: if no OpenGL backend works.
+    Raises RenderingError if no OpenGL backend works.
     """
 
     def __init__(self, model: Any, *, size: int, camera: Mapping[str, Any] = _CAMERA) -> None:
         backend = choose_backend()
         import mujoco
 
-        if backend in OFFSCREEN:  # mujoco was imported earlier, perhaps before anyone thought of pictures
+        if backend in OFFSCREEN:  # mujoco may have been imported earlier with another backend
             mujoco.gl_context.GLContext = importlib.import_module(f"mujoco.{backend}").GLContext
         self.size = size
         model.vis.global_.offwidth = model.vis.global_.offheight = size
@@ -43,7 +40,7 @@ class SceneRenderer:
             self._renderer = mujoco.Renderer(model, size, size, max_geom=1000)
         except Exception as error:
             raise cannot_draw(f"{backend} ({type(error).__name__}: {error})") from error
-        # Shadows take three quarters of the time where there is no GPU: 0.15 s a picture instead of 0.04 s.
+        # Without a GPU a picture takes 0.15 s with shadows and 0.04 s without.
         self._renderer.scene.flags[mujoco.mjtRndFlag.mjRND_SHADOW] = False
         self._camera = mujoco.MjvCamera()
         for name, value in camera.items():
@@ -58,12 +55,12 @@ class SceneRenderer:
         sites: Mapping[int, npt.NDArray[np.float64]] = MappingProxyType({}),
         lookat: npt.NDArray[np.float64] | None = None,
     ) -> Picture:
-        """The scene as it is now.
+        """A picture ``[size, size, 3]`` of the current state.
 
         Args:
             data: ``mujoco.MjData`` of the model.
-            sites: position [3] at which a site (by id) is shown, in the picture only.
-            lookat: position [3] that the camera turns to instead of its own.
+            sites: positions [3] at which sites (by id) are drawn, in the picture only.
+            lookat: position [3] that the camera looks at instead of its own.
         """
         if lookat is not None:
             self._camera.lookat[:] = lookat
@@ -81,13 +78,13 @@ class SceneRenderer:
 
 
 class SimulatorRenderers:
-    """One :class:`SceneRenderer` for each Meta-World simulator that is looked at, built when first needed."""
+    """One :class:`SceneRenderer` per Meta-World simulator that is drawn, built when first needed."""
 
     def __init__(self) -> None:
-        self._renderers: dict[int, tuple[Any, SceneRenderer]] = {}  # by the model's id; holding it keeps the id its own
+        self._renderers: dict[int, tuple[Any, SceneRenderer]] = {}  # by id(model), which stays unique while held
 
     def draw(self, simulator: Any, *, size: int) -> Picture:
-        """A picture [size, size, 3] of a ``SawyerXYZEnv`` that has been reset, its target included."""
+        """A picture [size, size, 3] of a ``SawyerXYZEnv`` that has been reset, with its target."""
         model = simulator.model
         _, renderer = self._renderers.get(id(model), (None, None))
         if renderer is None or renderer.size != size:
@@ -95,7 +92,7 @@ class SimulatorRenderers:
                 renderer.close()
             renderer = SceneRenderer(model, size=size)
             self._renderers[id(model)] = (model, renderer)
-        # Meta-World moves the target's site only after a step, into the state; here it is moved in the picture alone.
+        # Meta-World moves the target's site only after a step; here it is moved in the picture only.
         targets = {model.site(name).id: position[:3] for name, position in simulator._target_site_config}
         return renderer.draw(simulator.data, sites=targets)
 

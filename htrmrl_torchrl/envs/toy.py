@@ -1,20 +1,17 @@
-"""A toy trial whose optimum is known on paper: find the hidden goal once, then remember it.
+"""A toy task whose optimum is known on paper: find the hidden goal once, then remember it.
 
-A point starts at the origin of the unit disc and moves by ``0.4 * action`` per step. Rewards are 0 until an episode's
-last step, which pays ``<goal, position>``; so nothing tells the goal before an episode ends, and one number tells it
-afterwards.
+A point starts at the origin of the unit disc and moves by ``0.4 * action`` per step. The reward is 0 until an episode's
+last step, which pays ``<goal, position>``: only that number reveals the goal.
 
-The optimum. The reward is largest at the goal itself, where it is 1. In the first episode every goal is equally likely,
-so a player can reach at most one goal in four, and its expected reward ``<mean of goals, position>`` is at most
-``|mean of goals| = 0.063``. The four inner products of any goal's position with the goals differ by at least 0.26, so
-afterwards the goal is known:
+The reward is at most 1, at the goal. In the first episode every goal is equally likely: the best action reaches one
+goal in four, and the expected reward ``<mean of goals, position>`` is at most ``|mean of goals| = 0.063``. (The mean
+points to within 2 degrees of a goal, so both are reached together.) The inner products of any goal's position with the
+four goals differ by at least 0.26, so afterwards the goal is known:
 
     success by episode   1/4    1  1  ...
     return by episode    0.063  1  1  ...
 
-(The mean of the goals points to within 2 degrees of one of them, so both first entries are reached together.)
-A player without memory gets the first entry in all episodes, and so does one that remembers the running episode alone,
-which tells nothing of the goal before its last step.
+Without memory, or with memory of the running episode only, every episode has the first entry.
 """
 
 from functools import partial
@@ -36,8 +33,8 @@ TASK_NAME = "hidden-goal"
 STEP_SIZE = 0.4
 SUCCESS_RADIUS = 0.5
 
-# Irregular angles (gaps 65, 100, 85, 110 degrees), at least 1.07 apart: with a symmetric layout two goals would give
-# an explorer at a third one the same reward. Ties remain only on the six lines halfway between two goals.
+# Irregular angles (gaps 65, 100, 85, 110 degrees; goals at least 1.07 apart): in a symmetric layout two goals would
+# give the same reward at a third one. Ties remain only on the six lines halfway between two goals.
 GOAL_ANGLES = (20.0, 85.0, 185.0, 270.0)
 GOALS: FloatArray = np.stack(
     [np.cos(np.deg2rad(GOAL_ANGLES)), np.sin(np.deg2rad(GOAL_ANGLES))], axis=-1, dtype=np.float32
@@ -45,11 +42,7 @@ GOALS: FloatArray = np.stack(
 
 
 class ToyLanes:
-    """Vectorised lanes of the hidden-goal toy; the only task has index 0.
-
-    Args:
-        num_lanes: N.
-        horizon: steps per episode; the last one pays. From 3 on every goal can be reached.
+    """Vectorised hidden-goal toy; its only task has index 0. From ``horizon`` 3 on every goal can be reached.
 
     Example:
         >>> lanes = ToyLanes(num_lanes=1, horizon=6)
@@ -57,8 +50,8 @@ class ToyLanes:
         array([[0., 0., 1.]], dtype=float32)
     """
 
-    obs_dim = 3  # position x, y and the share of the episode that is left
-    divergences = 0  # nothing here can
+    obs_dim = 3  # position x, y and the remaining share of the episode
+    divergences = 0  # never
     action_low: FloatArray = np.array([-1.0, -1.0], dtype=np.float32)
     action_high: FloatArray = np.array([1.0, 1.0], dtype=np.float32)
 
@@ -70,7 +63,7 @@ class ToyLanes:
         self._steps = np.zeros(num_lanes, dtype=np.int64)
 
     def reset(self, lanes: IntArray, tasks: IntArray, goals: IntArray, draws: IntArray | None = None) -> FloatArray:
-        """Put these lanes back to the origin, with hidden goals ``goals``."""
+        """Move these lanes to the origin, with hidden goals ``goals``."""
         self._position[lanes] = 0.0
         self._steps[lanes] = 0
         self._goal[lanes] = GOALS[goals]
@@ -79,7 +72,7 @@ class ToyLanes:
     def step(self, actions: FloatArray) -> tuple[FloatArray, FloatArray, BoolArray]:
         """Move all lanes; only the step that reaches the horizon can pay or succeed."""
         position = self._position + np.float32(STEP_SIZE) * actions
-        # Back onto the disc, so that the best position is the goal itself and success and reward agree on it.
+        # Projected onto the disc, so that the goal itself has the highest reward.
         self._position = position / np.maximum(np.linalg.norm(position, axis=-1, keepdims=True), 1.0)
         self._steps += 1
         last = self._steps == self.horizon
@@ -114,7 +107,7 @@ class ToyLanes:
 
 
 def build_lanes(horizon: int, num_lanes: int) -> ToyLanes:
-    """:class:`ToyLanes` by position, as a worker calls its builder: the number of lanes comes last."""
+    """:class:`ToyLanes` with positional arguments; a worker appends the number of lanes."""
     return ToyLanes(num_lanes=num_lanes, horizon=horizon)
 
 
@@ -131,5 +124,5 @@ BENCHMARK = Benchmark(
     lanes=_lanes,
     default_horizon=6,
     needs_opengl=False,
-    steps_per_second=4.0,  # it has no time of its own
+    steps_per_second=4.0,  # for videos; the toy has no time unit
 )

@@ -1,1 +1,1 @@
-"""The learning algorithm: advantages over trials, the loss, normalisers, the update, and the metrics of learning."""
+"""PPO: advantages over trials, the loss, normalisers, the update, and training metrics."""

@@ -1,4 +1,4 @@
-"""What must be finite in an update, and which name a fault gets: checked before a weight could learn from it."""
+"""Finiteness checks of an update, made before any weight changes."""
 
 import torch
 from tensordict import TensorDictBase
@@ -10,16 +10,13 @@ from htrmrl_torchrl.ppo.objectives import NormalizedClipPPOLoss
 
 
 def check_targets(targets: TensorDictBase) -> None:
-    """Raise :class:`NonFiniteError` unless advantages and value targets are finite, and so are their squares.
-
-    Squares are what the value normaliser keeps: one that overflows would spoil the values of all lanes at once.
-    """
+    """Raise :class:`NonFiniteError` unless targets and their squares (for the value normaliser) are finite."""
     check_finite(targets.items())
     check_finite((f"square of {name}", target.square()) for name, target in targets.items())
 
 
 def check_losses(losses: TensorDictBase, minibatch: TensorDictBase, loss: NormalizedClipPPOLoss) -> None:
-    """Raise :class:`NonFiniteError` unless all terms are finite: which one is not, and from which lanes that comes."""
+    """Raise :class:`NonFiniteError`, naming the term and the environments at fault, unless all terms are finite."""
     try:
         check_finite(losses.items())
     except NonFiniteError as fault:
@@ -27,13 +24,9 @@ def check_losses(losses: TensorDictBase, minibatch: TensorDictBase, loss: Normal
 
 
 def clip_gradients(module: nn.Module, max_norm: float) -> Tensor:
-    """``torch.nn.utils.clip_grad_norm_`` that names the first gradient that is not finite instead of spreading it.
+    """``torch.nn.utils.clip_grad_norm_`` that raises instead of spreading a gradient that is not finite.
 
-    Returns:
-        The norm before clipping.
-
-    Raises:
-        NonFiniteError: before any gradient is changed.
+    Returns the norm before clipping. Raises NonFiniteError with the gradient's name, before any gradient is changed.
     """
     norm = torch.nn.utils.get_total_norm([p.grad for p in module.parameters() if p.grad is not None])
     if not norm.isfinite():
@@ -46,7 +39,7 @@ def clip_gradients(module: nn.Module, max_norm: float) -> Tensor:
 
 @torch.no_grad()
 def _lanes_to_blame(minibatch: TensorDictBase, loss: NormalizedClipPPOLoss) -> str:
-    """Lanes whose frames give no finite ratio or value; nothing where only the sum over many frames overflows."""
+    """Lanes whose frames have no finite ratio or value; empty if only a sum over frames overflows."""
     seen = minibatch.copy()
     log_prob = loss.actor_network.get_dist(seen).log_prob(minibatch[keys.ACTION])
     value = loss.critic_network(seen)[keys.STATE_VALUE].squeeze(-1)

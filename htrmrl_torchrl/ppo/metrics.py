@@ -1,4 +1,4 @@
-"""What a collected batch says about learning: success and return by task and by episode, and what memory held."""
+"""Training metrics of a collected batch: success and return by task and episode, and memory contents."""
 
 import os
 from pathlib import Path
@@ -11,11 +11,10 @@ from htrmrl_torchrl import keys
 
 
 def episode_outcomes(batch: TensorDictBase) -> TensorDict:
-    """One row for each episode that both begins and ends in a batch ``[N, T]`` or ``[T]``.
+    """One row per episode that begins and ends in a batch ``[N, T]`` or ``[T]``.
 
-    Returns:
-        ``success`` (did any step succeed; absent where the environment does not say), ``return`` (undiscounted),
-        ``episode`` (order in the trial) and ``task``, all ``[episodes]``.
+    Returns ``success`` (in any step; absent if the environment defines none), ``return`` (undiscounted), ``episode``
+    (order in the trial) and ``task``, all ``[episodes]``.
     """
     batch = batch if batch.ndim == 2 else batch.unsqueeze(0)
     begins = batch[keys.IS_INIT].squeeze(-1).clone()
@@ -45,7 +44,7 @@ def training_metrics(batch: TensorDictBase, task_names: list[str]) -> dict[str, 
         return memory_metrics(batch)
     metrics = {}
     for name in ("return", "success"):
-        if name not in outcomes.keys():  # an environment need not say what success is
+        if name not in outcomes.keys():  # not every environment defines success
             continue
         values = outcomes[name]
         metrics[f"train/{name}"] = values.mean().item()
@@ -57,7 +56,7 @@ def training_metrics(batch: TensorDictBase, task_names: list[str]) -> dict[str, 
 
 
 def memory_metrics(batch: TensorDictBase) -> dict[str, float]:
-    """Share of slots that hold a window, and how many episodes ago the windows were lived."""
+    """Share of slots that hold a window, and the windows' mean age in episodes, of a batch ``[N, T]``."""
     drawn = batch[keys.WINDOW_EPISODE]  # [N, T, E-1]
     held = drawn >= 0
     if not drawn.shape[-1]:
@@ -70,12 +69,12 @@ def memory_metrics(batch: TensorDictBase) -> dict[str, float]:
 
 
 def explained_variance(value: Tensor, target: Tensor) -> float:
-    """1 - Var(target - value) / Var(target): 1 is a perfect critic, 0 one that only knows the mean."""
+    """1 - Var(target - value) / Var(target): 1 for a perfect critic, 0 for one that predicts the mean."""
     return (1 - (target - value).var() / target.var().clamp_min(1e-12)).item()
 
 
 def critic_metrics(batch: TensorDictBase, value_target: Tensor, task_names: list[str]) -> dict[str, float]:
-    """``ppo/explained_variance`` of ``value_target`` ``[N, T, 1]`` by the values recorded in a batch, and by task."""
+    """``ppo/explained_variance`` of ``value_target`` ``[N, T, 1]`` by a batch's recorded values, also by task."""
     value = batch[keys.STATE_VALUE]
     task = batch.get(keys.TASK, torch.zeros_like(batch[keys.EPISODE]))
     name = "ppo/explained_variance"
@@ -87,15 +86,12 @@ def critic_metrics(batch: TensorDictBase, value_target: Tensor, task_names: list
 
 
 def _name(task: int, names: list[str]) -> str:
-    """An environment of one's own may have more tasks than names are known of."""
+    """A user's environment may have more tasks than names."""
     return names[task] if task < len(names) else f"task-{task}"
 
 
 def process_metrics() -> dict[str, float]:
-    """``process/*``: resident memory of this process in MiB and its open files, to see leaks; empty without ``/proc``.
-
-    Environment workers are processes of their own and not counted.
-    """
+    """``process/*``: this process's memory (MiB) and open files, without workers'; empty without ``/proc``."""
     proc = Path("/proc/self")
     if not (proc / "statm").exists():
         return {}

@@ -1,4 +1,4 @@
-"""What PPO needs besides TorchRL's losses: advantages over trials, and a value loss in normalised units."""
+"""Additions to TorchRL's PPO: advantages over trials, and a value loss in normalised units."""
 
 from typing import Any, Literal
 
@@ -23,26 +23,21 @@ AdvantageNorm = Literal["batch", "task", "none"]
 class TrialGAE:
     """Generalised advantage estimation over the episodes of trials (Schulman et al. 2016), without a second encoding.
 
-    It reads the ``state_value`` that the policy left in the rollout. What follows an episode's last step depends on
-    `credit`::
+    It reads the rollout's ``state_value``. The value after an episode's last step depends on `credit`::
 
         step            ...  s_H-1 |  s_0  ...         two episodes of one trial
-        credit=episode  ...  0     |  V(s_1) ...       each episode is a path of its own
-        credit=trial    ...  V(s_0 of the next one)    the trial is one path; its end is worth 0
-
-    With ``bootstrap=True`` the 0 becomes the value of the final context (a time limit is not an end of the world),
-    unless the episode was terminated.
+        credit=episode  ...  0     |  V(s_1) ...       each episode is its own path
+        credit=trial    ...  V(s_0 of the next one)    the trial is one path, with value 0 after its end
 
     Args:
-        gamma, lmbda: discount and trace decay a step.
-        credit: ``"episode"``, or ``"trial"``, which rewards exploring now for returns in later episodes.
-        bootstrap: value of the final context instead of 0 at the end of a path.
-        advantage_norm: ``"task"``: standardised within each task, so that tasks with large rewards do not rule;
-            ``"batch"``: over the batch; ``"none"``. A single frame has nothing to be compared with: its advantage is 0.
+        gamma, lmbda: discount and trace decay per step.
+        credit: ``"episode"``, or ``"trial"``, which rewards exploration for returns in later episodes.
+        bootstrap: use the value of the final context instead of 0 at a path's end, unless the episode was terminated.
+        advantage_norm: ``"task"``: standardised within each task, so that tasks with large rewards do not dominate;
+            ``"batch"``: over the batch; ``"none"``. The advantage of a single frame is 0 when standardised.
 
-    Raises:
-        ValueError: for unknown modes, or if final values are needed and not given.
-        MismatchError: (a ValueError) for a batch that is not ``[N, T]`` or lacks what is read.
+    Raises ValueError for unknown modes and missing final values, MismatchError (a ValueError) for a batch that is not
+    ``[N, T]`` or lacks entries.
     """
 
     def __init__(
@@ -66,16 +61,13 @@ class TrialGAE:
         )
 
     def __call__(self, batch: TensorDictBase, *, final_values: Tensor | None = None) -> TensorDict:
-        """Advantages and value targets of a batch ``[N, T]``, one row a lane, or ``[T]``.
+        """``advantage`` and ``value_target`` ``[N, T, 1]`` of a batch ``[N, T]`` (one row per environment) or ``[T]``.
 
         Args:
-            batch: as collected; a row may hold several trials. The last step of a row counts as the end of a trial if
-                it ends an episode, so let batches end with trials where ``credit="trial"``.
-            final_values: V of what follows each step that ends an episode or the batch, ``[N, T, 1]``, read only
-                there (see `final_values`). Needed with `bootstrap`, and where the batch cuts an episode.
-
-        Returns:
-            ``advantage`` and ``value_target`` ``[N, T, 1]``.
+            batch: as collected; a row may hold several trials. An episode that ends with the row counts as a trial's
+                end, so with ``credit="trial"`` batches should end with trials.
+            final_values: V after each step that ends an episode or the batch, ``[N, T, 1]``, from `final_values`; other
+                steps are not read. Needed with `bootstrap`, and if the batch cuts an episode.
         """
         if batch.ndim == 1:  # an environment without lanes
             lane_values = None if final_values is None else final_values.unsqueeze(0)
@@ -110,7 +102,7 @@ class TrialGAE:
         )
         with torch.no_grad():
             targets = self._gae(paths).select(keys.ADVANTAGE, keys.VALUE_TARGET)
-        if self._gae.average_gae and batch.numel() == 1:  # torch's standard deviation of one number is NaN
+        if self._gae.average_gae and batch.numel() == 1:  # the standard deviation of one number is NaN
             targets[keys.ADVANTAGE].zero_()
         return targets
 
@@ -138,15 +130,10 @@ class TrialGAE:
 
 @torch.no_grad()
 def final_values(buffer: EpisodicReplayBuffer, frames: Tensor, value: TensorDictModuleBase) -> Tensor:
-    """V of the contexts that follow the last step of each episode in the buffer.
+    """V after the last step of each episode in the buffer: ``[N, T, 1]``, zero at other steps.
 
-    Args:
-        buffer: holds the batch.
-        frames: ``[N, T]``, what ``buffer.extend`` returned for it.
-        value: from ``"context"`` to ``"state_value"``; for a shared critic ``TensorDictSequential(encoder, critic)``.
-
-    Returns:
-        ``[N, T, 1]``, zero at steps that end no episode.
+    ``frames`` ``[N, T]`` are the batch's rows from ``buffer.extend``. ``value`` maps ``"context"`` to
+    ``"state_value"``; for a shared critic it is ``TensorDictSequential(encoder, critic)``.
     """
     contexts, last = buffer.storage.final_contexts()
     ends = value(TensorDict({keys.CONTEXT: contexts}, batch_size=contexts.batch_size))[keys.STATE_VALUE]
@@ -154,14 +141,9 @@ def final_values(buffer: EpisodicReplayBuffer, frames: Tensor, value: TensorDict
 
 
 class NormalizedClipPPOLoss(ClipPPOLoss):
-    """`ClipPPOLoss` whose value error is measured in units of a `ValueHead`'s frozen scale.
+    """`ClipPPOLoss` that divides value errors by a `ValueHead`'s frozen scale (1 without value normalisation).
 
-    Predictions and targets stay in units of the return everywhere else. Without value normalisation the scale is 1 and
-    this is `ClipPPOLoss`.
-
-    Args:
-        actor, critic: as made by `make_actor_critic`.
-        **kwargs: as for `ClipPPOLoss`.
+    Predictions and targets stay in units of the return. ``kwargs`` are those of `ClipPPOLoss`.
     """
 
     def __init__(self, actor: TensorDictModuleBase, critic: TensorDictModuleBase, **kwargs: Any) -> None:

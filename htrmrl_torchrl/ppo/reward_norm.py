@@ -1,4 +1,4 @@
-"""Rewards of all tasks in one unit, so that one critic can tell good from bad in each of them."""
+"""Reward normalisation by task, so that one critic can fit all tasks."""
 
 import torch
 from tensordict import TensorDictBase
@@ -7,26 +7,22 @@ from torchrl.objectives.value.functional import reward2go
 
 from htrmrl_torchrl import keys
 
-MEMORY = 0.9  # of the running mean, a batch: about ten of them count
+MEMORY = 0.9  # decay of the running mean per batch: about ten batches count
 
-SMALLEST = 1e-3  # returns below are left small, or rewards that are next to nothing would be blown up
+SMALLEST = 1e-3  # smallest divisor, so that tiny rewards are not amplified
 
 
 class TaskRewardNormalizer(nn.Module):
-    """Divides rewards by the size of their task's returns: the root mean square of discounted returns, per task.
+    """Divides rewards by the root mean square of their task's discounted returns.
 
-    Untrained agents earn a hundred times more in Meta-World's ``drawer-close`` than in its ``pick-place``. The error of
-    a critic that predicts both is as large as all returns of the latter, and advantage normalisation amplifies it.
-
-    The mean is an exponential average over the batches that hold the task. Before the first of them a task's rewards
-    stay as they are. Metrics and tokens keep the rewards of the environment.
+    Untrained agents earn a hundred times more in Meta-World's ``drawer-close`` than in ``pick-place``. The error of a
+    critic for both is as large as all returns of the latter, and advantage normalisation amplifies it. The mean square
+    is an exponential average over the batches that hold the task; before the first one rewards are unchanged. Metrics
+    and tokens keep the environment's rewards.
 
     Args:
-        num_tasks: how many tasks there are; ``task`` counts them from 0.
-        gamma: discount a step.
-
-    Raises:
-        ValueError: for no tasks, or a discount outside (0, 1].
+        num_tasks: number of tasks; ``task`` counts them from 0. ValueError below 1.
+        gamma: discount per step; ValueError outside (0, 1].
 
     Example:
         >>> from tensordict import TensorDict
@@ -53,12 +49,12 @@ class TaskRewardNormalizer(nn.Module):
 
     @property
     def scale(self) -> Tensor:
-        """What the rewards of each task are divided by, ``[num_tasks]``."""
+        """Divisor of each task's rewards, ``[num_tasks]``."""
         size = (self.square / self.weight).sqrt().clamp_min(SMALLEST)
         return torch.where(self.weight > 0, size, 1)
 
     def forward(self, batch: TensorDictBase) -> TensorDictBase:
-        """The batch ``[N, T]`` or ``[T]`` with scaled rewards; all else is shared with the one given, which stays."""
+        """A copy of the batch ``[N, T]`` or ``[T]`` with scaled rewards; other tensors are shared."""
         reward = batch["next", keys.REWARD]
         scaled = batch.clone(recurse=False)
         scaled["next"] = batch["next"].clone(recurse=False)
@@ -67,7 +63,7 @@ class TaskRewardNormalizer(nn.Module):
 
     @torch.no_grad()
     def adapt(self, batch: TensorDictBase) -> None:
-        """Takes the discounted returns of a batch into the scale, each up to its episode's or row's end."""
+        """Updates the scale with a batch's discounted returns, each up to the end of its episode or row."""
         ends = batch["next", keys.DONE].clone()
         ends[..., -1, :] = True
         returns = reward2go(batch["next", keys.REWARD], ends, self.gamma)
@@ -80,5 +76,5 @@ class TaskRewardNormalizer(nn.Module):
 
 
 def _task(batch: TensorDictBase) -> Tensor:
-    """``[*batch, 1]``; an environment that names no tasks has one."""
+    """Task indices ``[*batch, 1]``; zeros if the environment has no ``task``."""
     return batch.get(keys.TASK, torch.zeros_like(batch["next", keys.DONE], dtype=torch.int64))

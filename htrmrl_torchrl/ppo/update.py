@@ -1,4 +1,4 @@
-"""One PPO update (Schulman et al. 2017), to be read beside the paper."""
+"""One PPO update (Schulman et al. 2017)."""
 
 from collections import defaultdict
 from dataclasses import dataclass
@@ -21,18 +21,18 @@ from htrmrl_torchrl.replay.buffer import EpisodicReplayBuffer
 
 @dataclass(frozen=True, kw_only=True)
 class Learner:
-    """What an update reads and what it changes.
+    """The inputs and parts of an update.
 
     Args:
-        networks: whose weights are learned; their token and value normalisers adapt once an update.
+        networks: trained; their token and value normalisers adapt once per update.
         loss, optimizer: of these networks.
-        advantages: makes advantages and value targets of a batch.
-        buffer: holds the batch; a pass over it is an epoch.
-        rewards: scales rewards by task before advantages are made of them; ``None``: rewards as they are.
-        epochs: passes over the batch, at most.
-        target_kl: no further pass once the last one's mean KL to the acting policy is above it; ``None``: all passes.
-        max_grad_norm: gradients are scaled down to this norm.
-        normalize_observations: whether the token normaliser takes in the batch, after the last pass.
+        advantages: computes advantages and value targets of a batch.
+        buffer: holds the batch; an epoch is one pass over it.
+        rewards: scales rewards by task before advantages are computed; ``None``: unscaled.
+        epochs: maximal number of passes over the batch.
+        target_kl: stop after a pass whose mean KL to the acting policy exceeds it; ``None``: all passes.
+        max_grad_norm: gradients are clipped to this norm.
+        normalize_observations: whether the token normaliser adapts to the batch after the last pass.
     """
 
     networks: Networks
@@ -49,7 +49,7 @@ class Learner:
 
 @dataclass(frozen=True)
 class Updated:
-    """What an update leaves: value targets ``[N, T]``, the last minibatch, and ``loss/*`` and ``ppo/*``."""
+    """Result of an update: value targets ``[N, T]``, the last minibatch, and ``loss/*`` and ``ppo/*``."""
 
     targets: TensorDictBase
     minibatch: TensorDictBase
@@ -57,18 +57,12 @@ class Updated:
 
 
 def update(learner: Learner, batch: TensorDictBase, frames: Tensor, *, learning_rate: float) -> Updated:
-    """Learns from one batch.
+    """Trains on one batch ``[N, T]``, with ``learning_rate``.
 
-    Args:
-        learner: see there.
-        batch: as collected, ``[N, T]``, one row for each environment.
-        frames: ``[N, T]``, the rows of the buffer that hold it, as `EpisodicReplayBuffer.extend` returned them.
-        learning_rate: of this update.
-
-    Raises:
-        NonFiniteError: as soon as a target, loss or gradient is not finite; take the whole update back then.
+    ``frames`` ``[N, T]`` are its rows in the buffer, as `EpisodicReplayBuffer.extend` returned them. Raises
+    NonFiniteError as soon as a target, loss or gradient is not finite; the caller must then undo the whole update.
     """
-    # 1. Advantages and value targets, from the values that the policy left in the rollout.
+    # 1. Advantages and value targets, from the values that the policy wrote in the rollout.
     targets = _targets(learner, batch, frames)
     learner.buffer.assign(frames, targets)
     value_head(learner.networks.critic).adapt(targets[keys.VALUE_TARGET])
@@ -91,7 +85,7 @@ def update(learner: Learner, batch: TensorDictBase, frames: Tensor, *, learning_
         if learner.target_kl is not None and kl > learner.target_kl:
             break
 
-    # 3. Observations are normalised by what was seen before: the statistics move after the last pass.
+    # 3. The statistics that normalise observations change only after the last pass.
     if learner.normalize_observations:
         learner.networks.encoder.tokens.adapt(batch[keys.OBSERVATION])
     assert first_ratio is not None
@@ -116,7 +110,7 @@ def _targets(learner: Learner, batch: TensorDictBase, frames: Tensor) -> TensorD
 
 
 def _step(learner: Learner, minibatch: TensorDictBase) -> tuple[TensorDictBase, Tensor]:
-    """One step of the optimizer: the terms of the loss, and the gradients' norm before clipping."""
+    """One optimizer step; returns the loss terms and the gradient norm before clipping."""
     losses = learner.loss(minibatch)
     check_losses(losses, minibatch, learner.loss)
     total = losses["loss_objective"] + losses["loss_entropy"] + losses["loss_critic"]

@@ -1,1 +1,1 @@
-"""What an update learns from: every frame stored once, and minibatches whose contexts are gathered by index."""
+"""Replay: every frame is stored once, and minibatches gather their contexts by index."""

@@ -1,4 +1,4 @@
-"""Replay buffer and sampler: minibatches of segments, equally many frames a task, with contexts gathered by index."""
+"""Replay buffer and sampler: minibatches of segments, balanced over tasks, with contexts gathered by index."""
 
 from typing import Any
 
@@ -15,17 +15,14 @@ from htrmrl_torchrl.replay.storage import EpisodicStorage
 
 
 class SegmentSampler(Sampler):
-    """Draws each segment once an epoch, spreading every task evenly over the minibatches.
+    """Draws each segment of S = ``segment_frames`` frames once an epoch, spreading every task over the minibatches.
 
-    Within a task the order is uniformly random. Tasks are interleaved by the rank of their segments, so that any run of
-    consecutive segments holds each task in proportion (equally many where tasks have equally many frames)::
+    Within a task the order is uniformly random. Tasks are interleaved by the relative rank of their segments, so any
+    run of consecutive segments holds each task in proportion to its frames::
 
-        task a   a1        a2        a3        a4            rank / number of segments, a little random offset
+        task a   a1        a2        a3        a4            (rank + random offset) / number of segments
         task b        b1                  b2
         order    a1   b1   a2        a3   b2   a4
-
-    Args:
-        segment_frames: frames S of a segment.
     """
 
     def __init__(self, *, segment_frames: int) -> None:
@@ -79,13 +76,13 @@ class SegmentSampler(Sampler):
         return {}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """A plan lives as long as its batch; nothing outlasts an update."""
+        """Nothing to load: a plan never outlasts an update."""
 
     def dumps(self, path: Any) -> None:
-        """Nothing to save, see `load_state_dict`."""
+        """Nothing to save."""
 
     def loads(self, path: Any) -> None:
-        """Nothing to load, see `load_state_dict`."""
+        """Nothing to load."""
 
 
 class _Segments(SampleUnit):
@@ -100,21 +97,18 @@ class _Segments(SampleUnit):
 
 
 class EpisodicReplayBuffer(TensorDictReplayBuffer):
-    """TensorDict replay buffer whose samples carry the context each decision saw.
+    """TensorDict replay buffer whose samples carry the context of each decision.
 
-    On-policy use: ``empty()``, ``extend(batch)``, then iterate over it once for each epoch. A sample of equally long
-    segments is ``[n, S]``, otherwise flat ``[frames]``. It holds what the batch held but the raw observations, which
-    are in the tokens of ``"context"`` (see `htrmrl_torchrl.keys`).
+    On-policy use: ``empty()``, ``extend(batch)``, then one iteration per epoch. Samples of equally long segments are
+    ``[n, S]``, others flat ``[frames]``. They hold the batch's entries except raw observations, which are in the tokens
+    of ``"context"`` (see `htrmrl_torchrl.keys`).
 
     Args:
-        storage: an `EpisodicStorage`.
-        batch_size: frames of a minibatch, a multiple of `segment_frames`.
+        storage: an `EpisodicStorage`; ValueError for others.
+        batch_size: frames of a minibatch, a multiple of `segment_frames` (else ValueError).
         segment_frames: consecutive frames S of one episode that stay together. Larger segments share more of the past's
-            encoding and make a minibatch of fewer, more correlated pieces. With a recurrent encoder segments are of one
-            trial, and S is how far gradients go back.
-
-    Raises:
-        ValueError: if the sizes do not fit or the storage is of another kind.
+            encoding, but make a minibatch of fewer, more correlated pieces. With a recurrent encoder a segment may span
+            episodes of one trial, and gradients go back S frames.
     """
 
     def __init__(self, *, storage: EpisodicStorage, batch_size: int, segment_frames: int = 1) -> None:
@@ -130,13 +124,13 @@ class EpisodicReplayBuffer(TensorDictReplayBuffer):
         )
 
     def extend(self, tensordicts: TensorDictBase, *, update_priority: bool | None = None) -> Tensor:
-        """Adds a collected batch ``[N, T]`` (or ``[T]``); returns the storage row of each of its frames."""
+        """Adds a collected batch ``[N, T]`` (or ``[T]``); returns the storage row of each frame."""
         if tensordicts.ndim == 1:  # an environment without lanes
             return self.extend(tensordicts.unsqueeze(0), update_priority=update_priority).squeeze(0)
         rows = self._storage.merge(tensordicts)
         super().empty()
         super().extend(rows, update_priority=update_priority)
-        # Lane by lane, what is held of a lane stands before what came now.
+        # Rows are sorted by lane; within a lane the new frames come last.
         held = len(rows) - tensordicts.numel()
         if not held:
             return torch.arange(len(rows), device=rows.device).view(tensordicts.shape)
@@ -144,7 +138,7 @@ class EpisodicReplayBuffer(TensorDictReplayBuffer):
         return end.unsqueeze(-1) + torch.arange(-tensordicts.shape[1], 0, device=rows.device)
 
     def assign(self, frames: Tensor, columns: TensorDictBase) -> None:
-        """Writes columns ``[*shape]`` that were computed after `extend`, at the rows ``[*shape]`` that it returned."""
+        """Writes columns ``[*shape]`` computed after `extend` at its rows ``[*shape]``."""
         self._storage.assign(frames, columns)
 
     def empty(self, empty_write_count: bool = True) -> None:

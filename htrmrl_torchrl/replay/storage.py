@@ -3,11 +3,11 @@
 ::
 
     frames    lane 0: a a a | b b b || lane 1: c c | d d d ...        one row a step: action, log-prob, advantage, ...
-    tokens    x0 x1 x2 x3 | x0 x1 x2 x3 || x0 x1 x2 | x0 x1 x2 x3 ... one row more an episode: its final token
+    tokens    x0 x1 x2 x3 | x0 x1 x2 x3 || x0 x1 x2 | x0 x1 x2 x3 ... one row more per episode: its final token
     episodes  a, b, c, d, ...                                         lane, running counter, first frame, frames
 
-Frame f of the i-th episode stands at token row f + i, because each episode before it owns one token more than frames.
-Memory is O(frames), those that may still be shown as context included, whatever the window length and the slots.
+Frame f of the i-th episode has token row f + i, because each episode has one token more than frames. Memory is
+O(frames), independent of window length and slots.
 """
 
 from typing import Any
@@ -22,30 +22,29 @@ from htrmrl_torchrl.memory.past import Scope, check_scope
 from htrmrl_torchrl.memory.windows import carry_over, final_token, make_token, window_at
 from htrmrl_torchrl.specs import MismatchError
 
-# What the token table holds already, and what only says how the rollout went on.
+# In the token table, or needed during the rollout only.
 _NOT_STORED = (keys.OBSERVATION, keys.PREV_ACTION, keys.PREV_REWARD, keys.FINAL_OBSERVATION[0], keys.CONTEXT, "next")
 _TRAINABLE, _TOKEN, _NEXT_TOKEN = "trainable", "_token", "_next_token"
 
 
 class EpisodicStorage(LazyTensorStorage):
-    """On-policy storage that knows episodes: frames are kept once, windows and contexts are rebuilt by index.
+    """On-policy storage of whole episodes; windows and contexts are rebuilt by index.
 
-    `EpisodicReplayBuffer.extend` fills it with batches ``[N, T]`` as collectors give them, one row a lane. Frames of
-    one lane stay together in time order, over several batches too. Where a batch cuts a trial, its first frames outlive
-    `EpisodicReplayBuffer.empty` as context until the trial ends; they are never trained on again. With
-    ``scope="lane"`` so do the `max_episodes` latest episodes of each lane.
+    `EpisodicReplayBuffer.extend` fills it with collected batches ``[N, T]``, one row per environment. An environment's
+    frames stay together in time order, also over several batches. If a batch cuts a trial, its frames stay as context
+    after `EpisodicReplayBuffer.empty` until the trial ends; they are not trained on again. With ``scope="lane"`` the
+    `max_episodes` latest episodes of each environment stay too.
 
     Args:
-        max_size: most frames it may hold, those kept as context included. More is an error, never an overwrite.
+        max_size: maximal number of frames, context included. More are a ValueError; nothing is overwritten.
         window: tokens T of a window.
         episodes: windows E of a context.
         scope, max_episodes: those of the `EpisodicMemory` that draws the windows.
 
     Raises:
-        ValueError: for sizes below 1, an unknown scope, a batch that would overflow it, and a context whose episodes
-            are not here.
-        MismatchError: (a ValueError) for a batch that lacks entries, is not ``[lanes, time]``, or ends episodes
-            otherwise than the memory was told.
+        ValueError: for sizes below 1, an unknown scope, and a context whose episodes are not stored.
+        MismatchError: (a ValueError) for a batch with missing entries, other axes, or other episode ends than in
+            memory.
     """
 
     def __init__(
@@ -60,10 +59,8 @@ class EpisodicStorage(LazyTensorStorage):
         self._context_only: TensorDictBase | None = None
         self._clear_index()
 
-    # --------------------------------------------------------------------------------------------------- writing
-
     def merge(self, batch: TensorDictBase) -> TensorDictBase:
-        """All frames to be held, ``[frames]`` lane by lane: ``batch`` ``[N, T]`` behind what is here of each lane."""
+        """All frames to hold, ``[frames]`` sorted by lane: those already held, then ``batch`` ``[N, T]``."""
         self._check(batch)
         after: TensorDictBase = batch.get("next")
         lane = torch.arange(len(batch), device=batch.device).view(-1, 1).expand(batch.shape)
@@ -89,23 +86,23 @@ class EpisodicStorage(LazyTensorStorage):
         return rows
 
     def set(self, cursor: Any, data: TensorDictBase, *, set_cursor: bool = True) -> None:
-        """Writes what `merge` returned, from row 0; called by the buffer's writer."""
+        """Writes the frames that `merge` returned, from row 0; called by the buffer's writer."""
         self._index(data)
         self._context_only = None
         super().set(cursor, data.exclude(_TOKEN, _NEXT_TOKEN), set_cursor=set_cursor)
-        # Columns assigned to an earlier batch say nothing about this one.
+        # Columns assigned to an earlier batch do not apply to this one.
         for key in set(self._storage.keys(True, True)) - set(data.keys(True, True)):
             del self._storage[key]
 
     def assign(self, frames: Tensor, columns: TensorDictBase) -> None:
-        """Writes further columns ``[*shape]`` (advantages, say) at the rows ``frames`` ``[*shape]``."""
+        """Writes further columns ``[*shape]`` (for example advantages) at the rows ``frames`` ``[*shape]``."""
         for key, value in columns.items(True, True):
             if key not in self._storage.keys(True, True):
                 self._storage.set(key, value.new_zeros(self.max_size, *value.shape[frames.ndim :]))
             self._storage.get(key)[frames] = value
 
     def retire(self) -> None:
-        """Turns all frames into context: readable from later frames that may see them, then gone."""
+        """Turns all frames into context, which is dropped as soon as no later frame can see it."""
         rows = self._rows()
         if rows is not None:
             self._context_only = rows.set(_TRAINABLE, torch.zeros_like(rows[_TRAINABLE]))
@@ -131,47 +128,46 @@ class EpisodicStorage(LazyTensorStorage):
         missing = [key for key in read if key not in present]
         if missing:
             raise MismatchError(
-                f"The batch lacks {missing}, what an episode's last step led to; build the collector with "
+                f"The batch lacks {missing}, the result of an episode's last step; build the collector with "
                 "compact_obs=False and keep them."
             )
         self._check_ends(batch)
 
     def _check_ends(self, batch: TensorDictBase) -> None:
-        """Refuses a batch in which the memory was told other final tokens than those that are stored here."""
+        """Refuses a batch whose final tokens differ from those that the memory received."""
         follows = (batch[keys.IS_INIT] & ~batch[keys.TRIAL_INIT])[:, 1:].squeeze(-1)
         if keys.FINAL_OBSERVATION not in batch.keys(True, True) or not bool(follows.any()):
             return
         told, stored = final_token(batch[:, 1:][follows]), make_token(batch["next"][:, :-1][follows])
         if not torch.equal(told[:, :-1], stored[:, :-1]):
             raise MismatchError(
-                "The memory was told another end of an episode than the batch holds: a transform after TrialTransform "
-                "changes observations or actions; put TrialTransform last, behind all that change them."
+                "The final tokens in the batch differ from those that the memory read: a transform after "
+                "TrialTransform changes observations or actions; put TrialTransform last, behind all that change them."
             )
 
     def _rows(self) -> TensorDictBase | None:
         if not len(self):
             return None
         token = torch.arange(len(self), device=self.tokens.device) + self.episode_of_frame
-        # A frame's successor stands in the next row: the episode's next token, or its final one.
+        # The next row holds a frame's successor: the episode's next token, or its final one.
         held = {_TOKEN: self.tokens[token], _NEXT_TOKEN: self.tokens[token + 1]}
         return self._storage[: len(self)].clone().update(held)
 
     def _continuing(self, batch: TensorDictBase) -> TensorDictBase | None:
-        """Context-only frames that ``batch`` may see."""
         if self._context_only is None:
             return None
-        # A loaded checkpoint's frames come from disk, wherever batches are stored.
+        # Frames of a loaded checkpoint are on the CPU.
         rows = self._lately(self._context_only.to(batch[keys.TRIAL_INIT].device), batch[keys.WINDOW_CURRENT][:, 0, 0])
         if self.scope == "lane":
             return rows
         goes_on = ~batch[keys.TRIAL_INIT][:, 0, 0]
-        trial = rows[keys.TRIAL_INIT].squeeze(-1).cumsum(0)  # lanes stand one after the other, so this counts trials
+        trial = rows[keys.TRIAL_INIT].squeeze(-1).cumsum(0)  # rows are sorted by lane, so this counts trials
         last = torch.zeros(len(goes_on), dtype=trial.dtype, device=trial.device)
         last = last.scatter_reduce(0, rows[keys.LANE], trial, "amax", include_self=False)
         return rows[(trial == last[rows[keys.LANE]]) & goes_on[rows[keys.LANE]]]
 
     def _lately(self, rows: TensorDictBase, counter: Tensor) -> TensorDictBase:
-        """Frames of the `max_episodes` latest episodes before those with the running numbers ``counter`` ``[N]``."""
+        """Frames of the `max_episodes` latest episodes before the episode counters ``[N]``."""
         if self.max_episodes is None:
             return rows
         return rows[rows[keys.WINDOW_CURRENT].squeeze(-1) >= counter[rows[keys.LANE]] - self.max_episodes]
@@ -182,7 +178,7 @@ class EpisodicStorage(LazyTensorStorage):
         self.episode_of_frame = torch.empty(0, dtype=torch.long)
 
     def _index(self, rows: TensorDictBase) -> None:
-        """Builds the token table ``[frames + episodes, x]`` and the table of episodes from boundary flags."""
+        """Builds the token table ``[frames + episodes, x]`` and the table of episodes."""
         lane, token = rows[keys.LANE], rows[_TOKEN]
         frame = torch.arange(len(rows), device=lane.device)
         begins = rows[keys.IS_INIT].squeeze(-1)
@@ -212,18 +208,15 @@ class EpisodicStorage(LazyTensorStorage):
             trainable=trainable,
             batch_size=[len(first)],
         )
-        # Episodes of a lane stand together and their counters are consecutive: row = counter + offset[lane].
+        # Episodes are sorted by lane and their counters are consecutive: row = counter + offset[lane].
         self._offset = torch.zeros(int(lane.max()) + 1, dtype=torch.long, device=lane.device)
         self._offset[lane[first]] = order - counter
 
-    # ------------------------------------------------------------------------------------------- checkpoints
-
     def checkpoint_state(self) -> dict[str, Tensor]:
-        """What the next batch may be shown of this one and those before it, if that begins new trials in all lanes.
+        """Context that the next batch may read, if it begins with new trials in all environments.
 
-        Returns:
-            Empty with ``scope="trial"``; else ``tokens`` ``[frames + episodes, x]`` and, ``[episodes]``, ``lane``,
-            ``counter``, ``frames`` and ``trial_init``.
+        Empty with ``scope="trial"``; else ``tokens`` ``[frames + episodes, x]`` and, ``[episodes]``, ``lane``,
+        ``counter``, ``frames`` and ``trial_init``.
         """
         rows = self._rows()
         if rows is None:
@@ -248,7 +241,7 @@ class EpisodicStorage(LazyTensorStorage):
         return {name: value.cpu() for name, value in state.items()}
 
     def load_checkpoint_state(self, state: dict[str, Tensor]) -> None:
-        """Puts back what `checkpoint_state` returned, as context only."""
+        """Restores `checkpoint_state` as context only."""
         self._context_only = None
         if not state:
             return
@@ -267,13 +260,10 @@ class EpisodicStorage(LazyTensorStorage):
         }
         self._context_only = TensorDict(columns, batch_size=[len(frame)])
 
-    # --------------------------------------------------------------------------------------------------- reading
-
     def segments(self, length: int) -> tuple[Tensor, Tensor]:
-        """Runs of at most ``length`` consecutive trainable frames of one episode, of one trial with a recurrent state.
+        """Runs of at most ``length`` consecutive trainable frames of an episode (of a trial with a recurrent state).
 
-        Returns:
-            Their first frames ``[n]`` and numbers of frames ``[n]``; only the last run of each may be shorter.
+        Returns their first frames ``[n]`` and lengths ``[n]``; only an episode's (or trial's) last run may be shorter.
         """
         if length < 1:
             raise ValueError(f"A segment of {length} frames is empty; it must be at least 1.")
@@ -284,7 +274,7 @@ class EpisodicStorage(LazyTensorStorage):
             path[1:] = begins.cumsum(0)
         zeros = torch.zeros(int(path[-1]) + 1, dtype=torch.long, device=path.device)
         trainable = zeros.index_add(0, path, self.table["trainable"])
-        # Context-only frames of a path are its beginning: the trainable ones end with it.
+        # A path begins with its context-only frames; the trainable ones are at its end.
         end = zeros.scatter_reduce(0, path, self.table["first_frame"] + self.table["frames"], "amax")
         runs = (trainable + length - 1) // length
         path = torch.arange(len(runs), device=runs.device).repeat_interleave(runs)
@@ -292,21 +282,18 @@ class EpisodicStorage(LazyTensorStorage):
         return (end - trainable)[path] + nth * length, (trainable[path] - nth * length).clamp(max=length)
 
     def contexts(self, frames: Tensor, starts: Tensor | None = None) -> TensorDictBase:
-        """The contexts that decisions at ``frames`` ``[*shape]`` saw, a tensordict ``[*shape]``.
+        """The contexts of the decisions at storage rows ``frames`` ``[*shape]``, a tensordict ``[*shape]``.
 
-        If ``frames`` is ``[n, S]`` with each row inside one episode, the past is expanded along S without a copy.
-
-        Args:
-            frames: storage rows.
-            starts: ``[*shape]``, where a segment starts from its stored state, if the batch has recurrent states; by
-                default where a frame does not follow the one before it in the last axis.
+        If each row of ``frames`` ``[n, S]`` is inside one episode, the past is expanded along S without a copy.
+        ``starts`` ``[*shape]`` marks where a segment starts from its stored recurrent state; default: where frames are
+        not consecutive.
         """
         token = frames + self.episode_of_frame[frames]
         context = self._gather(frames, token)
         return context.update(self._states_before(frames, token, starts)) if self._is_recurrent else context
 
     def final_contexts(self) -> tuple[TensorDictBase, Tensor]:
-        """The contexts that follow the last step of each episode with trainable frames, and the rows of those steps."""
+        """Contexts after the last step of each episode with trainable frames, and the rows of those steps."""
         table = self.table[self.table["trainable"] > 0]
         last = table["first_frame"] + table["frames"] - 1
         context = self._gather(last, last + self.episode_of_frame[last] + 1)
@@ -322,7 +309,7 @@ class EpisodicStorage(LazyTensorStorage):
         return self._storage.get(keys.RECURRENT).exclude(keys.RECURRENT_BEGINS[1])[frames]
 
     def _states_before(self, frames: Tensor, token: Tensor, starts: Tensor | None) -> TensorDict:
-        """What a recurrent context has besides: the state before each frame and the token that entered there."""
+        """What a recurrent context adds: the state before each frame and the token read there."""
         begins = self._storage.get(keys.RECURRENT_BEGINS)[frames]  # [*shape, 1]
         before = (frames - 1).clamp(min=0)
         lane = self._storage.get(keys.LANE)
@@ -335,7 +322,7 @@ class EpisodicStorage(LazyTensorStorage):
             starts = torch.ones_like(frames, dtype=torch.bool)
             starts[..., 1:] = frames[..., 1:] != frames[..., :-1] + 1
         action_dim = self._storage.get(keys.ACTION).shape[-1]
-        # The row before an episode's first token holds the final token of the lane's episode before.
+        # The row before an episode's first token holds the previous episode's final token.
         entering = carry_over(self.tokens[token], self.tokens[token - 1], action_dim=action_dim)
         goes_on = self._storage.get(keys.IS_INIT)[frames] & ~begins
         return TensorDict(
@@ -363,7 +350,7 @@ class EpisodicStorage(LazyTensorStorage):
         row = torch.where(slot_mask, row, 0)
         known = (row >= 0) & (row < len(self.table))
         counter, lane = (self.table[name][row * known] for name in ("counter", "lane"))
-        # The row before a lane's first one is another lane's, perhaps with the same counter.
+        # The row before a lane's first one is another lane's and may have the same counter.
         known &= (counter == drawn) & (lane == self.table["lane"][episode].unsqueeze(-1))
         if not bool((known | ~slot_mask).all()):
             raise ValueError(
@@ -385,7 +372,7 @@ class EpisodicStorage(LazyTensorStorage):
 
 
 def _with_columns_of(rows: TensorDictBase, held: TensorDictBase) -> TensorDictBase:
-    """``held`` with exactly the columns of ``rows``; zeros where it lacks one, as frames from a checkpoint do."""
+    """``held`` with exactly the columns of ``rows``; missing ones (in frames from a checkpoint) are zero."""
     columns = {
         key: held.get(key, None) if key in held.keys(True, True) else value.new_zeros(len(held), *value.shape[1:])
         for key, value in rows.items(True, True)

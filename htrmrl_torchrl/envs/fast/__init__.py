@@ -1,12 +1,12 @@
-"""Meta-World's simulators, several times as fast, bit for bit the same.
+"""Meta-World's simulators with bit-identical results, several times as fast.
 
-| file | its idea |
+| file | content |
 |---|---|
-| ``simulator.py`` | a subclass of each task's class with a step, a reset and an observation of its own |
-| ``rebuild.py`` | the task's own reward code, looking up other globals |
+| ``simulator.py`` | a subclass of each task's class with its own step, reset and observation |
+| ``rebuild.py`` | the task's own reward code, run with other globals |
 | ``lean.py`` | those globals: numpy, scipy's Rotation and ``reward_utils`` for three numbers instead of arrays |
-| ``views.py`` | MuJoCo data whose named accessors are looked up once |
-| ``hand.py`` | the hand's first pose, remembered under everything that it follows from |
+| ``views.py`` | MuJoCo data with cached named accessors |
+| ``hand.py`` | a cache of the hand's initial pose |
 """
 
 from htrmrl_torchrl.envs.fast.simulator import fast_simulator

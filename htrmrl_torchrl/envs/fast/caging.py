@@ -1,9 +1,4 @@
-"""Meta-World's caging reward in plain floats.
-
-``SawyerXYZEnv._gripper_caging_reward`` is the longest computation that many rewards share, all of it on two or three
-numbers. The dot products stay numpy's (its BLAS may fuse multiplication and addition), and the gripper's command stays
-the float32 that it is, so the bits stay the same.
-"""
+"""Meta-World's caging reward (``SawyerXYZEnv._gripper_caging_reward``) in plain floats."""
 
 import math
 from typing import Any
@@ -28,7 +23,10 @@ def gripper_caging_reward(
     high_density: bool = False,
     medium_density: bool = False,
 ) -> float:
-    """As the official one, argument by argument; its comments explain the idea."""
+    """The official function's arguments and result, bit for bit; its comments explain the idea.
+
+    Dot products stay numpy's (its BLAS may fuse multiply and add), and the gripper's command stays float32.
+    """
     if high_density and medium_density:
         raise ValueError("Can only be either high_density or medium_density")
     x, y, z = obj_pos.tolist()

@@ -1,9 +1,8 @@
-"""Where the hand arrives when an episode starts, remembered.
+"""A cache of the simulation state after the hand has moved to its initial pose.
 
-Each reset drives the hand to its first pose in 250 physics steps, twice, and nearly always from the same state to the
-same result. The result is kept under *everything* it follows from, so that a hit holds the bits that the steps would
-have given: the class, the whole integration state before, the hand's destination, and the model's arrays that tasks
-change (``tests/envs/fast/test_hand.py`` checks that no other array of the model changes).
+Each reset moves the hand in 250 physics steps, twice, nearly always from the same state. The key holds everything that
+determines the result, so a hit is bit-identical: the class, the integration state before, the hand's destination, and
+the model's arrays that tasks change (``tests/envs/fast/test_hand.py`` checks that no other array changes).
 """
 
 from collections import OrderedDict
@@ -26,51 +25,47 @@ _CAPACITY = 256  # per class; one entry is about 20 kB
 
 @dataclass(frozen=True)
 class Snapshot:
-    """One state of the simulation, with the poses last computed."""
+    """One simulation state and the last computed poses."""
 
     state: npt.NDArray[np.float64]
     poses: tuple[npt.NDArray[np.float64], ...]
 
     @classmethod
     def take(cls, model: Any, data: Any) -> "Snapshot":
-        """A copy of the present."""
         return cls(integration_state(model, data), tuple(getattr(data, name).copy() for name in _POSES))
 
     def restore(self, model: Any, data: Any) -> None:
-        """Put the copy back."""
         mujoco.mj_setState(model, data, self.state, _STATE)
         for name, pose in zip(_POSES, self.poses, strict=True):
             getattr(data, name)[:] = pose
 
 
 class HandCache:
-    """Snapshots by everything that decides them, the least recently used dropped first."""
+    """Least-recently-used cache of snapshots."""
 
     def __init__(self) -> None:
         self._snapshots: OrderedDict[tuple[Any, ...], Snapshot] = OrderedDict()
 
     def find(self, key: tuple[Any, ...]) -> Snapshot | None:
-        """The snapshot under ``key``, if there is one."""
         snapshot = self._snapshots.get(key)
         if snapshot is not None:
             self._snapshots.move_to_end(key)
         return snapshot
 
     def keep(self, key: tuple[Any, ...], snapshot: Snapshot) -> None:
-        """Remember one more."""
         self._snapshots[key] = snapshot
         if len(self._snapshots) > _CAPACITY:
             self._snapshots.popitem(last=False)
 
 
 def hand_key(model: Any, data: Any, destination: npt.NDArray[np.float64], steps: int) -> tuple[Any, ...]:
-    """Everything, the class apart, that decides where ``_reset_hand`` ends."""
+    """Everything, except the class, that determines the result of ``_reset_hand``."""
     mutable = tuple(getattr(model, name).tobytes() for name in MUTABLE_MODEL)
     return (*mutable, integration_state(model, data).tobytes(), destination.tobytes(), steps)
 
 
 def integration_state(model: Any, data: Any) -> npt.NDArray[np.float64]:
-    """Everything that decides the simulation's future, in MuJoCo's order: time, qpos, qvel, ..., warm start, mocap."""
+    """MuJoCo's full integration state: time, qpos, qvel, ..., warm start, mocap."""
     state = np.empty(mujoco.mj_stateSize(model, _STATE))
     mujoco.mj_getState(model, data, state, _STATE)
     return state

@@ -1,9 +1,8 @@
-"""Stand-ins for what Meta-World's rewards and observations call most, with the same results and the same types.
+"""Faster versions of the functions that Meta-World's rewards and observations call most, with identical results.
 
-NumPy, scipy and Meta-World's ``reward_utils`` serve arrays of any shape; a step calls them with three numbers or one.
-Each stand-in handles that case with the same floating-point operations in the same order and hands the rest to the
-original. Types matter too: a Python float times a float32 action is a float32, a ``numpy.float64`` times one is not, so
-what was a ``numpy.float64`` stays one.
+The originals serve arrays of any shape; a step calls them with one or three numbers. Each function here handles that
+case with the same floating-point operations in the same order and passes the rest on to the original. Types are kept
+too: a Python float times a float32 action is a float32, but a ``numpy.float64`` times one is not.
 """
 
 import math
@@ -19,7 +18,7 @@ _ADJACENT = (8,)  # strides of a vector of float64 without gaps
 
 
 class _LeanNumpy:
-    """``numpy``, except for the functions below."""
+    """``numpy`` with the functions below replaced."""
 
     def __init__(self) -> None:
         self.linalg = SimpleNamespace(norm=_norm)
@@ -53,17 +52,14 @@ class _LeanNumpy:
 
 
 def _norm(x: Any, ord: int | None = None) -> Any:
-    """``numpy.linalg.norm``: for a vector, numpy takes the square root of its dot product with itself."""
+    """``numpy.linalg.norm``, which for a vector is the square root of its dot product with itself."""
     if type(x) is np.ndarray and x.dtype is _FLOAT64 and x.strides == _ADJACENT and (ord is None or ord == 2):
         return np.float64(math.sqrt(x.dot(x)))
     return np.linalg.norm(x, ord=ord)
 
 
 class _Rotation:
-    """``scipy``'s Rotation as Meta-World uses it: ``Rotation.from_matrix(m).as_quat()``.
-
-    scipy first checks that the matrix is a rotation to within 1e-12, which MuJoCo's are.
-    """
+    """scipy's ``Rotation.from_matrix(m).as_quat()``, without its check that m is a rotation."""
 
     def __init__(self, matrix: npt.NDArray[np.float64]) -> None:
         self._matrix = matrix
@@ -71,7 +67,7 @@ class _Rotation:
     from_matrix = classmethod(lambda cls, matrix: cls(matrix))
 
     def as_quat(self) -> npt.NDArray[np.float64]:
-        """Scalar last; scipy's branch for the largest of diagonal and trace, then its normalisation."""
+        """Scalar last: scipy's branch for the largest of diagonal and trace, then its normalisation."""
         (m00, m01, m02), (m10, m11, m12), (m20, m21, m22) = self._matrix.tolist()
         trace = m00 + m11 + m22
         largest = max(m00, m11, m22, trace)
@@ -94,7 +90,7 @@ def _tolerance(
     sigmoid: Any = "gaussian",
     value_at_margin: float = 0.1,
 ) -> Any:
-    """``reward_utils.tolerance`` for one number and the two sigmoids that Meta-World's rewards use."""
+    """``reward_utils.tolerance`` for one number and the two sigmoids of Meta-World's rewards."""
     plain = (type(x) is float or type(x) is np.float64) and sigmoid in _SCALES and value_at_margin == 0.1
     if not plain or not margin > 0:
         return official_rewards.tolerance(x, bounds, margin, sigmoid, value_at_margin)
@@ -110,7 +106,7 @@ def _tolerance(
     return np.exp(-0.5 * scaled**2).item()
 
 
-# Factors of the distance, in margins, where a sigmoid is 0.1 at one margin, as it is in all of Meta-World's rewards.
+# Scale of the distance in margins; all of Meta-World's rewards have sigmoids that are 0.1 at one margin.
 _SCALES = {"long_tail": np.sqrt(1 / 0.1 - 1).item(), "gaussian": np.sqrt(-2 * np.log(0.1)).item()}
 
 lean_numpy = _LeanNumpy()

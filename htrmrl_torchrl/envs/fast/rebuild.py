@@ -1,8 +1,4 @@
-"""The same methods, looking up other globals.
-
-A Python function is code plus the dictionary in which it looks up ``np`` or ``reward_utils``. Running Meta-World's own
-code over a dictionary with the lean stand-ins leaves its rewards untouched and every class and module as it was.
-"""
+"""Meta-World's methods, run with other globals (the dictionary in which a function looks up ``np``)."""
 
 import inspect
 import sys
@@ -26,7 +22,7 @@ _STAND_INS = {
 
 
 def fast_class(official: Any, mixin: Any) -> Any:
-    """A subclass of one of Meta-World's classes: methods of ``mixin`` first, then rebuilt ones, then inherited ones."""
+    """A subclass of a Meta-World class: methods of ``mixin`` come first, then rebuilt ones, then inherited ones."""
     shared = {"_hand_cache": HandCache(), "_gripper_caging_reward": gripper_caging_reward}
     rebuilt = type(official.__name__, (mixin, official), shared)
     scope = _lean_globals(official, rebuilt)
@@ -37,13 +33,13 @@ def fast_class(official: Any, mixin: Any) -> Any:
 
 
 def _lean_globals(official: type, rebuilt: type) -> dict[str, Any]:
-    """What the rebuilt methods look up; a class that calls its own static methods by name finds the rebuilt class."""
+    """Globals of the rebuilt methods. A class that calls its static methods by its own name gets the rebuilt class."""
     scope = vars(sys.modules[official.__module__])
     return {name: rebuilt if value is official else _STAND_INS.get(id(value), value) for name, value in scope.items()}
 
 
 def _rebuild(member: Any, scope: dict[str, Any]) -> Any:
-    """``member`` of a class body over other globals; None for what holds no function."""
+    """``member`` of a class body with other globals; None if it holds no function."""
     if isinstance(member, staticmethod):
         return staticmethod(_rebuild(member.__func__, scope))
     if isinstance(member, property):
@@ -51,7 +47,7 @@ def _rebuild(member: Any, scope: dict[str, Any]) -> Any:
     if not isinstance(member, FunctionType):
         return None
     checked = inspect.getclosurevars(member).nonlocals.get("func")
-    if checked is not None:  # assert_task_is_set(func), of which the task is always set here
+    if checked is not None:  # the decorator assert_task_is_set; here the task is always set
         member = checked
     twin = FunctionType(member.__code__, scope, member.__name__, member.__defaults__, member.__closure__)
     twin.__kwdefaults__ = member.__kwdefaults__

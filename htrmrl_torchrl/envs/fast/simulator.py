@@ -1,7 +1,4 @@
-"""Meta-World's simulators with the same results for less time.
-
-A :func:`fast_simulator` is an instance of a *subclass* of the official class; no class or module of Meta-World changes.
-"""
+"""Fast Meta-World simulators as subclasses of the official classes, which are not changed."""
 
 import copy
 import math
@@ -24,7 +21,7 @@ _FRAME = 18  # numbers of one frame; an observation is this frame, the one befor
 
 
 def fast_simulator(name: str) -> Any:
-    """A simulator of the Meta-World task ``name`` that computes what the official one does, several times as fast."""
+    """A simulator of the Meta-World task ``name``: the official one's results, several times as fast."""
     return _class_of(name)()
 
 
@@ -34,14 +31,14 @@ def _class_of(name: str) -> Any:
 
 
 class FastSawyer(SawyerXYZEnv):
-    """What is overridden of ``SawyerXYZEnv``, in front of a task's own class."""
+    """Methods that replace those of ``SawyerXYZEnv``, placed before a task's own class."""
 
     _hand_cache: HandCache  # of the class, so that all simulators of a task share what each has computed
     _stepped_to: tuple[bytes, bytes] | None = None  # the state that the last step ended in; none since a reset
 
     @property
     def tcp_center(self) -> npt.NDArray[np.float64]:
-        """Between the fingertips; rewards ask for it several times a step."""
+        """Between the fingertips; rewards read it several times a step."""
         right, left = self._fingertips
         return (right + left) / 2.0  # type: ignore[no-any-return]
 
@@ -57,16 +54,16 @@ class FastSawyer(SawyerXYZEnv):
         return model, data
 
     def set_goal(self, rand_vec: npt.NDArray[np.float64]) -> None:
-        """``set_task`` without its pickles: what the next resets place object and target by."""
+        """``set_task`` without its pickles: the goal vector of the next resets."""
         self._set_task_called = self._freeze_rand_vec = True
         self._last_rand_vec = rand_vec.copy()
 
     def reset(self, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
-        """As the official one, which sets the model twice: its first pass moves bodies that the second one meets.
+        """As the official one, which resets the model twice: the first pass moves bodies that affect the second.
 
-        The first pass starts from the cleared state, too; from wherever the last episode ended it would never be found
-        again. What outlives that pass follows from the goal alone, but for one thing that nothing reads: how high the
-        goal marker of push and push-back is drawn until the first step.
+        Here the first pass also starts from the cleared state, so that the cache can find it. The result depends on the
+        goal alone (but for one unused value, the drawn height of push's and push-back's goal marker before the first
+        step).
         """
         self.curr_path_length, self._stepped_to = 0, None
         mujoco.mj_resetData(self.model, self.data)
@@ -78,7 +75,6 @@ class FastSawyer(SawyerXYZEnv):
         return observation, {}
 
     def step(self, action: npt.NDArray[np.float32]) -> tuple[Any, Any, bool, bool, dict[str, Any]]:
-        """As the official one."""
         if self.curr_path_length >= self.max_path_length:
             raise ValueError("You must reset the env manually once truncate==True")
         self._simulate(action)
@@ -91,10 +87,9 @@ class FastSawyer(SawyerXYZEnv):
         return observation, reward, False, self.curr_path_length == self.max_path_length, info
 
     def _simulate(self, action: npt.NDArray[np.float32]) -> None:
-        """Move the mocap body, close or open the gripper, and let five physics steps pass.
+        """Move the mocap body and the gripper, and run five physics steps.
 
-        Left out: ``mj_rnePostConstraint``, whose forces nothing reads, and moving the target sites, which
-        ``mj_forward`` computes again.
+        Omits ``mj_rnePostConstraint`` (its forces are not read) and moving the target sites (``mj_forward`` does it).
         """
         offset = np.minimum(np.maximum(action[:3], -_ONES), _ONES) * self.action_scale
         moved = np.maximum(self._mocap_pos + offset, self.mocap_low)
@@ -114,7 +109,7 @@ class FastSawyer(SawyerXYZEnv):
         return self._qpos.tobytes(), self._qvel.tobytes()
 
     def _is_tame(self) -> bool:
-        """Whether no position or velocity comes near 1e10, beyond which ``mj_step`` begins by resetting everything."""
+        """Whether all positions and velocities are far below 1e10, beyond which ``mj_step`` resets the simulation."""
         return bool(self._qpos.dot(self._qpos) + self._qvel.dot(self._qvel) < 1e20)
 
     def _get_obs(self) -> npt.NDArray[np.float64]:
@@ -152,7 +147,7 @@ class FastSawyer(SawyerXYZEnv):
             super()._reset_hand(0)  # what it does besides stepping
 
     def touching_object(self, object_geom_id: int) -> bool:
-        """As the official one, reading all contacts at once instead of one object per contact."""
+        """As the official one, but reads all contacts at once."""
         contact = self.data.contact
         geoms = contact.geom.tolist()  # [contacts, 2]
         touching = [index for index, pair in enumerate(geoms) if object_geom_id in pair]
@@ -167,10 +162,10 @@ class FastSawyer(SawyerXYZEnv):
 
 
 def _first_step(model: Any, data: Any) -> None:
-    """``mj_step`` where ``mj_forward`` has just been called for this state and only mocap and control have changed.
+    """``mj_step`` right after an ``mj_forward`` of this state, when only mocap and control have changed since.
 
-    What they can't change is left as it is: centres of mass, inertias, contacts (the mocap body's geom collides with
-    nothing), gravity and friction. What depends on them is computed in the order of MuJoCo's own ``mj_step``.
+    Skips what they cannot change: centres of mass, inertias, contacts (the mocap geom has no collisions), gravity and
+    friction. The rest follows the order of ``mj_step``.
     """
     mujoco.mj_kinematics(model, data)
     mujoco.mj_makeConstraint(model, data)
@@ -181,5 +176,5 @@ def _first_step(model: Any, data: Any) -> None:
 
 @cache
 def _compiled_model(path: str) -> Any:
-    """Compiled once and copied for each simulator: compiling takes ten times as long as copying."""
+    """Compiled once and copied for each simulator: copying is ten times as fast."""
     return mujoco.MjModel.from_xml_path(path)

@@ -1,8 +1,4 @@
-"""MuJoCo data whose named accessors are looked up once.
-
-``data.body("hand").xpos`` searches the name, builds an accessor and then a view of MuJoCo's memory. Both stay valid as
-long as the data lives, and Meta-World asks for the same few names at every step.
-"""
+"""MuJoCo data with cached named accessors, because Meta-World reads the same few names at every step."""
 
 from collections.abc import Callable
 from typing import Any
@@ -11,7 +7,7 @@ import mujoco
 
 
 class NamedData(mujoco.MjData):
-    """``mujoco.MjData`` for which ``body``, ``geom``, ``site`` and ``joint`` remember what they answered.
+    """``mujoco.MjData`` whose ``body``, ``geom``, ``site`` and ``joint`` cache their accessors.
 
     Example:
         >>> xml = '<mujoco><worldbody><body name="a" pos="1 2 3"/></worldbody></mujoco>'
@@ -27,7 +23,7 @@ class NamedData(mujoco.MjData):
     def __init__(self, model: mujoco.MjModel) -> None:
         super().__init__(model)
         for kind in ("body", "geom", "site", "joint"):
-            # A bound method of the table itself hides the slow one of the class: no Python frame per look-up.
+            # The table's bound method hides the slow one of the class and costs no Python frame per call.
             setattr(self, kind, _Table(getattr(super(), kind)).__getitem__)
 
 
@@ -44,7 +40,7 @@ class _Table(dict[str, "_Live"]):
 
 
 class _Live:
-    """One accessor; each attribute is fetched once and is then a live view, and setting it writes into that view."""
+    """One accessor. Reading an attribute caches a live view; setting it writes into that view."""
 
     def __init__(self, accessor: Any) -> None:
         self.__dict__["_accessor"] = accessor
