@@ -13,14 +13,13 @@ if TYPE_CHECKING:
 
 
 def plot_adaptation(reports: Mapping[str, EvaluationReport]) -> "Figure":
-    """Success (or return) by episode of the trial, one line per report; where adaptation ends, a dotted line.
+    """Success (or return) by episode of the trial, one line per report; a dotted line marks the end of adaptation.
 
     Args:
         reports: by label.
 
-    Raises:
-        ProtocolMismatchError: unless all were made in the same way.
-        ValueError: for the protocol ``metaworld``, which knows no episodes.
+    Raises ProtocolMismatchError unless all reports are comparable, and ValueError for the protocol ``metaworld``, which
+    reports no episodes.
     """
     first = _comparable(reports)
     if first.success.shape[-1] != first.protocol.episodes:
@@ -42,13 +41,12 @@ def plot_adaptation(reports: Mapping[str, EvaluationReport]) -> "Figure":
 
 
 def plot_tasks(reports: Mapping[str, EvaluationReport]) -> "Figure":
-    """Success (or return) by task, bars side by side, with 95% intervals over goals.
+    """Success (or return) by task, one bar per report, with 95% intervals over goals.
 
     Args:
         reports: by label.
 
-    Raises:
-        ProtocolMismatchError: unless all were made in the same way.
+    Raises ProtocolMismatchError unless all reports are comparable.
     """
     first = _comparable(reports)
     names = [*first.task_success(), "all tasks"]
@@ -91,7 +89,6 @@ def _axes(width: float = 6.4) -> tuple["Figure", "Axes"]:
 
 
 def _legend(figure: "Figure") -> None:
-    """Above the title, where it covers no bar and no line."""
     figure.legend(loc="outside upper right", ncols=3, frameon=False)
 
 

@@ -1,7 +1,7 @@
 """Figures of attention: by head, through a trial, around the first success, and on retrieved windows.
 
-Each function draws one figure from recordings by label (``{"trained": ..., "untrained": ...}``): a trained network
-beside an untrained one of the same sizes, the null picture.
+Recordings come by label (``{"trained": ..., "untrained": ...}``): an untrained network of the same sizes is the
+control.
 """
 
 from collections.abc import Mapping, Sequence
@@ -41,11 +41,11 @@ Recordings = Mapping[str, Recording]
 
 @styled
 def plot_trials(recordings: Recordings, *, titles: Mapping[str, Sequence[str]], count: int = 3) -> "Figure":
-    """Attention through a trial: each column of pixels is a decision, each row an episode that its memory shows.
+    """Attention through a trial: each pixel column is a decision, each row an episode in memory.
 
     Args:
         titles: of each trial, by label.
-        count: trials, one of each task as far as there are so many, those with a late first success first.
+        count: number of trials, chosen by `telling_trials`.
     """
     count = min(count, *(len(recording.task) for recording in recordings.values()))
     figure, rows = grid(count, len(recordings), width=5.2, height=2.5)
@@ -77,7 +77,7 @@ def plot_trials(recordings: Recordings, *, titles: Mapping[str, Sequence[str]], 
 
 
 def telling_trials(recording: Recording, *, count: int) -> list[int]:
-    """Trials worth showing: of different tasks (or goals), first those that fail at first and succeed later."""
+    """Indices of trials of different tasks (or goals); those that fail first and succeed later come first."""
     first = recording.success.int().argmax(1)
     late = recording.success.any(1) & (first > 0)
     order = sorted(range(len(first)), key=lambda n: (not late[n], not recording.success[n].any(), n))
@@ -93,7 +93,7 @@ def telling_trials(recording: Recording, *, count: int) -> list[int]:
 
 @styled
 def plot_around_success(recordings: Recordings) -> "Figure":
-    """What is looked at before and after the first success; dashed: if all windows were looked at alike."""
+    """Attention before and after the first success; dashed: uniform attention."""
     figure, (row,) = grid(1, len(recordings), width=5.0, height=3.6)
     for axes, (label, recording) in zip(row, recordings.items(), strict=True):
         around = around_first_success(recording)
@@ -119,7 +119,7 @@ def plot_around_success(recordings: Recordings) -> "Figure":
 
 @styled
 def plot_heads(recordings: Recordings) -> "Figure":
-    """Evenness of each head's attention (entropy over that of looking at all places alike), of both levels."""
+    """Relative entropy of each head's attention, for both levels."""
     levels = {"intra: within the window": window_entropy, "inter: over windows": slot_entropy}
     drawn: dict[str, dict[str, Tensor]] = {}
     for name, entropy in levels.items():
@@ -143,7 +143,7 @@ def plot_heads(recordings: Recordings) -> "Figure":
 
 @styled
 def plot_maps(recording: Recording, *, trial: int) -> "Figure":
-    """The whole attention of both levels in a trial's last decision, by layer and head: rows are queries."""
+    """Attention maps of both levels in a trial's last decision, by layer and head; rows are queries."""
     levels: dict[str, Tensor] = {}
     if recording.last.window_attention is not None:
         levels["intra"] = recording.last.window_attention[trial]
@@ -167,7 +167,7 @@ def plot_maps(recording: Recording, *, trial: int) -> "Figure":
 
 @styled
 def plot_retrieval(recording: Recording, retrieved: Mapping[str, Retrieved], *, trial: int, window: int) -> "Figure":
-    """The rewards of a trial's past episodes, and on them the windows that each strategy shows, by attention."""
+    """The rewards of a trial's past episodes, overlaid with each strategy's windows, coloured by attention."""
     from matplotlib.patches import Rectangle
 
     episodes = max([1, *(e + 1 for one in retrieved.values() for e, _ in one.windows)])

@@ -1,7 +1,6 @@
-"""Warning signs of a run, at most one line for each. The thresholds are rules of thumb.
+"""Warning signs of a run, at most one line each. The thresholds are rules of thumb.
 
-Untrained networks show two of the signs, uniform attention and windows with equal embeddings; so these count after
-`WARM_UP` only.
+Untrained networks also show uniform attention and equal window embeddings, so these count only after `WARM_UP`.
 """
 
 from collections.abc import Mapping
@@ -18,12 +17,12 @@ FALLING = 0.2  # fall of the held-out success over all tasks below its best
 def warning_signs(
     metrics: Mapping[str, float], *, best_val_success: float, share_of_run: float = 1.0
 ) -> dict[str, str]:
-    """One line for each sign that `metrics` show, by the sign's name.
+    """One line for each sign in `metrics`, by the sign's name.
 
     Args:
-        metrics: of one evaluation, by the names of the README's glossary.
+        metrics: of one evaluation, named as in the README's glossary.
         best_val_success: the best ``eval/val_success`` so far.
-        share_of_run: how much of the run has passed, 0 to 1.
+        share_of_run: completed share of the run, 0 to 1.
 
     Example:
         >>> warning_signs({"memory/duplicates": 0.75}, best_val_success=0.0)["saturated memory"]

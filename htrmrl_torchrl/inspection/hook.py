@@ -12,8 +12,7 @@ from htrmrl_torchrl.encoders.contract import ContextEncoder, Inside
 def watch(encoder: ContextEncoder) -> Iterator[list[Inside]]:
     """Collects an `Inside` for each call of ``encoder`` while the ``with`` block runs.
 
-    The encoder's output stays the same bit for bit; attention is computed separately, from the same context. Encoders
-    without attention show their vectors alone.
+    The encoder's output does not change: attention is computed separately from the same context.
 
     Example:
         >>> from htrmrl_torchrl import make_env

@@ -1,4 +1,4 @@
-"""What each window strategy would have shown of the same trial, and where the network would have looked."""
+"""Windows that each strategy would draw from the same trial, and the network's attention on them."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -31,15 +31,14 @@ class Retrieved:
 def retrieve(
     encoder: HierarchicalEncoder, recording: Recording, *, trial: int, episode: int, seed: int = 0
 ) -> dict[str, Retrieved]:
-    """For each strategy by name: what an episode of a recorded trial would see of the ones before it.
+    """By strategy name: what an episode of a recorded trial would see of the earlier ones.
 
     Args:
         encoder: with an upper level.
         trial, episode: of the recording.
         seed: of the draws.
 
-    Raises:
-        ValueError: if the encoder sees one window only.
+    Raises ValueError if the encoder sees one window only.
     """
     if not encoder.remembers:
         raise ValueError("This encoder sees the present alone, so that nothing is retrieved; it needs episodes >= 2.")
@@ -61,7 +60,7 @@ def retrieve(
 
 
 def _past(encoder: HierarchicalEncoder, tokens: Tensor, episode: int) -> PastEpisodes:
-    """What a strategy is told of a trial ``[K, H + 1, x]`` when its ``episode`` begins."""
+    """Input of a strategy for a trial ``[K, H + 1, x]`` at the start of its ``episode``."""
 
     @torch.no_grad()
     def embed(windows: Sequence[Window]) -> Array:
@@ -82,7 +81,7 @@ def _past(encoder: HierarchicalEncoder, tokens: Tensor, episode: int) -> PastEpi
 
 
 def _windows(encoder: HierarchicalEncoder, tokens: Tensor, windows: Sequence[Window]) -> tuple[Tensor, Tensor]:
-    """Tokens ``[n, T, x]`` and mask ``[n, T]``, as the memory cuts them."""
+    """Tokens ``[n, T, x]`` and mask ``[n, T]``, cut as in the memory."""
     length = tokens.shape[1]
     first = [e * length + start for e, start in windows]
     newest = [e * length + min(start + encoder.window, length) - 1 for e, start in windows]
@@ -91,7 +90,7 @@ def _windows(encoder: HierarchicalEncoder, tokens: Tensor, windows: Sequence[Win
 
 
 def _context(encoder: HierarchicalEncoder, tokens: Tensor, episode: int, drawn: Sequence[Window]) -> TensorDict:
-    """Of the last decision of an episode that sees ``drawn``, ``[1]``."""
+    """Context ``[1]`` of an episode's last decision that sees the windows ``drawn``."""
     length, slots = tokens.shape[1], encoder.episodes - 1
     # The last token but one is the last that is acted on.
     first = torch.tensor([episode * length], device=tokens.device)

@@ -1,4 +1,4 @@
-"""What a training run saves at the boundary between two iterations, and how it goes on from there."""
+"""Checkpoints of a training run, taken between two iterations, and how a run continues from them."""
 
 import errno
 import os
@@ -33,7 +33,7 @@ class Resumable(Protocol):
 
 
 class _RandomStreams:
-    """The global random streams; those of GPUs are left out where their number is another one."""
+    """The global random streams; GPU streams are reseeded if the number of GPUs differs."""
 
     def state_dict(self) -> dict[str, Any]:
         return GlobalRNGState().state_dict()
@@ -48,7 +48,7 @@ class _RandomStreams:
 
 
 class _Marked:
-    """The state that something had at the last boundary, under the names that `torchrl.checkpoint` looks for."""
+    """The state of a component at the last `mark`, with the method names of `torchrl.checkpoint`."""
 
     def __init__(self, read: Callable[[], Any], load: Callable[[Any], object]) -> None:
         self._read, self.load_state_dict = read, load
@@ -70,7 +70,7 @@ def _resumed(owner: Resumable) -> _Marked:
 
 
 def _copied(value: Any) -> Any:
-    """As `copy.deepcopy`, but quicker, since it happens in every iteration: only tensors and containers can change."""
+    """A faster `copy.deepcopy` for every iteration: only tensors and containers can change."""
     if isinstance(value, torch.Tensor):
         return value.detach().clone()
     if isinstance(value, Mapping):
@@ -83,21 +83,18 @@ def _copied(value: Any) -> Any:
 class RunCheckpoints:
     """The ``checkpoints/`` folder of a run: the latest few, and the best one on ``val``.
 
-    `mark` copies, in memory, where the run stands between two iterations; `save` writes what was marked. So the
-    beginning of an iteration can be saved at any time in it.
-
-    A file appears under its name when all of it is on the disk: a kill leaves whole files, and at most a hidden folder
-    that the next `rewind` or `save` removes. Only files that have the names written here, ``step-<frames>.torchrl`` and
-    ``best-<frames>.torchrl``, are read or removed.
+    `mark` copies the state between two iterations in memory; `save` writes that copy, at any later time. A file gets
+    its name after all of it is on disk: a killed process leaves at most a hidden folder, which the next `rewind` or
+    `save` removes. Only ``step-<frames>.torchrl`` and ``best-<frames>.torchrl`` are read or removed.
 
     Args:
-        folder: created with the first checkpoint, and never again: a run whose folder was moved away stops saving.
+        folder: created with the first checkpoint only: a run whose folder was moved away stops saving.
         keep: how many of the latest stay.
         agent: JSON-compatible arguments of `build_networks`, which make a checkpoint self-contained.
         config: the resolved configuration.
-        progress: restored in place. What a checkpoint says must be of the same kinds.
-        actor, critic, optimizer, rewards: what is trained, and the unit of its rewards.
-        env, memory: whose streams and counters continue; a foreign environment (``None``) begins anew.
+        progress: restored in place; its fields must have the same types in a checkpoint.
+        actor, critic, optimizer, rewards: what is trained, and the reward normaliser.
+        env, memory: whose streams and counters continue; a foreign environment (``None``) starts anew.
         storage: whose frames later trials may still see (``scope="lane"``); else ``None``.
     """
 
@@ -139,20 +136,16 @@ class RunCheckpoints:
         self._saved: Path | None = None  # where the marked boundary is on disk
 
     def mark(self) -> None:
-        """Remember the present, a boundary between two iterations, for `save` and `save_best`.
-
-        Raises:
-            RuntimeError: in the middle of a trial.
-        """
+        """Copy the current state for `save` and `save_best`. Raises RuntimeError in the middle of a trial."""
         for component in self._marked.values():
             component.mark()
         self._marked_progress |= asdict(self._progress)
         self._saved = None
 
     def save(self) -> Path:
-        """Saves the marked boundary, unless it is on disk already; older ones beyond `keep` go.
+        """Writes the marked state, unless it is on disk already, and removes older ones beyond `keep`.
 
-        Raises OSError if it could not be written, for example to a full disk; what was saved before stays.
+        Raises OSError if it cannot be written, for example to a full disk; older checkpoints stay.
         """
         if self._saved is None:
             self._saved = self._write("step", {})
@@ -160,16 +153,15 @@ class RunCheckpoints:
         return self._saved
 
     def save_best(self, val_success: float) -> None:
-        """Saves the marked boundary as the best one, in the place of the one before. Raises OSError as `save` does."""
+        """Writes the marked state in place of the previous best one. Raises OSError as `save` does."""
         self._write("best", {"val_success": val_success})
         self._prune("best", 1)
 
     def restore(self, path: Path) -> None:
-        """Puts everything back to where it was at `path`; the global random state last, after what might draw.
+        """Loads the state at `path`; the global random state last, because loading may draw.
 
-        Raises:
-            FileNotFoundError: if there is nothing at `path`.
-            ValueError: if it is damaged, no checkpoint, one of other networks, or an agent alone (`export_agent`).
+        Raises FileNotFoundError if there is nothing at `path`, and ValueError for a damaged file, one of other
+        networks, or an exported agent, which has no optimizer.
         """
         states = read_states(path)
         if missing := sorted({*self._marked} - {*states}):
@@ -191,9 +183,9 @@ class RunCheckpoints:
         self._marked_progress |= asdict(self._progress)
 
     def rewind(self) -> None:
-        """Makes the marked boundary the latest: removes what another continuation of the run saved beyond it.
+        """Makes the marked state the latest: removes checkpoints with more frames.
 
-        Raises OSError if the boundary could not be written; then nothing is removed.
+        Raises OSError if it cannot be written; then nothing is removed.
         """
         self._saved = self._write("step", {})
         for prefix in ("best", "step"):
@@ -209,7 +201,7 @@ class RunCheckpoints:
         return save_whole(self._checkpoint, path, stage=self._folder / _STAGE, metadata=metadata)
 
     def _check_folder(self) -> None:
-        """Raises FileNotFoundError where the folder is gone, or another one is in its place."""
+        """Raises FileNotFoundError if the folder was moved or replaced."""
         if self._identity is None:
             self._folder.mkdir(parents=True, exist_ok=True)
             self._identity = _identity(self._folder)
@@ -219,7 +211,7 @@ class RunCheckpoints:
             raise FileNotFoundError(errno.ENOENT, "its folder was moved, another is in its place", str(self._folder))
 
     def _prune(self, kind: str, keep: int) -> None:
-        """Removes older ones, if they can be removed; those beyond the marked boundary, which are unchecked, stay."""
+        """Removes old files if possible; those beyond the marked state stay, because they are unchecked."""
         with suppress(OSError):
             found = [p for p in checkpoints_of(self._folder, kind) if frames_of(p) <= self._marked_progress["frames"]]
             for path in found[:-keep]:
@@ -232,7 +224,6 @@ def _identity(folder: Path) -> tuple[int, int]:
 
 
 def _remove(path: Path) -> None:
-    """Removes a folder or a file; it need not be there."""
     if path.is_dir() and not path.is_symlink():
         shutil.rmtree(path)
     else:
@@ -240,7 +231,7 @@ def _remove(path: Path) -> None:
 
 
 def _check_optimizer(state: Any, optimizer: Optimizer) -> None:
-    """Raise ValueError for what an optimizer would load, and fail with in its first step."""
+    """Raise ValueError for a state that the optimizer would load and then fail with in its first step."""
     own = optimizer.state_dict()["param_groups"]
     if [*map(len, (group["params"] for group in state["param_groups"]))] != [len(group["params"]) for group in own]:
         raise ValueError("it is of other parameters")
@@ -262,7 +253,7 @@ def _kinds(value: Any) -> Any:
 
 
 def _say_other_versions(path: Path, saved: Any) -> None:
-    """A run that goes on with other packages than it began with may give other numbers."""
+    """Warns that other package versions may change the numbers."""
     now, before = versions(), saved if isinstance(saved, dict) else {}
     differing = [
         f"{name} {before[name]} then and {now[name]} now" for name in now if before.get(name, now[name]) != now[name]

@@ -1,4 +1,4 @@
-"""What recipes say, on streams that may be closed: a file on a full disk, a pipe without a reader, a gone terminal."""
+"""Terminal output that never fails: a full disk, a pipe without reader or a closed terminal ends no run."""
 
 import io
 import os
@@ -10,10 +10,8 @@ from typing import Any, TextIO
 
 
 class _Unfailing:
-    """A text stream that never fails: what cannot be shown ends no run.
-
-    Args:
-        stream: gives the stream to write to; none for one that was closed before Python started (``>&-``).
+    """A text stream that ignores errors; ``stream`` returns the stream to write to, ``None`` if it was closed
+    (``>&-``).
     """
 
     def __init__(self, stream: Callable[[], TextIO | None]) -> None:
@@ -41,7 +39,7 @@ program: list[
 
 
 def command_line(arguments: Sequence[str] | None = None, *, python: str = "python") -> str:
-    """How this process was started, ready for a shell; with other `arguments` where they are given."""
+    """The command that started this process, quoted for a shell; with other `arguments` if given."""
     words = program or [python, sys.argv[0]]
     return shlex.join([*words, *(sys.argv[1:] if arguments is None else arguments)])
 
@@ -53,7 +51,7 @@ def say(sentence: str) -> None:
 
 @contextmanager
 def unfailing_output() -> Iterator[None]:
-    """Meanwhile nothing that is printed on stdout or stderr can fail, nor can Python's own flush at exit."""
+    """Within the block, output to stdout and stderr never fails, nor does Python's own flush at exit."""
     occupy_standard_descriptors()
     before = sys.stdout, sys.stderr
     for name, stream in zip(("stdout", "stderr"), before, strict=True):
@@ -74,14 +72,14 @@ def _unfailing(stream: TextIO | None) -> _Unfailing:
 
 
 def occupy_standard_descriptors() -> None:
-    """A file that got the number of a closed stdout would be written to by whatever prints below Python."""
+    """Open closed standard descriptors, so that no file gets their number and receives low-level output."""
     while (descriptor := os.open(os.devnull, os.O_RDWR)) <= 2:
         os.set_inheritable(descriptor, True)
     os.close(descriptor)
 
 
 def _let_go(stream: TextIO | None) -> None:
-    """Writes what is buffered; where that fails, drops it, or the flush at exit would end with exit code 120."""
+    """Flushes the buffer, or drops it: a failing flush at exit would give exit code 120."""
     if stream is None:
         return
     try:
@@ -94,7 +92,7 @@ def _let_go(stream: TextIO | None) -> None:
 
 @contextmanager
 def spared(what: str) -> Iterator[None]:
-    """A disk that is full, or otherwise unwilling, costs what was to be written to it, not the run."""
+    """Turns an OSError while writing `what` into a warning, so that the run continues."""
     try:
         yield
     except OSError as error:
@@ -104,5 +102,5 @@ def spared(what: str) -> Iterator[None]:
 
 
 def reason(error: OSError) -> str:
-    """Why it failed, without number and path."""
+    """The message, without number and path."""
     return error.strerror or str(error)

@@ -1,14 +1,11 @@
-"""Command line of the recipes: compose the Hydra configuration, check all of it, run.
+"""Command line of the recipes: compose the Hydra configuration, check it as a whole, run.
 
     python recipes/ml10_ppo.py encoder.window=8 env.name=ML1:push-v3     overrides in Hydra's grammar
     python recipes/ml10_ppo.py seed=2 --cfg                              show the resolved configuration and stop
     python recipes/ml10_ppo.py --config-dir mine encoder=my_encoder      mine/encoder/my_encoder.yaml as well
 
-Paths are read as they are written, see `recipes.configuration.paths`.
-
-Hydra's compose API is used instead of ``@hydra.main``: the configuration is checked as a whole before anything is
-built, a fault is one sentence instead of a pruned traceback, and no working directory, ``outputs/`` folder or logging
-is set up behind the recipe's back. Sweeps: ``recipes/ablate.py``, or Hydra's own (`recipes.configuration.sweep`).
+Hydra's compose API replaces ``@hydra.main``: all checks precede building, an error is one sentence, and Hydra changes
+no working directory and sets up no logging. Sweeps: ``recipes/ablate.py``, or `recipes.configuration.sweep`.
 """
 
 import os
@@ -57,17 +54,15 @@ def run_recipe(
 ) -> None:
     """Run ``main`` with ``configs/<config_name>.yaml`` and the overrides on the command line.
 
-    ``main`` receives a read-only, resolved configuration that has been checked. A :class:`UserError`, from the checks
-    or from ``main``, ends the process with one sentence on stderr and its exit code (2; other ends have their own);
-    every other exception keeps its traceback.
+    ``main`` receives a read-only, resolved, checked configuration. A :class:`UserError` ends the process with one
+    sentence on stderr and its exit code (2 by default); every other exception keeps its traceback.
 
     Args:
         main: the recipe.
         config_name: name of its file, without the ending.
-        check: raises :class:`UserError` for the first fault of a configuration, given the shipped one; by default that
-            of a training recipe.
+        check: raises :class:`UserError` for a configuration, given the shipped one; by default for a training recipe.
         arguments: overrides and options; by default those of the process.
-        config_dir: a folder with YAML files of the user's own, unless ``--config-dir`` gives one.
+        config_dir: a folder with the user's own YAML files, unless ``--config-dir`` gives one.
     """
     with refusing():
         options, overrides = _read_arguments(sys.argv[1:] if arguments is None else arguments)
@@ -89,7 +84,6 @@ def run_recipe(
 
 
 def _read_arguments(arguments: Sequence[str]) -> tuple[dict[str, str], list[str]]:
-    """Options with their values, and overrides."""
     options, overrides = dict[str, str](), list[str]()
     rest = iter(arguments)
     for argument in rest:
@@ -110,7 +104,7 @@ def _read_arguments(arguments: Sequence[str]) -> tuple[dict[str, str], list[str]
 
 @contextmanager
 def refusing() -> Iterator[None]:
-    """Meanwhile a :class:`UserError` ends the process with its sentence on stderr and its exit code."""
+    """Within the block a :class:`UserError` ends the process with its sentence on stderr and its exit code."""
     with unfailing_output():
         try:
             yield
@@ -120,7 +114,7 @@ def refusing() -> Iterator[None]:
 
 
 def _check_rendering() -> None:
-    """An unusable ``MUJOCO_GL`` is a fault of the user's as well, and shows in the first import of the library."""
+    """Reports an unusable ``MUJOCO_GL`` as UserError; it shows at the first import of the library."""
     try:
         check_import()
     except RuntimeError as error:
@@ -130,17 +124,13 @@ def _check_rendering() -> None:
 def load_config(
     config_name: str, overrides: Sequence[str] = (), check: Check = validate, *, config_dir: Path | None = None
 ) -> DictConfig:
-    """Compose, check, resolve and freeze a configuration.
+    """Compose, check, resolve and freeze a configuration. Raises UserError for the first error.
 
     Args:
         config_name: name of a file in ``configs``, without the ending, or of a training configuration in `config_dir`.
         overrides: ``key=value`` in Hydra's grammar; keys can be changed, not added or removed. ``encoder=<file>``
             replaces the keys of a group by those of ``encoder/<file>.yaml``.
-        check: see `run_recipe`.
-        config_dir: a folder with YAML files of the user's own.
-
-    Raises:
-        UserError: for the first fault: what was received, what is allowed.
+        check, config_dir: see `run_recipe`.
     """
     overrides = [in_hydras_words(override) for override in overrides]
     chosen = _chosen_files(overrides, config_dir)
@@ -164,7 +154,7 @@ def load_config(
 
 @contextmanager
 def _refused(name: str) -> Iterator[None]:
-    """Turns what Hydra and OmegaConf say of files and overrides that they cannot read into a UserError."""
+    """Turns errors of Hydra and OmegaConf about unreadable files and overrides into a UserError."""
     try:
         yield
     except YAMLError as error:
@@ -176,7 +166,9 @@ def _refused(name: str) -> Iterator[None]:
 def _composed(
     name: str, overrides: Iterable[str], folder: Path | None, other: Path | None
 ) -> tuple[DictConfig, list[str]]:
-    """A file in `folder`, which may build on files in ``configs`` and in the `other` folder, and the files it chose."""
+    """A file in `folder`, which may build on files in ``configs`` and in the `other` folder, and the group files
+    chosen.
+    """
     folder = folder or CONFIG_DIR
     search = ",".join(quoted(f"file://{path.absolute()}") for path in (CONFIG_DIR, other) if path not in (folder, None))
     with initialize_config_dir(version_base="1.3", config_dir=str(folder.absolute())):
@@ -188,7 +180,7 @@ def _composed(
 
 
 def _frozen(resolved: Any) -> DictConfig:
-    """What was resolved as a configuration whose values are what they say, and whose paths begin at home."""
+    """A read-only configuration with literal values and expanded paths."""
 
     def literal(value: Any) -> Any:
         if isinstance(value, dict):
@@ -211,7 +203,7 @@ def _first_line(error: Exception) -> str:
 
 
 def _chosen_files(overrides: Sequence[str], config_dir: Path | None) -> dict[str, str]:
-    """The overrides that choose a group's file, by group, after refusing files that are not there."""
+    """The overrides that choose a group's file, by group. Raises UserError for missing files."""
     chosen = {}
     for override in overrides:
         group, _, name = override.partition("=")
@@ -222,13 +214,13 @@ def _chosen_files(overrides: Sequence[str], config_dir: Path | None) -> dict[str
 
 
 def _files_of(group: str, config_dir: Path | None) -> list[str]:
-    """Names of the files of a group of keys; none where the key is not a group."""
+    """File names of a group of keys; empty if the key is not a group."""
     folders = [CONFIG_DIR] if config_dir is None else [CONFIG_DIR, config_dir]
     return sorted({path.stem for folder in folders for path in (folder / group).glob("*.yaml")})
 
 
 def _keys(overrides: Sequence[str]) -> list[str]:
-    """Keys that the overrides set, after refusing what is no plain ``key=value``."""
+    """Keys that the overrides set. Raises UserError for anything but plain ``key=value``."""
     keys = []
     for override in overrides:
         parsed = parse_override(override)
@@ -244,7 +236,7 @@ def _keys(overrides: Sequence[str]) -> list[str]:
 
 
 def parse_override(override: str) -> Override:
-    """An override in Hydra's reading. Raises :class:`UserError` for what is none."""
+    """Hydra's reading of an override. Raises :class:`UserError` if it cannot be read."""
     try:
         return OverridesParser.create().parse_override(override)
     except UNREADABLE:

@@ -1,4 +1,4 @@
-"""From a recipe's configuration to environments and to success on held-out goals."""
+"""Environments and evaluation beside training, from a recipe's configuration."""
 
 import sys
 from pathlib import Path
@@ -18,7 +18,7 @@ from htrmrl_torchrl.specs import MismatchError
 
 
 def training_environment(config: DictConfig) -> EnvBase:
-    """The environment that the configuration asks for, on the split ``train``."""
+    """The configured environment on the split ``train``."""
     settings: dict[str, Any] = {
         "episodes_per_trial": config.env.episodes_per_trial,
         "horizon": config.env.horizon,
@@ -34,10 +34,9 @@ def training_environment(config: DictConfig) -> EnvBase:
 
 
 def check_horizon(config: DictConfig, batch: TensorDictBase, storage: EpisodicStorage) -> None:
-    """Whether the episodes of a factory's environment fit ``env.horizon``, which sizes batches and storage.
+    """Raise MismatchError if an episode of a factory's environment exceeds ``env.horizon``, which sizes the storage.
 
-    Raises:
-        MismatchError: if one, of those that ``storage`` holds with ``batch`` ``[N, T]`` in it, has more steps.
+    Checks the episodes that ``storage`` holds with ``batch`` ``[N, T]`` in it.
     """
     frames, lane = storage.table["frames"], storage.table["lane"]
     runs = ~batch["next", keys.DONE][:, -1, 0]  # an episode that goes on has one step more at least
@@ -50,12 +49,12 @@ def check_horizon(config: DictConfig, batch: TensorDictBase, storage: EpisodicSt
 
 
 def names_of_tasks(config: DictConfig, split: str) -> list[str]:
-    """What the split's task indices stand for."""
+    """Names of the split's task indices."""
     return [config.env.name] if is_factory(config.env.name) else task_names(config.env.name, split)
 
 
 def adaptation_episodes(config: DictConfig) -> int:
-    """Episodes before those that count, in evaluations beside training: as many as a training trial has by default."""
+    """Adaptation episodes of evaluations beside training; default the episodes of a training trial."""
     asked = config.eval.adaptation_episodes
     return int(config.env.episodes_per_trial if asked is None else asked)
 
@@ -64,14 +63,14 @@ LOWEST = -sys.float_info.max  # plain JSON, unlike an infinity
 
 
 def score_on_val(metrics: dict[str, float]) -> float:
-    """What the best checkpoint is chosen by: success on ``val``, or return where the benchmark defines no success."""
+    """The score of the best checkpoint: success on ``val``, or return where the benchmark defines no success."""
     return metrics.get("eval/val_success", metrics.get("eval/val_return", LOWEST))
 
 
 def evaluate_on_held_out(config: DictConfig, networks: Networks, folder: Path, *, frames: int) -> dict[str, float]:
     """Success on fixed grids of held-out goals (``val``) and tasks (``test``), beside training: ``eval/*``.
 
-    Environments and memory are its own; only the weights are shared. A report of each goes into ``folder``.
+    Uses its own environments and memory and shares only the weights. Writes a report of each into ``folder``.
     """
     metrics: dict[str, float] = {}
     if is_factory(config.env.name):  # it has no goals to make a grid of

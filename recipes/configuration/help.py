@@ -1,4 +1,4 @@
-"""What ``--help`` of a recipe prints: each key with the sentence that stands above it in its YAML file."""
+"""``--help`` of a recipe: each key with the comment above it in its YAML file."""
 
 import re
 import textwrap
@@ -17,10 +17,10 @@ def usage(
     """The help of a recipe.
 
     Args:
-        purpose: what it does.
+        purpose: its first paragraph.
         config: its composed configuration, not resolved.
-        groups: the files to choose from, for each key that has any.
-        config_name: name of its file in `folder`, the shipped configurations.
+        groups: the files to choose from, for each group of keys.
+        config_name, folder: name of its file in the folder of shipped configurations.
     """
     sentences = _sentences(folder / f"{config_name}.yaml")
     if "encoder" in config:  # a training recipe: its own file only says why its values differ

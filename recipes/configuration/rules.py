@@ -1,9 +1,7 @@
-"""Checks a recipe's whole configuration before anything is built; the first fault ends in one clear sentence.
+"""Checks a recipe's whole configuration before anything is built; the first error gives one sentence.
 
-What is known of a key elsewhere is not said again. The shipped default gives the type (an integer will do for a float,
-and null only where the default is null), the library's signatures give words and types of what is handed to them, its
-registries the names. Here are ranges (`RANGES`), and in `relations.py` what keys must fit each other in. The library
-checks values again where it uses them.
+Types come from the shipped defaults (an integer is accepted for a float, null only where the default is null), words
+from the library's signatures and registries. Here are ranges (`RANGES`); `relations.py` has relations between keys.
 """
 
 import difflib
@@ -25,7 +23,7 @@ from recipes.configuration.sizes import fits_memory, training_needs
 
 @dataclass(frozen=True)
 class Rule:
-    """What is allowed; ``kind`` is the type where the shipped default is null (and null stays allowed)."""
+    """Allowed values; ``kind`` is the type if the shipped default is null (null stays allowed)."""
 
     allowed: str
     test: Callable[[Any], bool]
@@ -82,7 +80,7 @@ KINDS = {bool: "true or false", int: "an integer", float: "a number", str: "a st
 
 
 def flatten(config: DictConfig | dict[str, Any]) -> dict[str, Any]:
-    """Dotted keys to values, e.g. ``{"seed": 1, "env.name": "ML10", ...}``; only a configuration's are resolved."""
+    """Dotted keys to values, e.g. ``{"seed": 1, "env.name": "ML10", ...}``; only a DictConfig is resolved."""
 
     def walk(node: dict[str, Any], prefix: str) -> Iterator[tuple[str, Any]]:
         for name, value in node.items():
@@ -96,7 +94,7 @@ def flatten(config: DictConfig | dict[str, Any]) -> dict[str, Any]:
 
 
 def check_keys(asked: Iterable[str], defaults: DictConfig) -> None:
-    """Raise :class:`UserError` for the first of the ``asked`` keys that the shipped configuration doesn't have."""
+    """Raise :class:`UserError` for the first ``asked`` key that is not in the shipped configuration."""
     known = list(flatten(defaults))
     for key in asked:
         if key in known:
@@ -112,7 +110,7 @@ def check_keys(asked: Iterable[str], defaults: DictConfig) -> None:
 
 
 def check_choice(group: str, name: str, files: Sequence[str]) -> None:
-    """Raise :class:`UserError` unless ``files`` of a group of keys has the chosen one."""
+    """Raise :class:`UserError` unless the group of keys has the chosen file."""
     if name not in files:
         raise UserError(
             f"{group} is {name!r} but must be {', '.join(files[:-1])} or {files[-1]}; single keys of the group are "
@@ -121,11 +119,7 @@ def check_choice(group: str, name: str, files: Sequence[str]) -> None:
 
 
 def validate(config: DictConfig, defaults: DictConfig) -> None:
-    """Check the composed configuration of a training recipe against the shipped one.
-
-    Raises:
-        UserError: for the first fault: what was received, what is allowed.
-    """
+    """Check the composed configuration of a training recipe. Raises UserError for the first error."""
     check_values(config, defaults)
     if config.encoder.kind != defaults.encoder.kind and not is_dotted_path(config.encoder.kind):
         raise UserError(
@@ -145,18 +139,16 @@ def validate(config: DictConfig, defaults: DictConfig) -> None:
 
 
 def check_relations(relations: Iterable[Relation]) -> None:
-    """Raise :class:`UserError` for the first one that doesn't hold."""
+    """Raise :class:`UserError` for the first relation that doesn't hold."""
     for holds, fault in relations:
         if not holds:
             raise UserError(fault)
 
 
 def check_values(config: DictConfig, defaults: DictConfig, rules: Mapping[str, Rule] | None = None) -> None:
-    """Check each value by itself: known key, type of the shipped default, its range. Raises :class:`UserError`.
+    """Check each value alone: known key, type of the shipped default, range. Raises :class:`UserError`.
 
-    Args:
-        config, defaults: what was asked for and what is shipped.
-        rules: the recipe's own, by whole key.
+    ``rules`` are the recipe's own, by whole key.
     """
     values, shipped = flatten(config), flatten(defaults)
     check_keys(values, defaults)
@@ -167,7 +159,7 @@ def check_values(config: DictConfig, defaults: DictConfig, rules: Mapping[str, R
 
 
 def check_words(config: DictConfig, words: Mapping[str, Iterable[str]]) -> None:
-    """Raise :class:`UserError` for a key that has none of its ``words``, nor null."""
+    """Raise :class:`UserError` for a key whose value is neither one of its ``words`` nor null."""
     for key, known in words.items():
         if (value := OmegaConf.select(config, key)) is not None and value not in known:
             raise UserError(f"{key} is {value!r} but must be {' or '.join(known)}")
@@ -183,7 +175,7 @@ def _check_strategy(name: str) -> None:
 
 
 def _check_signatures(config: DictConfig) -> None:
-    """Whether what is handed to the library is such as its signatures say; an encoder of one's own is tried out."""
+    """Checks values against the library's signatures, and tries to build an encoder of the user's own."""
     import torch  # late: the checks above need no torch
 
     from htrmrl_torchrl import TrialGAE, make_env

@@ -1,4 +1,4 @@
-"""How a training recipe starts: at once able to be stopped, and importing nothing that takes seconds before it is."""
+"""Start of a training recipe: signals are handled first, slow imports follow."""
 
 import sys
 from typing import TYPE_CHECKING

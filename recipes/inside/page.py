@@ -1,4 +1,4 @@
-"""The figures, numbers and page of an inspection, from its recordings."""
+"""Figures, numbers and page of an inspection, from its recordings."""
 
 import math
 from collections.abc import Iterator, Mapping
@@ -26,7 +26,7 @@ MOMENTS = {"first decision": 0, "last decision": -1}
 
 
 def write_inspection(folder: Path, inspected: Inspected, recordings: Recordings) -> dict[str, Any]:
-    """Leaves ``index.html`` and its figures in ``folder``; returns the numbers that are on the page."""
+    """Writes ``index.html`` and its figures into ``folder``; returns the numbers on the page."""
     folder.mkdir(parents=True, exist_ok=True)
     looked = list(recordings)[-1]  # the split that was asked for
     told = {split: _separations(by_network) for split, by_network in recordings.items()}
@@ -165,7 +165,7 @@ def _embeddings(folder: Path, inspected: Inspected, recordings: Recordings, told
 
 
 def _separations(recordings: Mapping[str, Recording]) -> dict[str, dict[str, list[Separation | None]]]:
-    """By moment, then by network: one for each episode."""
+    """By moment, then by network: one per episode."""
     return {
         moment: {
             label: [
@@ -191,7 +191,6 @@ def _separation_table(split: str, moment: str, told: Mapping[str, list[Separatio
 
 
 def _attention_numbers(recording: Recording) -> dict[str, float]:
-    """What attention comes to in a few numbers."""
     numbers: dict[str, float] = {}
     for name, entropies in (
         ("relative entropy within the window", attention.window_entropy(recording)),
@@ -213,7 +212,7 @@ def _attention_numbers(recording: Recording) -> dict[str, float]:
 
 
 def _names(inspected: Inspected, recording: Recording, split: str) -> list[str]:
-    """Of each trial: its task, or its goal where there is one task."""
+    """Of each trial: its task, or its goal if there is one task."""
     tasks = inspected.tasks[split]
     if len(tasks) == 1:
         return [f"goal {goal}" for goal in recording.goal.tolist()]
