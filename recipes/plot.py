@@ -44,9 +44,8 @@ Curve = tuple[np.ndarray, np.ndarray]  # x and y, both [points]
 
 
 def read_metrics(run_dir: Path) -> dict[str, Curve]:
-    """Curves over frames from a run's ``metrics.csv``; the last value logged at the same frames counts.
-
-    An incomplete last row is left out: the run may still be writing. Raises UserError for a missing or damaged file.
+    """Curves over frames from a run's ``metrics.csv``; the last value logged at the same frames counts. An incomplete
+    last row is left out: the run may still be writing. Raises UserError for a missing or damaged file.
     """
     path = run_dir / "metrics.csv"
     kind = kind_of("RUN_DIR", path)

@@ -38,8 +38,8 @@ def interval_over_goals(by_task: Sequence[Array], *, scale: Scale | None) -> Int
         by_task: for each task one number per goal.
         scale: `SHARES` or `DIFFERENCES`; ``None`` for unbounded values such as returns, which get no pseudo-goals.
 
-    Returns:
-        low and high; ``None`` if a task has fewer than two goals, or, without a scale, if each task's goals are equal.
+    Returns low and high; ``None`` if a task has fewer than two goals, or, without a scale, if each task's goals are
+    equal.
 
     Example:
         >>> low, high = interval_over_goals([np.ones(5), np.ones(5)], scale=SHARES)
@@ -63,11 +63,8 @@ def interval_over_goals(by_task: Sequence[Array], *, scale: Scale | None) -> Int
 
 
 def interval_over_runs(scores: Sequence[float], *, scale: Scale | None = None) -> Interval | None:
-    """95% interval (Student's t) of the mean over runs; ``None`` with fewer than two runs or if all are equal.
-
-    Args:
-        scores: one headline per run, assumed to be normally distributed.
-        scale: if given, the interval is clipped to its ends.
+    """95% interval (Student's t) of the mean over runs, clipped to the ends of ``scale``; ``None`` with fewer than two
+    runs or if all are equal. ``scores`` has one headline per run, assumed to be normally distributed.
 
     Example:
         >>> low, high = interval_over_runs([0.16, 0.24, 0.16], scale=SHARES)

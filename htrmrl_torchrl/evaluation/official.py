@@ -1,8 +1,6 @@
-"""The protocol ``metaworld``: calls the simulator's own evaluator.
-
-It counts the first episodes of each task to finish. Successful episodes end early and their environments start again,
-so solved goals are counted repeatedly: an agent that solves one goal of four can be reported to solve all. Do not
-compare its numbers with other protocols; reports say so.
+"""The protocol ``metaworld``: calls the simulator's own evaluator. It counts the first episodes of each task to finish.
+Successful episodes end early and their environments start again, so solved goals are counted repeatedly: an agent that
+solves one goal of four can be reported to solve all. Do not compare its numbers with other protocols; reports say so.
 """
 
 from typing import Any, Protocol
@@ -34,15 +32,9 @@ class MetaLearner(Protocol):
 
 
 def run_official(agent: Any, setup: Setup, *, seed: int, device: str | torch.device | None = None) -> dict[str, Any]:
-    """Fields of a report from ``metaworld.evaluation.metalearning_evaluation``.
-
-    Args:
-        agent: a `HTrMRLAgent`, the result of `build_networks` (a copy plays) or a ``MetaLearningAgent``.
-        setup: what is played.
-        seed: of action noise and of the memory's draws.
-        device: where the networks run; default where they are.
-
-    Raises ValueError for a benchmark, protocol or agent that the official evaluator does not support.
+    """Fields of a report from ``metaworld.evaluation.metalearning_evaluation``. A copy of the ``agent`` plays (a
+    `HTrMRLAgent` or the result of `build_networks`; a ``MetaLearningAgent`` plays itself). ``seed`` is of action noise
+    and memory draws. Raises ValueError for a benchmark, protocol or agent that the official evaluator does not support.
     """
     import metaworld
     from metaworld.evaluation import metalearning_evaluation

@@ -45,9 +45,8 @@ class Caption:
 
 
 def draw_caption(picture: Picture, caption: Caption) -> Picture:
-    """A copy of the picture [H, W, 3] with the caption over it; text shrinks until it fits.
-
-    Raises ValueError for pictures below 128 pixels in height or width.
+    """A copy of the picture [H, W, 3] with the caption over it; text shrinks until it fits. Raises ValueError for
+    pictures below 128 pixels in height or width.
     """
     height, width = picture.shape[:2]
     if min(height, width) < MIN_SIZE:

@@ -13,13 +13,8 @@ if TYPE_CHECKING:
 
 
 def plot_adaptation(reports: Mapping[str, EvaluationReport]) -> "Figure":
-    """Success (or return) by episode of the trial, one line per report; a dotted line marks the end of adaptation.
-
-    Args:
-        reports: by label.
-
-    Raises ProtocolMismatchError unless all reports are comparable, and ValueError for the protocol ``metaworld``, which
-    reports no episodes.
+    """Success (or return) by episode of the trial, one line per report by label; a dotted line ends adaptation. Raises
+    ProtocolMismatchError unless all are comparable, and ValueError for ``metaworld``, which reports no episodes.
     """
     first = _comparable(reports)
     if first.success.shape[-1] != first.protocol.episodes:
@@ -41,12 +36,8 @@ def plot_adaptation(reports: Mapping[str, EvaluationReport]) -> "Figure":
 
 
 def plot_tasks(reports: Mapping[str, EvaluationReport]) -> "Figure":
-    """Success (or return) by task, one bar per report, with 95% intervals over goals.
-
-    Args:
-        reports: by label.
-
-    Raises ProtocolMismatchError unless all reports are comparable.
+    """Success (or return) by task, one bar per report by label, with 95% intervals over goals. Raises
+    ProtocolMismatchError unless all are comparable.
     """
     first = _comparable(reports)
     names = [*first.task_success(), "all tasks"]

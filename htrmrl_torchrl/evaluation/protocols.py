@@ -58,7 +58,7 @@ class Protocol:
 
     @property
     def trial_length(self) -> int:
-        """Most episodes in one trial's memory, the current one included: K + 1 where the M are separate."""
+        """Episodes of a trial as the agent experiences it: K + 1 where the M are separate."""
         return self.adaptation_episodes + (1 if self.separate else self.evaluation_episodes)
 
     def changed(

@@ -117,11 +117,9 @@ class EvaluationReport:
         return self.success_rate if self.has_success else float(np.mean(list(self.task_returns().values())))
 
     def task_success(self) -> dict[str, float]:
-        """Success in the evaluation episodes, by task."""
         return self._by_task(self._counting(self.success))
 
     def task_returns(self) -> dict[str, float]:
-        """Return in the evaluation episodes, by task."""
         return self._by_task(self._counting(self.returns))
 
     def task_steps_to_success(self) -> dict[str, float]:
@@ -143,9 +141,7 @@ class EvaluationReport:
 
     def interval(self, *, over: str = "goals") -> Interval | None:
         """95% interval of the headline (`intervals`), ``over`` other ``"goals"`` of the same tasks or training
-        ``"runs"``.
-
-        ``None`` with fewer than two goals per task, or runs, and where runs (or returns) are all equal.
+        ``"runs"``. ``None`` with fewer than two goals per task, or runs, and where runs (or returns) are all equal.
         """
         if over == "runs":
             runs = range(len(self.success))
@@ -211,7 +207,6 @@ class EvaluationReport:
     # ------------------------------------------------------------------------------------------------ in and out
 
     def save(self, path: str | Path) -> None:
-        """Writes the report as JSON, whole or not at all."""
         content = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "defines_success"}
         content["protocol"] = vars(self.protocol)
         for name in ("task", "goal", "success"):

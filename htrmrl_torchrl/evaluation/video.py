@@ -23,12 +23,8 @@ from htrmrl_torchrl.media import Frames, write_frames
 
 @dataclass(frozen=True, eq=False)
 class Video:
-    """A played trial.
-
-    Args:
-        frames: uint8 ``[n, size, size, 3]``, RGB.
-        fps: pictures per second; Meta-World's play in real time.
-        success: for each of the K + M episodes, whether it succeeded at any step.
+    """A played trial: ``frames``, uint8 ``[n, size, size, 3]`` RGB; ``fps``, pictures per second (Meta-World's play in
+    real time); ``success``, for each of the K + M episodes, at any step.
     """
 
     frames: Frames

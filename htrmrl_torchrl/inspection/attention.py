@@ -16,14 +16,12 @@ def entropy(attention: Tensor) -> Tensor:
 
 
 def relative_entropy(attention: Tensor, held: Tensor) -> Tensor:
-    """Entropy of each head over that of uniform attention: 1 is uniform, 0 is all on one position.
+    """Entropy of each head over that of uniform attention, ``[layers, H]``: 1 is uniform, 0 is all on one position. The
+    mean over rows with two or more valid positions; NaN if there is none.
 
     Args:
         attention: ``[n, layers, H, L]``, rows that sum to one over ``held``.
-        held: ``[n, L]``, the valid positions. Rows with a single one are left out.
-
-    Returns:
-        ``[layers, H]``, mean over rows; NaN if no row has two valid positions.
+        held: ``[n, L]``, the valid positions.
 
     Example:
         >>> attention = torch.tensor([[0.5, 0.5, 0.0], [1.0, 0.0, 0.0]]).view(2, 1, 1, 3)
@@ -115,9 +113,8 @@ def around_first_success(recording: Recording) -> AroundSuccess | None:
 
 
 def success_preference(recording: Recording) -> float:
-    """Mean attention on a window of a successful episode over that on one of a failed episode.
-
-    Over decisions whose memory holds both; NaN if there is none.
+    """Mean attention on a window of a successful episode over that on one of a failed episode. Over decisions whose
+    memory holds both; NaN if there is none.
     """
     attention = present_attention(recording).mean(2)[..., :-1]  # [N, K, E-1]
     shown = recording.slot_episode

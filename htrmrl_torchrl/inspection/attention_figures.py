@@ -1,7 +1,5 @@
-"""Figures of attention: by head, through a trial, around the first success, and on retrieved windows.
-
-Recordings come by label (``{"trained": ..., "untrained": ...}``): an untrained network of the same sizes is the
-control.
+"""Figures of attention: by head, through a trial, around the first success, and on retrieved windows. Recordings come
+by label (``{"trained": ..., "untrained": ...}``): an untrained network of the same sizes is the control.
 """
 
 from collections.abc import Mapping, Sequence
@@ -41,11 +39,8 @@ Recordings = Mapping[str, Recording]
 
 @styled
 def plot_trials(recordings: Recordings, *, titles: Mapping[str, Sequence[str]], count: int = 3) -> "Figure":
-    """Attention through a trial: each pixel column is a decision, each row an episode in memory.
-
-    Args:
-        titles: of each trial, by label.
-        count: number of trials, chosen by `telling_trials`.
+    """Attention through ``count`` trials of `telling_trials`: each pixel column is a decision, each row an episode in
+    memory. ``titles`` are of each trial, by label.
     """
     count = min(count, *(len(recording.task) for recording in recordings.values()))
     figure, rows = grid(count, len(recordings), width=5.2, height=2.5)

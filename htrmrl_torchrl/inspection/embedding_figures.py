@@ -1,7 +1,5 @@
-"""Figures of adaptation and of embeddings: context vectors in a plane, and how well they separate tasks.
-
-Recordings come by label (``{"trained": ..., "untrained": ...}``): an untrained network of the same sizes is the
-control.
+"""Figures of adaptation and of embeddings: context vectors in a plane, and how well they separate tasks. Recordings
+come by label (``{"trained": ..., "untrained": ...}``): an untrained network of the same sizes is the control.
 """
 
 from collections.abc import Mapping, Sequence
@@ -52,10 +50,8 @@ def _success_by_goal(recording: Recording, episode: int) -> list[Array]:
 
 @styled
 def plot_embeddings(recordings: Recordings, *, names: Mapping[str, Sequence[str]]) -> "Figure":
-    """First two principal components of the context vectors of each episode's last decision.
-
-    Left coloured by task (or goal, if there is one task), right by episode. ``names`` are those of each trial's task or
-    goal, by label.
+    """First two principal components of the context vectors of each episode's last decision. Left coloured by task (or
+    goal, if there is one task), right by episode. ``names`` are those of each trial's task or goal, by label.
     """
     figure, rows = grid(len(recordings), 2, width=4.6, height=3.8)
     for row, (label, recording) in zip(rows, recordings.items(), strict=True):
@@ -79,9 +75,8 @@ def plot_embeddings(recordings: Recordings, *, names: Mapping[str, Sequence[str]
 
 @styled
 def plot_separation(told: Mapping[str, Mapping[str, Sequence[Separation | None]]]) -> "Figure":
-    """Nearest-neighbour purity by episode, at the first and last decision, with its value by chance.
-
-    ``told`` is by moment, then by label: one `Separation` per episode.
+    """Nearest-neighbour purity by episode, at the first and last decision, with its value by chance. ``told`` is by
+    moment, then by label: one `Separation` per episode.
     """
     figure, (row,) = grid(1, len(told), width=4.8, height=3.6)
     for axes, (moment, by_label) in zip(row, told.items(), strict=True):

@@ -14,7 +14,6 @@ _SAME = 1e-5
 
 def principal_components(points: Array, *, count: int = 2) -> tuple[Array, Array]:
     """Coordinates ``[n, count]`` of points ``[n, D]`` on their principal components, and each one's share of variance.
-
     The sign of each component is fixed: its largest coefficient is positive.
 
     Example:
@@ -51,9 +50,8 @@ class Separation:
 
 
 def separation(points: Array, labels: Labels, *, seed: int = 0) -> Separation | None:
-    """Purity and silhouette of points ``[n, D]`` with labels ``[n]``, by Euclidean distance.
-
-    ``None`` with fewer than two labels, or if no two points share one.
+    """Purity and silhouette of points ``[n, D]`` with labels ``[n]``, by Euclidean distance. ``None`` with fewer than
+    two labels, or if no two points share one.
 
     Example:
         >>> points = np.array([[0.0], [0.1], [5.0], [5.1]])

@@ -1,6 +1,5 @@
-"""Warning signs of a run, at most one line each. The thresholds are rules of thumb.
-
-Untrained networks also show uniform attention and equal window embeddings, so these count only after `WARM_UP`.
+"""Warning signs of a run, at most one line each. The thresholds are rules of thumb. Untrained networks also show
+uniform attention and equal window embeddings, so these count only after `WARM_UP`.
 """
 
 from collections.abc import Mapping
@@ -17,12 +16,8 @@ FALLING = 0.2  # fall of the held-out success over all tasks below its best
 def warning_signs(
     metrics: Mapping[str, float], *, best_val_success: float, share_of_run: float = 1.0
 ) -> dict[str, str]:
-    """One line for each sign in `metrics`, by the sign's name.
-
-    Args:
-        metrics: of one evaluation, named as in the README's glossary.
-        best_val_success: the best ``eval/val_success`` so far.
-        share_of_run: completed share of the run, 0 to 1.
+    """One line for each sign in the ``metrics`` of an evaluation (see the README's glossary), by the sign's name.
+    ``best_val_success`` is the best ``eval/val_success`` so far, ``share_of_run`` the completed share, 0 to 1.
 
     Example:
         >>> warning_signs({"memory/duplicates": 0.75}, best_val_success=0.0)["saturated memory"]

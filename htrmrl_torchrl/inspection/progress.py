@@ -27,10 +27,9 @@ def look_inside(
     *,
     total_frames: int,
 ) -> dict[str, float]:
-    """Inspects the last minibatch (``None`` after an undone update) and logs a picture and histograms.
-
-    Returns metrics beside the ``metrics`` of an evaluation. Prints each warning sign once; ``progress`` keeps which,
-    and the best success by task.
+    """Inspects the last minibatch (``None`` after an undone update), logs a picture and histograms, and returns metrics
+    beside the ``metrics`` of an evaluation. Prints each warning sign once; ``progress`` keeps which, and the best
+    success by task.
     """
     started = time.perf_counter()
     frames = progress.frames

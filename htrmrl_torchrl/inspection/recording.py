@@ -56,7 +56,6 @@ class Recording:
 
     @property
     def horizon(self) -> int:
-        """Steps of an episode."""
         return self.tokens.shape[2] - 1
 
     @property

@@ -17,11 +17,8 @@ from htrmrl_torchrl.memory.windows import window_at
 
 @dataclass(frozen=True, kw_only=True)
 class Retrieved:
-    """The windows that one strategy draws, sorted, and the attention of the episode's last decision on each.
-
-    Args:
-        windows: (episode of the trial, first token) pairs.
-        attention: ``[len(windows) + 1]``, mean over the heads of the last layer; the present last.
+    """The ``windows`` that one strategy draws, sorted, as (episode of the trial, first token), and the ``attention`` of
+    the episode's last decision: ``[len(windows) + 1]``, the present last, mean over the heads of the last layer.
     """
 
     windows: list[Window]
@@ -31,14 +28,8 @@ class Retrieved:
 def retrieve(
     encoder: HierarchicalEncoder, recording: Recording, *, trial: int, episode: int, seed: int = 0
 ) -> dict[str, Retrieved]:
-    """By strategy name: what an episode of a recorded trial would see of the earlier ones.
-
-    Args:
-        encoder: with an upper level.
-        trial, episode: of the recording.
-        seed: of the draws.
-
-    Raises ValueError if the encoder sees one window only.
+    """By strategy name: what ``episode`` of a recorded ``trial`` would see of the earlier ones. ``seed`` is of the
+    draws. Raises ValueError if the encoder sees one window only.
     """
     if not encoder.remembers:
         raise ValueError("This encoder sees the present alone, so that nothing is retrieved; it needs episodes >= 2.")

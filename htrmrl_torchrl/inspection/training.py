@@ -1,6 +1,5 @@
-"""Inspection during training, from the last minibatch: numbers, and one picture.
-
-Uses no environment and no random numbers, so it does not change the run.
+"""Inspection during training, from the last minibatch: numbers, and one picture. Uses no environment and no random
+numbers, so it does not change the run.
 """
 
 from collections import defaultdict
@@ -27,9 +26,8 @@ _TILE = 24  # pixels of the picture for each map
 
 
 def newest_decisions(minibatch: TensorDictBase) -> TensorDictBase:
-    """At most `DECISIONS` decisions ``[F]``: the last of each segment of a minibatch ``[segments, S]``.
-
-    From a flat minibatch ``[frames]`` with segments of different lengths: evenly spaced ones.
+    """At most `DECISIONS` decisions ``[F]``: the last of each segment of a minibatch ``[segments, S]``. From a flat
+    minibatch ``[frames]`` with segments of different lengths: evenly spaced ones.
     """
     if minibatch.ndim == 1:
         return minibatch[:: max(1, -(-len(minibatch) // DECISIONS))]
@@ -39,7 +37,6 @@ def newest_decisions(minibatch: TensorDictBase) -> TensorDictBase:
 @torch.no_grad()
 def attention_entropy(encoder: ContextEncoder, minibatch: TensorDictBase) -> dict[str, float]:
     """``attention/<level>_entropy`` in nats: newest position, last layer of each level, mean over heads and decisions.
-
     Empty for encoders without attention.
     """
     if not isinstance(encoder, HierarchicalEncoder):
@@ -74,9 +71,8 @@ def _by_head(prefix: str, values: Tensor) -> dict[str, float]:
 
 
 def window_metrics(decisions: TensorDictBase, inside: Inside) -> dict[str, float]:
-    """``memory/*`` of decisions ``[F]``: how much the windows in their contexts differ.
-
-    Means over decisions that see at least one window (for distances: two).
+    """``memory/*`` of decisions ``[F]``: how much the windows in their contexts differ. Means over decisions that see
+    at least one window (for distances: two).
     """
     context = decisions[keys.CONTEXT]
     held = context.get(keys.SLOT_MASK[1], None)  # [F, E-1]
@@ -135,9 +131,8 @@ def _norm(tensors: list[Tensor]) -> float:
 
 
 def update_forgetting(best: dict[str, float], metrics: Mapping[str, float]) -> dict[str, float]:
-    """``eval/val_forgetting[/<task>]``: how far ``val`` success in ``metrics`` is below its ``best``, which is updated.
-
-    Also ``eval/val_test_gap``, how far ``test`` is below ``val``.
+    """``eval/val_forgetting[/<task>]``: how far ``val`` success in ``metrics`` is below its ``best``, which is updated;
+    and ``eval/val_test_gap``, how far ``test`` is below ``val``.
     """
     prefix = "eval/val_success/"
     forgetting = {}
@@ -155,9 +150,8 @@ def update_forgetting(best: dict[str, float], metrics: Mapping[str, float]) -> d
 
 @styled
 def plot_decisions(inside: Inside, *, rows: list[int]) -> "Figure":
-    """Attention maps of some decisions: one row each, one tile per layer and head of both levels.
-
-    All tiles share one set of axes, which draws ten times faster.
+    """Attention maps of some decisions: one row each, one tile per layer and head of both levels. All tiles share one
+    set of axes, which draws ten times faster.
     """
     from matplotlib.figure import Figure
 

@@ -70,7 +70,7 @@ def _resumed(owner: Resumable) -> _Marked:
 
 
 def _copied(value: Any) -> Any:
-    """A faster `copy.deepcopy` for every iteration: only tensors and containers can change."""
+    """A faster `copy.deepcopy`, for every iteration: only tensors and containers can change."""
     if isinstance(value, torch.Tensor):
         return value.detach().clone()
     if isinstance(value, Mapping):
@@ -143,9 +143,8 @@ class RunCheckpoints:
         self._saved = None
 
     def save(self) -> Path:
-        """Writes the marked state, unless it is on disk already, and removes older ones beyond `keep`.
-
-        Raises OSError if it cannot be written, for example to a full disk; older checkpoints stay.
+        """Writes the marked state, unless it is on disk already, and removes older ones beyond `keep`. Raises OSError
+        if it cannot be written, for example to a full disk; older checkpoints stay.
         """
         if self._saved is None:
             self._saved = self._write("step", {})
@@ -158,10 +157,9 @@ class RunCheckpoints:
         self._prune("best", 1)
 
     def restore(self, path: Path) -> None:
-        """Loads the state at `path`; the global random state last, because loading may draw.
-
-        Raises FileNotFoundError if there is nothing at `path`, and ValueError for a damaged file, one of other
-        networks, or an exported agent, which has no optimizer.
+        """Loads the state at `path`; the global random state last, because loading may draw. Raises FileNotFoundError
+        if nothing is there, and ValueError for a damaged file, one of other networks, or an exported agent (no
+        optimizer).
         """
         states = read_states(path)
         if missing := sorted({*self._marked} - {*states}):
@@ -183,9 +181,8 @@ class RunCheckpoints:
         self._marked_progress |= asdict(self._progress)
 
     def rewind(self) -> None:
-        """Makes the marked state the latest: removes checkpoints with more frames.
-
-        Raises OSError if it cannot be written; then nothing is removed.
+        """Makes the marked state the latest: removes checkpoints with more frames. Raises OSError if it cannot be
+        written; then nothing is removed.
         """
         self._saved = self._write("step", {})
         for prefix in ("best", "step"):

@@ -103,9 +103,8 @@ class FaultGuard:
             self._in_row = 0
 
     def evaluate(self, run: Callable[[], Result]) -> Result:
-        """The result of ``run``, repeated after a fault.
-
-        Raises WorkerFault if a worker fails and may not be restarted, and TooManyFaults at the limit.
+        """The result of ``run``, repeated after a fault. Raises WorkerFault if a worker fails and may not be restarted,
+        and TooManyFaults at the limit.
         """
         while True:
             try:

@@ -1,7 +1,6 @@
-"""A lock that allows one run at a time in a run folder.
-
-The operating system releases it (`filelock`, on ``run_dir/.lock``) when its process ends, so a lock file left by a
-killed run locks nothing. The file names its holder (process id, host, start time) for error messages.
+"""A lock that allows one run at a time in a run folder. The operating system releases it (`filelock`, on
+``run_dir/.lock``) when its process ends, so a lock file left by a killed run locks nothing. The file names its holder
+(process id, host, start time) for error messages.
 """
 
 import errno
@@ -26,7 +25,6 @@ _SECONDS_TO_SIGN = 2.0  # a process signs its lock within microseconds
 @contextmanager
 def locked(run_dir: Path) -> Iterator[None]:
     """Holds the lock of a run folder, which is created if missing and removed again by its creator if it stays empty.
-
     Raises UserError if another process holds it, or the folder cannot be written.
     """
     missing: list[Path] = []

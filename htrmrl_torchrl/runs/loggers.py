@@ -1,7 +1,6 @@
-"""Scalars, text, figures and videos of one run, in TensorBoard and in ``metrics.csv``.
-
-Events are written here directly, each whole or not at all. TorchRL's ``TensorboardLogger`` has no ``purge_step``, so a
-continued run would show two curves; ``SummaryWriter`` writes in a thread, which leaves half a record on a full disk.
+"""Scalars, text, figures and videos of one run, in TensorBoard and in ``metrics.csv``. Events are written here
+directly, each whole or not at all. TorchRL's ``TensorboardLogger`` has no ``purge_step``, so a continued run would show
+two curves; ``SummaryWriter`` writes in a thread, which leaves half a record on a full disk.
 """
 
 import csv
@@ -31,10 +30,9 @@ HEADER = "frames,metric,value\n"
 
 
 class RunLogger:
-    """Writes the metrics of one run folder; the x axis is environment frames.
-
-    ``run_dir/metrics.csv`` has one row per number (``frames,metric,value``); ``run_dir/tensorboard`` holds event files.
-    Every call writes to the files before it returns. Data that the disk refuses is kept for the next call.
+    """Writes the metrics of one run folder: ``metrics.csv`` with one row per number (``frames,metric,value``) and the
+    event files in ``tensorboard``. The x axis is environment frames. Every call writes to the files before it returns;
+    data that the disk refuses is kept for the next call.
 
     Args:
         run_dir: folder of the run; created if missing.
@@ -104,7 +102,6 @@ class RunLogger:
         self._events.add(summary=histogram(name, numbers, bins=30), step=frames)
 
     def close(self) -> None:
-        """Close both files; a second call does nothing."""
         try:
             self._csv.close()
         finally:
@@ -134,7 +131,6 @@ class EventFile:
         self.add(file_version="brain.Event:2")
 
     def add(self, **event: object) -> None:
-        """Write an event. Raises OSError as `RecordFile.write` does."""
         self._writer.write(Event(wall_time=time.time(), **event).SerializeToString())
 
     def add_video(self, name: str, pictures: Frames, *, frames: int, fps: float) -> None:
@@ -152,9 +148,8 @@ Row = tuple[int, str, float]
 
 
 def read_rows(path: Path) -> tuple[list[tuple[Row, str]], int]:
-    """The rows of a ``metrics.csv`` with their text, and the number of damaged ones; OSError if it cannot be read.
-
-    An incomplete last row, which a killed process leaves, counts as neither.
+    """The rows of a ``metrics.csv`` with their text, and the number of damaged ones; OSError if it cannot be read. An
+    incomplete last row, which a killed process leaves, counts as neither.
     """
     lines = path.read_text(encoding="utf-8", errors="replace").split("\n")[:-1]
     header, *lines = lines or [""]

@@ -28,9 +28,8 @@ class Left(BaseException):
 
 
 class Interrupts:
-    """Between `hold` and `release` a first signal sets ``requested``; a Ctrl-C after it ends with code 130.
-
-    Other signals have no second effect: schedulers and ``timeout`` send one to the process and one to its group.
+    """Between `hold` and `release` a first signal sets ``requested``; a Ctrl-C after it ends with code 130. Other
+    signals have no second effect: schedulers and ``timeout`` send one to the process and one to its group.
     """
 
     def __init__(self) -> None:
@@ -47,11 +46,9 @@ class Interrupts:
         return leave_if_requested
 
     def hold(self) -> None:
-        """Start to set ``requested`` on signals."""
         self._before = _handle(self._note)
 
     def release(self) -> None:
-        """Restore the previous handlers."""
         _restore(self._before)
 
     def _note(self, number: int, frame: FrameType | None) -> None:
@@ -63,11 +60,8 @@ class Interrupts:
 
 @contextmanager
 def ending_at_once(*, sentence: Callable[[], str] = str, status: int | None = None) -> Iterator[None]:
-    """Within the block a signal ends the process at once, without a traceback; for when nothing would be lost.
-
-    Args:
-        sentence: returns what to print then, if anything.
-        status: exit code; default 128 plus the signal's number.
+    """Within the block a signal prints ``sentence()``, if any, and ends the process at once, without a traceback; for
+    when nothing would be lost. The exit code is ``status``, by default 128 plus the signal's number.
     """
 
     def end(number: int, frame: FrameType | None) -> None:
@@ -101,9 +95,8 @@ _PR_SET_PDEATHSIG = 1  # prctl(2)
 
 
 def end_with_parent() -> Callable[[], None] | None:
-    """For `subprocess.Popen(preexec_fn=)`: sends the child SIGTERM when this process ends, even by SIGKILL.
-
-    Linux only; elsewhere None.
+    """For `subprocess.Popen(preexec_fn=)`: sends the child SIGTERM when this process ends, even by SIGKILL. Linux only;
+    elsewhere None.
     """
     if sys.platform != "linux":
         return None
@@ -125,9 +118,8 @@ def _handle(handler: Callable[[int, FrameType | None], None]) -> dict[int, Any]:
 
 
 def _shield_resource_tracker() -> None:
-    """Starts multiprocessing's resource tracker with `NUMBERS` blocked: it must outlive this process.
-
-    By itself it ignores Ctrl-C and SIGTERM only. Windows has no such process.
+    """Starts multiprocessing's resource tracker with `NUMBERS` blocked: it must outlive this process. By itself it
+    ignores Ctrl-C and SIGTERM only. Windows has no such process.
     """
     if not hasattr(signal, "pthread_sigmask"):
         return

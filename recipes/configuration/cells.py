@@ -1,7 +1,5 @@
-"""Cells of an ablation: planning, finished ones, and their results in a table.
-
-A cell is one run of a training recipe, with one value per axis and one seed. Its folder is named by its values, so the
-same command finds it again.
+"""Cells of an ablation: planning, finished ones, and their results in a table. A cell is one run of a training recipe,
+with one value per axis and one seed. Its folder is named by its values, so the same command finds it again.
 """
 
 import itertools
@@ -101,9 +99,8 @@ def _number_of_values(override: Override) -> int:
 
 
 def plan(recipe: str, overrides: Sequence[str], out: Path) -> tuple[list[str], list[Cell]]:
-    """Axes (without the seed) and cells.
-
-    Raises UserError for the first cell that cannot run, or whose folder holds a run with other settings.
+    """Axes (without the seed) and cells. Raises UserError for the first cell that cannot run, or whose folder holds a
+    run with other settings.
     """
     from recipes.configuration.run_folder import check_same_run  # late: torch takes a while
 
@@ -146,17 +143,14 @@ class Row:
 
     @property
     def interval(self) -> tuple[float, float] | None:
-        """95% interval over seeds; None for a single one, or for equal ones."""
         from htrmrl_torchrl.evaluation.intervals import interval_over_runs  # late: scipy takes a while
 
         return interval_over_runs(self.scores)
 
 
 def tabulate(cells: Sequence[Cell], metric: str) -> list[Row]:
-    """One row for each combination of the axes, in the order of the sweep, from the finished cells.
-
-    Speed and seconds are of collection and update, mean over seeds. Raises UserError if a finished cell lacks the
-    metric.
+    """One row for each combination of the axes, in the order of the sweep, from the finished cells. Speed and seconds
+    are of collection and update, mean over seeds. Raises UserError if a finished cell lacks the metric.
     """
     groups: dict[str, list[tuple[Cell, dict[str, Any]]]] = {}
     for cell in cells:

@@ -180,8 +180,6 @@ def _composed(
 
 
 def _frozen(resolved: Any) -> DictConfig:
-    """A read-only configuration with literal values and expanded paths."""
-
     def literal(value: Any) -> Any:
         if isinstance(value, dict):
             return {key: literal(entry) for key, entry in value.items()}

@@ -35,7 +35,6 @@ def training_environment(config: DictConfig) -> EnvBase:
 
 def check_horizon(config: DictConfig, batch: TensorDictBase, storage: EpisodicStorage) -> None:
     """Raise MismatchError if an episode of a factory's environment exceeds ``env.horizon``, which sizes the storage.
-
     Checks the episodes that ``storage`` holds with ``batch`` ``[N, T]`` in it.
     """
     frames, lane = storage.table["frames"], storage.table["lane"]
@@ -68,9 +67,8 @@ def score_on_val(metrics: dict[str, float]) -> float:
 
 
 def evaluate_on_held_out(config: DictConfig, networks: Networks, folder: Path, *, frames: int) -> dict[str, float]:
-    """Success on fixed grids of held-out goals (``val``) and tasks (``test``), beside training: ``eval/*``.
-
-    Uses its own environments and memory and shares only the weights. Writes a report of each into ``folder``.
+    """Success on fixed grids of held-out goals (``val``) and tasks (``test``), beside training: ``eval/*``. Uses its
+    own environments and memory and shares only the weights. Writes a report of each into ``folder``.
     """
     metrics: dict[str, float] = {}
     if is_factory(config.env.name):  # it has no goals to make a grid of

@@ -1,6 +1,5 @@
-"""Finds checkpoint files from a run folder, a file or a pattern.
-
-An existing path is taken as it is; only a missing one is read as a pattern.
+"""Finds checkpoint files from a run folder, a file or a pattern. An existing path is taken as it is; only a missing one
+is read as a pattern.
 """
 
 import glob
@@ -51,9 +50,8 @@ def run_folder_of(checkpoint: Path) -> Path:
 
 
 def goals_of(config: DictConfig, checkpoints: Sequence[Path]) -> tuple[str, int]:
-    """Benchmark and seed of its goals: as configured, else as in training.
-
-    Raises UserError if the agents were trained on goals of several seeds, or on an environment that is not trusted.
+    """Benchmark and seed of its goals: as configured, else as in training. Raises UserError if the agents were trained
+    on goals of several seeds, or on an environment that is not trusted.
     """
     from htrmrl_torchrl.checkpoints.checkpoint import read_environment  # late: torch takes a while
 

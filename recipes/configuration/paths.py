@@ -111,7 +111,6 @@ def safe_name(text: str, *, longest: int = 80) -> str:
 
 def kind_of(key: str, path: str | Path) -> str | None:
     """The kind of file at a path, links followed: ``"folder"``, ``"file"``, ``"device"`` (or pipe or socket), or None.
-
     Raises UserError if it cannot be found out, for example in an unreadable folder.
     """
     try:
@@ -144,9 +143,8 @@ def own_configuration(arguments: Sequence[str]) -> Path:
 
 
 def check_folder(key: str, folder: Path, *, name: str = "x" * 100) -> None:
-    """Raise UserError unless a file ``name`` can be written into ``folder``, which may be missing.
-
-    Tries it in a temporary folder in the nearest existing one.
+    """Raise UserError unless a file ``name`` can be written into ``folder``, which may be missing. Tries it in a
+    temporary folder in the nearest existing one.
     """
     place = folder.absolute()
     missing: list[str] = []
@@ -188,9 +186,8 @@ def writing(what: str) -> Iterator[None]:
 
 
 def check_run_folder(run_dir: str, resume: str) -> None:
-    """Raise UserError unless a run can go into ``run_dir`` and ``resume`` is a word or the path of a checkpoint.
-
-    Writes nothing in the folder: another process may hold its lock, which `runs.lock` reports.
+    """Raise UserError unless a run can go into ``run_dir`` and ``resume`` is a word or the path of a checkpoint. Writes
+    nothing in the folder: another process may hold its lock, which `runs.lock` reports.
     """
     folder = Path(run_dir)
     place = folder.absolute()

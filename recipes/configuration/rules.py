@@ -1,7 +1,6 @@
-"""Checks a recipe's whole configuration before anything is built; the first error gives one sentence.
-
-Types come from the shipped defaults (an integer is accepted for a float, null only where the default is null), words
-from the library's signatures and registries. Here are ranges (`RANGES`); `relations.py` has relations between keys.
+"""Checks a recipe's whole configuration before anything is built; the first error gives one sentence. Types come from
+the shipped defaults (an integer is accepted for a float, null only where the default is null), words from the library's
+signatures and registries. Here are ranges (`RANGES`); `relations.py` has relations between keys.
 """
 
 import difflib
@@ -146,9 +145,8 @@ def check_relations(relations: Iterable[Relation]) -> None:
 
 
 def check_values(config: DictConfig, defaults: DictConfig, rules: Mapping[str, Rule] | None = None) -> None:
-    """Check each value alone: known key, type of the shipped default, range. Raises :class:`UserError`.
-
-    ``rules`` are the recipe's own, by whole key.
+    """Check each value alone: known key, type of the shipped default, range (``rules`` by whole key first). Raises
+    UserError.
     """
     values, shipped = flatten(config), flatten(defaults)
     check_keys(values, defaults)

@@ -1,7 +1,6 @@
-"""The state of a run folder: where the run stopped, with which settings, and how it ended.
-
-`where_to_start` only checks; `take_over` then changes the folder, checkpoints before metrics, so that the run can
-continue after an interruption in between.
+"""The state of a run folder: where the run stopped, with which settings, and how it ended. `where_to_start` only
+checks; `take_over` then changes the folder, checkpoints before metrics, so that the run can continue after an
+interruption in between.
 """
 
 import json
@@ -55,9 +54,8 @@ class Start:
 
 
 def where_to_start(config: DictConfig, run_dir: Path) -> Start:
-    """Where the run continues or begins; changes nothing.
-
-    Raises UserError for a run with other settings, and for results without a checkpoint to continue from.
+    """Where the run continues or begins; changes nothing. Raises UserError for a run with other settings, and for
+    results without a checkpoint to continue from.
     """
     if config.resume == "never":
         return Start(None)
@@ -163,10 +161,9 @@ def check_same_run(config: DictConfig, run_dir: Path) -> None:
 def take_over(
     run_dir: Path, config: DictConfig, checkpoints: RunCheckpoints, start: Start, *, frames: int
 ) -> RunLogger:
-    """Prepares the folder for a run at ``frames``, the marked state, and opens its metrics.
-
-    A new run writes its first checkpoint. Anything beyond ``frames`` is dropped; damaged files are renamed. Raises
-    UserError if something cannot be written; the run can still continue from its old state.
+    """Prepares the folder for a run at ``frames``, the marked state, and opens its metrics. A new run writes its first
+    checkpoint. Anything beyond ``frames`` is dropped; damaged files are renamed. Raises UserError if something cannot
+    be written; the run can still continue from its old state.
     """
     text = OmegaConf.to_yaml(config, resolve=True)
     with _refused(run_dir):
@@ -261,9 +258,8 @@ def read_summary(run_dir: Path) -> dict[str, Any] | None:
 
 
 def leave_boundary(checkpoints: RunCheckpoints, *, asked: bool) -> None:
-    """Saves the state at the beginning of an unfinished iteration, and prints how to continue.
-
-    Raises SystemExit with code 1 if the user asked to stop and it could not be saved.
+    """Saves the state at the beginning of an unfinished iteration, and prints how to continue. Raises SystemExit with
+    code 1 if the user asked to stop and it could not be saved.
     """
     try:
         saved = checkpoints.save()

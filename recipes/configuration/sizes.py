@@ -1,5 +1,4 @@
 """Lower bounds of the memory that a request needs, so that an impossible one ends before anything is built.
-
 Activations, simulators and copies are left out: nothing that would work is refused. What is refused, typically after a
 slip in a number, exceeds the memory by far.
 """

@@ -212,7 +212,6 @@ def _attention_numbers(recording: Recording) -> dict[str, float]:
 
 
 def _names(inspected: Inspected, recording: Recording, split: str) -> list[str]:
-    """Of each trial: its task, or its goal if there is one task."""
     tasks = inspected.tasks[split]
     if len(tasks) == 1:
         return [f"goal {goal}" for goal in recording.goal.tolist()]

@@ -104,10 +104,7 @@ def _play(env: Any, lanes: int, rng: np.random.Generator) -> Callable[[], float]
 
 
 class Physics:
-    """The upper bound of speed: environments that run only the physics, on the same models.
-
-    Cycles through ML10's training tasks.
-    """
+    """The upper bound of speed: environments that only run the physics of ML10's training tasks, on the same models."""
 
     obs_dim, divergences = 1, 0
     action_low, action_high = np.full(4, -1, np.float32), np.full(4, 1, np.float32)
