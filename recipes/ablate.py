@@ -57,7 +57,7 @@ def ablate(config: DictConfig, overrides: Sequence[str]) -> None:
     axes, cells = plan(config.recipe, asked, out)
     todo = [cell for cell in cells if cell.summary() is None]
     print(f"{len(cells)} cells, {len(cells) - len(todo)} finished; axes: {', '.join(axes) or 'none'}; in {out}")
-    tabulate(cells, config.metric)  # a metric that the finished ones do not have shows before others are played
+    tabulate(cells, config.metric)  # fails before new runs if the finished ones lack the metric
     with writing(str(out)):
         out.mkdir(parents=True, exist_ok=True)
         OmegaConf.save({**{key: config[key] for key in OWN}, "overrides": asked}, out / "ablation.yaml")
@@ -78,9 +78,6 @@ def ablate(config: DictConfig, overrides: Sequence[str]) -> None:
     elif unfinished:
         say(f"{len(unfinished)} of {len(cells)} cells did not finish; the same command tries again")
         sys.exit(1)
-
-
-# ------------------------------------------------------------------------------------------------------- running
 
 
 def _run_all(recipe: str, cells: Sequence[Cell], jobs: int) -> bool:
@@ -120,7 +117,7 @@ def _start(recipe: str, cell: Cell) -> "subprocess.Popen[bytes] | None":
         with (cell.run_dir / "log.txt").open("a") as log:
             log.write(f"{shlex.join(['python', *command[1:]])}\n")
             log.flush()
-            # A session of its own: Ctrl-C reaches it through us, once.
+            # Its own session: it gets Ctrl-C only once, through this process.
             return subprocess.Popen(
                 command,
                 stdout=log,
@@ -132,9 +129,6 @@ def _start(recipe: str, cell: Cell) -> "subprocess.Popen[bytes] | None":
     except OSError as error:
         say(f"cannot be started: {cell.run_dir} ({reason(error)})")
         return None
-
-
-# ------------------------------------------------------------------------------------------------- table and figures
 
 
 def write_table(rows: Sequence[Row], axes: Sequence[str], metric: str, path: Path) -> None:

@@ -156,14 +156,10 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--out", required=True, help="PNG (or PDF, SVG) to write")
     parser.add_argument("--title", default="")
     args = parser.parse_args(argv)
-    args.run_dirs = [_folder(run) for run in args.run_dirs]
+    args.run_dirs = [Path(expanded("RUN_DIR", run)) for run in args.run_dirs]
     args.out = Path(expanded("--out", args.out))
     args.title, args.label = drawable(args.title), drawable(args.label)
     return args
-
-
-def _folder(text: str) -> Path:
-    return Path(expanded("RUN_DIR", text))
 
 
 def check(args: argparse.Namespace) -> None:
@@ -188,7 +184,7 @@ def groups_of(args: argparse.Namespace) -> list[tuple[str, list[Path]]]:
     for label, *runs in args.compare:
         if not runs:
             raise UserError(f"--compare {label} names no run: give a label and then folders of runs")
-        groups.append((drawable(label), [_folder(run) for run in runs]))
+        groups.append((drawable(label), [Path(expanded("RUN_DIR", run)) for run in runs]))
     labels = [label for label, _ in groups]
     return [
         (label if labels.count(label) == 1 else f"{label} ({labels[: index + 1].count(label)})".strip(), runs)

@@ -110,7 +110,7 @@ def evaluate(
         tasks=task_names(benchmark, split),
         defines_success=known.has_success if is_dotted_path(benchmark) else None,
     )
-    # All first: a foreign one shows before anything is played.
+    # All are loaded first, so that an invalid one fails before anything is played.
     loaded = [(_own(one, trust), _identity(one)) for one in _several(agent)]
     reports = []
     for own, identity in loaded:

@@ -32,14 +32,10 @@ DIFFERENCES = Scale(-1.0, 1.0, pseudo_goals=1.0)  # of success, paired by goal (
 
 
 def interval_over_goals(by_task: Sequence[Array], *, scale: Scale | None) -> Interval | None:
-    """95% interval, over other goals of the same tasks, of the mean over tasks of the mean over goals.
-
-    Args:
-        by_task: for each task one number per goal.
-        scale: `SHARES` or `DIFFERENCES`; ``None`` for unbounded values such as returns, which get no pseudo-goals.
-
-    Returns low and high; ``None`` if a task has fewer than two goals, or, without a scale, if each task's goals are
-    equal.
+    """95% interval, over other goals of the same tasks, of the mean over tasks of the mean over goals. ``by_task`` has
+    one number per goal for each task. ``scale`` is `SHARES`, `DIFFERENCES`, or ``None`` for unbounded values such as
+    returns, which get no pseudo-goals. Returns low and high; ``None`` if a task has fewer than two goals, or, without a
+    scale, if each task's goals are equal.
 
     Example:
         >>> low, high = interval_over_goals([np.ones(5), np.ones(5)], scale=SHARES)

@@ -19,15 +19,10 @@ class MetaLearner(Protocol):
     """``metaworld.evaluation.MetaLearningAgent``, repeated here to avoid importing the simulator."""
 
     def init(self) -> None: ...
-
     def adapt_action(self, observations: Any) -> Any: ...
-
     def step(self, timestep: Any) -> None: ...
-
     def adapt(self) -> None: ...
-
     def eval_action(self, observations: Any) -> Any: ...
-
     def reset(self, env_mask: Any) -> None: ...
 
 
@@ -65,7 +60,7 @@ def run_official(agent: Any, setup: Setup, *, seed: int, device: str | torch.dev
     finally:
         environments.close()
     tasks = len(setup.tasks)
-    unknown = np.full((1, tasks, 1), np.nan)  # it tells neither returns by task nor when a success came
+    unknown = np.full((1, tasks, 1), np.nan)  # it reports neither returns by task nor steps to success
     return {
         "task": np.arange(tasks),
         "goal": np.full(tasks, -1),

@@ -59,7 +59,7 @@ def draw_caption(picture: Picture, caption: Caption) -> Picture:
     draw.rectangle((0, 0, width, band - 1), fill=_BAND)
     draw.rectangle((0, height - band - bar - unit, width, height), fill=_BAND)
     step = f"step {caption.step}/{caption.horizon}"
-    reserved = _font(3 * unit).getlength(f"step {caption.horizon}/{caption.horizon}")  # so that the name never jumps
+    reserved = _font(3 * unit).getlength(f"step {caption.horizon}/{caption.horizon}")  # so that the name does not move
     draw.text((width - margin, middle), step, font=_font(3 * unit), fill=_MUTED, anchor="rm")
     _fitted(draw, (margin, middle), caption.task, room=width - reserved - 3 * margin, size=7 * unit // 2, fill=_WHITE)
     lower = height - bar - unit - middle

@@ -18,7 +18,7 @@ def plot_adaptation(reports: Mapping[str, EvaluationReport]) -> "Figure":
     """
     first = _comparable(reports)
     if first.success.shape[-1] != first.protocol.episodes:
-        raise ValueError(f"The protocol {first.protocol.name} does not tell success by episode.")
+        raise ValueError(f"The protocol {first.protocol.name} reports no success by episode.")
     from matplotlib.ticker import MaxNLocator
 
     figure, axes = _axes()
@@ -31,7 +31,7 @@ def plot_adaptation(reports: Mapping[str, EvaluationReport]) -> "Figure":
     if first.has_success:
         axes.set(ylabel="success rate", ylim=(-0.02, 1.02))
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-    _legend(figure)
+    figure.legend(loc="outside upper right", ncols=3, frameon=False)
     return figure
 
 
@@ -57,7 +57,7 @@ def plot_tasks(reports: Mapping[str, EvaluationReport]) -> "Figure":
     axes.set(xlim=(-0.6, len(names) - 0.4), ylabel="return, 95% over goals", title=_title(first))
     if first.has_success:
         axes.set(ylabel="success rate, 95% over goals", ylim=(0, 1.02))
-    _legend(figure)
+    figure.legend(loc="outside upper right", ncols=3, frameon=False)
     return figure
 
 
@@ -77,10 +77,6 @@ def _axes(width: float = 6.4) -> tuple["Figure", "Axes"]:
     axes.set_axisbelow(True)
     axes.spines[["top", "right"]].set_visible(False)
     return figure, axes
-
-
-def _legend(figure: "Figure") -> None:
-    figure.legend(loc="outside upper right", ncols=3, frameon=False)
 
 
 def _title(report: EvaluationReport) -> str:

@@ -82,7 +82,7 @@ class Protocol:
 PROTOCOLS = {
     protocol.name: protocol
     for protocol in (
-        # Every (task, goal) pair once, ten episodes to adapt, one with the mean action.
+        # Every (task, goal) pair once: ten adaptation episodes, one evaluation episode with the mean action.
         Protocol(
             name="strict",
             adaptation_episodes=10,
@@ -90,7 +90,7 @@ PROTOCOLS = {
             evaluation_actions="mean",
             goals_per_task=4,
         ),
-        # TrMRL's line in garage, presumed for the paper: ten and ten, all sampled, two goals a task.
+        # The evaluation in TrMRL's garage code, presumably the paper's: ten and ten, all sampled, two goals per task.
         Protocol(
             name="garage",
             adaptation_episodes=10,
@@ -99,7 +99,7 @@ PROTOCOLS = {
             goals_per_task=2,
             separate=True,
         ),
-        # The simulator's own evaluator: it counts the first episodes to finish, whichever goal they are of.
+        # The simulator's own evaluator: it counts the first episodes to finish, of any goal.
         Protocol(
             name="metaworld",
             adaptation_episodes=10,
@@ -121,13 +121,8 @@ def named_protocol(name: str) -> Protocol:
 
 @dataclass(frozen=True, kw_only=True)
 class Setup:
-    """What an evaluation plays, and how.
-
-    Args:
-        benchmark, split, benchmark_seed, tasks: which tasks (by name) and goals.
-        protocol: how many goals, how they are played and counted.
-        horizon: steps of an episode.
-        defines_success: see `EvaluationReport`.
+    """What an evaluation plays, and how: tasks (by name) and goals of a benchmark's split, the protocol, and the steps
+    of an episode. See `EvaluationReport` for ``defines_success``.
     """
 
     benchmark: str

@@ -28,7 +28,7 @@ Array = npt.NDArray[np.float64]
 
 _LARGEST = 1 << 26  # bytes of a file; 20 episodes of 50 goals in 50 tasks take 3 million for each run
 
-# What two reports must agree in before their numbers may stand side by side.
+# Fields that comparable reports share.
 _COMPARED = ("protocol", "benchmark", "split", "benchmark_seed", "horizon", "tasks")
 
 
@@ -98,8 +98,6 @@ class EvaluationReport:
             raise ValueError("steps_to_success holds numbers below 1; steps count from 1, and are NaN without success.")
         if np.isinf(self.returns).any() or np.isinf(self.steps_to_success).any():
             raise ValueError("returns or steps_to_success hold an infinity.")
-
-    # ------------------------------------------------------------------------------------------------ numbers
 
     @property
     def success_rate(self) -> float:
@@ -204,8 +202,6 @@ class EvaluationReport:
         """``[R, goals]`` of one task."""
         return self._counting(self.success if self.has_success else self.returns)[:, rows].mean(-1)
 
-    # ------------------------------------------------------------------------------------------------ in and out
-
     def save(self, path: str | Path) -> None:
         content = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "defines_success"}
         content["protocol"] = vars(self.protocol)
@@ -213,7 +209,7 @@ class EvaluationReport:
             content[name] = content[name].tolist()
         for name in ("returns", "steps_to_success"):
             content[name] = _nan_to_none(content[name].tolist())
-        # For whoever reads the file and not the class.
+        # For people who read the file.
         name = "success_rate" if self.has_success else "return"
         content["summary"] = {name: self.headline, "interval_over_goals": self.interval()}
         path = Path(path)

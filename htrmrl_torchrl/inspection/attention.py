@@ -7,7 +7,7 @@ from torch import Tensor
 
 from htrmrl_torchrl.inspection.recording import Recording
 
-KINDS = ("present", "successful episodes", "failed episodes")  # of what a slot shows
+KINDS = ("present", "successful episodes", "failed episodes")  # kinds of slots
 
 
 def entropy(attention: Tensor) -> Tensor:
@@ -16,12 +16,9 @@ def entropy(attention: Tensor) -> Tensor:
 
 
 def relative_entropy(attention: Tensor, held: Tensor) -> Tensor:
-    """Entropy of each head over that of uniform attention, ``[layers, H]``: 1 is uniform, 0 is all on one position. The
-    mean over rows with two or more valid positions; NaN if there is none.
-
-    Args:
-        attention: ``[n, layers, H, L]``, rows that sum to one over ``held``.
-        held: ``[n, L]``, the valid positions.
+    """Entropy of each head over that of uniform attention, ``[layers, H]``: 1 is uniform, 0 is all on one position.
+    Rows of ``attention`` ``[n, layers, H, L]`` sum to one over the valid positions ``held`` ``[n, L]``. The mean over
+    rows with two or more valid positions; NaN if there is none.
 
     Example:
         >>> attention = torch.tensor([[0.5, 0.5, 0.0], [1.0, 0.0, 0.0]]).view(2, 1, 1, 3)
@@ -35,8 +32,7 @@ def relative_entropy(attention: Tensor, held: Tensor) -> Tensor:
 
 def slot_entropy(recording: Recording) -> Tensor | None:
     """`relative_entropy` of the upper level, ``[L2, H]``."""
-    attention = recording.slot_attention
-    if attention is None:
+    if (attention := recording.slot_attention) is None:
         return None
     held = recording.slot_mask.unsqueeze(2).expand(-1, -1, attention.shape[2], -1)
     return relative_entropy(attention.flatten(0, 2), held.flatten(0, 2))
@@ -44,8 +40,7 @@ def slot_entropy(recording: Recording) -> Tensor | None:
 
 def window_entropy(recording: Recording) -> Tensor | None:
     """`relative_entropy` of the lower level, ``[L1, H]``."""
-    attention = recording.window_attention
-    if attention is None:
+    if (attention := recording.window_attention) is None:
         return None
     held = recording.window_mask.expand(*attention.shape[:2], -1, -1)
     return relative_entropy(attention.flatten(0, 2), held.flatten(0, 2))

@@ -50,7 +50,7 @@ def plot_trials(recordings: Recordings, *, titles: Mapping[str, Sequence[str]], 
             axes = rows[row][column]
             share = shares[trial].flatten(0, 1).T  # [K + 1, K * S]
             episodes = share.shape[0] - 1
-            share = torch.cat([share[: episodes - 1], share[-1:]])  # the last episode is never looked back at
+            share = torch.cat([share[: episodes - 1], share[-1:]])  # no later episode attends to the last one
             axes.imshow(
                 share.numpy(), aspect="auto", origin="lower", vmin=0, vmax=1, cmap=MAP, interpolation="nearest",
                 extent=(0.5, episodes + 0.5, 0.5, episodes + 0.5),
@@ -166,7 +166,7 @@ def plot_retrieval(recording: Recording, retrieved: Mapping[str, Retrieved], *, 
     from matplotlib.patches import Rectangle
 
     episodes = max([1, *(e + 1 for one in retrieved.values() for e, _ in one.windows)])
-    rewards = recording.tokens[trial, :episodes, 1:, -2]  # [k, H]: number t is told by token t + 1
+    rewards = recording.tokens[trial, :episodes, 1:, -2]  # [k, H]: reward t is in token t + 1
     low, high = float(rewards.min()), float(rewards.max())
     scaled = (rewards - low) / max(high - low, 1e-12)
     figure, (row,) = grid(1, len(retrieved), width=3.4, height=0.8 + 0.55 * max(3, episodes))

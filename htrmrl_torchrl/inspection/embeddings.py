@@ -8,7 +8,7 @@ import numpy.typing as npt
 Array = npt.NDArray[np.float64]
 Labels = npt.NDArray[np.int64]
 SHUFFLES = 500
-# Two vectors that differ by less than this share of the largest distance are the same one up to float rounding.
+# Vectors closer than this share of the largest distance are equal up to rounding.
 _SAME = 1e-5
 
 
@@ -98,4 +98,4 @@ def _silhouette(distance: Array, labels: Labels) -> float:
     nearest = mean.min(1)
     scale = np.maximum(within, nearest)
     values = np.divide(nearest - within, scale, out=np.zeros_like(scale), where=scale > _SAME * distance.max())
-    return float(np.where(size[own] > 1, values, 0.0).mean())  # a point alone counts 0, as Rousseeuw has it
+    return float(np.where(size[own] > 1, values, 0.0).mean())  # a single point counts 0, as in Rousseeuw

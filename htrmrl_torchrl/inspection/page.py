@@ -57,12 +57,12 @@ def write_page(path: Path, *, title: str, facts: Sequence[tuple[str, str]], sect
     page = (
         f'<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n<title>{html.escape(title)}</title>\n'
         '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
-        # A browser asks for an icon where a page names none.
+        # Browsers request an icon unless the page names one.
         f'<link rel="icon" href="data:,">\n<style>{_STYLE}</style>\n</head>\n<body>\n<h1>{html.escape(title)}</h1>\n'
         f'<nav class="small">{links}</nav>\n<table class="facts">{known}</table>\n'
         f"{body}\n</body>\n</html>\n"
     )
-    # A path may hold bytes that are no characters; a page shows them as \udcff.
+    # A path may hold bytes that are not UTF-8; the page shows them as \udcff.
     write_whole(path, page.encode("utf-8", "backslashreplace"))
 
 

@@ -100,7 +100,7 @@ def record_trials(networks: Networks, env: TrialEnv, *, trials: int, every: int,
     steps = sorted({*range(0, env.horizon, every), env.horizon - 1})
     recorder = _Recorder(networks.encoder, env, steps)
     hook = memory.register_forward_hook(recorder.look_inside)  # type: ignore[attr-defined]
-    # Which of the episodes adapt makes no difference, since all actions are sampled.
+    # The split into adaptation and evaluation does not matter, because all actions are sampled.
     sampled = PROTOCOLS["strict"].changed(adaptation_episodes=env.episodes_per_trial - 1, evaluation_actions="sampled")
     try:
         outcomes = play_trials(acting, env, sampled, trials=trials, seed=seed, look=recorder.see)
@@ -157,7 +157,7 @@ class _Recorder:
         for name in self._looks[0]:
             looked[name] = by_trial([look[name] for look in self._looks], self._episodes, len(self._steps))
         if (past := looked["past_embedding"]) is not None:
-            looked["past_embedding"] = past[:, :, 0]  # the same all episode long
+            looked["past_embedding"] = past[:, :, 0]  # constant within an episode
         episodes, starts = zip(*self._slots, strict=True)
         return {
             "tokens": by_trial(self._tokens, self._episodes, self._horizon + 1),

@@ -83,7 +83,7 @@ def _windows(encoder: HierarchicalEncoder, tokens: Tensor, windows: Sequence[Win
 def _context(encoder: HierarchicalEncoder, tokens: Tensor, episode: int, drawn: Sequence[Window]) -> TensorDict:
     """Context ``[1]`` of an episode's last decision that sees the windows ``drawn``."""
     length, slots = tokens.shape[1], encoder.episodes - 1
-    # The last token but one is the last that is acted on.
+    # The last decision sees the last token but one.
     first = torch.tensor([episode * length], device=tokens.device)
     current, current_mask = window_at(tokens.flatten(0, 1), first + length - 2, first, encoder.window)
     shown, shown_mask = _windows(encoder, tokens, drawn)

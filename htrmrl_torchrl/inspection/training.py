@@ -21,7 +21,7 @@ from htrmrl_torchrl.inspection.style import MAP, styled
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-DECISIONS = 512  # looked into at most
+DECISIONS = 512  # inspected at most
 _TILE = 24  # pixels of the picture for each map
 
 
@@ -66,7 +66,7 @@ def _by_head(prefix: str, values: Tensor) -> dict[str, float]:
         f"{prefix}/{layer + 1}.{head + 1}": value
         for layer, heads in enumerate(values.tolist())
         for head, value in enumerate(heads)
-        if value == value  # not a number where no decision had a choice
+        if value == value  # NaN if no decision had two valid positions
     }
 
 

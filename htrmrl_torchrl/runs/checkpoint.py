@@ -21,14 +21,13 @@ from htrmrl_torchrl.checkpoints.checkpoint import checked_progress, checkpoints_
 from htrmrl_torchrl.checkpoints.versions import versions
 from htrmrl_torchrl.runs.progress import Progress
 
-_STAGE = ".stage"  # where a file is made before it gets its name
+_STAGE = ".stage"  # where a file is written before it gets its name
 
 
 class Resumable(Protocol):
     """An environment or a memory whose state at a trial boundary can be saved."""
 
     def checkpoint_state(self) -> dict[str, Any]: ...
-
     def load_checkpoint_state(self, state: dict[str, Any]) -> None: ...
 
 
@@ -43,7 +42,7 @@ class _RandomStreams:
             GlobalRNGState().load_state_dict(state)
             return
         GlobalRNGState().load_state_dict({name: stream for name, stream in state.items() if name != "torch_cuda"})
-        with torch.random.fork_rng(devices=[]):  # what is drawn on GPUs follows from the CPU's stream, which stays put
+        with torch.random.fork_rng(devices=[]):  # GPU seeds come from the CPU's stream, which does not change
             torch.cuda.manual_seed_all(int(torch.randint(2**62, ())))
 
 
@@ -133,7 +132,7 @@ class RunCheckpoints:
         )
         for name, component in self._marked.items():
             self._checkpoint.register(name, component, adapter=TensorFiles())
-        self._saved: Path | None = None  # where the marked boundary is on disk
+        self._saved: Path | None = None  # the marked state on disk
 
     def mark(self) -> None:
         """Copy the current state for `save` and `save_best`. Raises RuntimeError in the middle of a trial."""
@@ -194,7 +193,7 @@ class RunCheckpoints:
     def _write(self, prefix: str, metadata: dict[str, Any]) -> Path:
         self._check_folder()
         path = self._folder / f"{prefix}-{self._marked_progress['frames']:012d}.torchrl"
-        _remove(self._folder / _STAGE)  # of a killed process
+        _remove(self._folder / _STAGE)  # left by a killed process
         return save_whole(self._checkpoint, path, stage=self._folder / _STAGE, metadata=metadata)
 
     def _check_folder(self) -> None:

@@ -30,12 +30,9 @@ class _Unfailing:
         return getattr(self._stream(), name)
 
 
-STDERR: Any = _Unfailing(lambda: sys.stderr)  # one for all: tqdm writes around bars of the same file only
-
-
-program: list[
-    str
-] = []  # the words of the command ``htrmrl`` that started a recipe; none where Python was given its file
+STDERR: Any = _Unfailing(lambda: sys.stderr)  # one object: tqdm only writes around bars of the same file
+# The words of the command ``htrmrl`` that started a recipe; empty if Python ran its file.
+program: list[str] = []
 
 
 def command_line(arguments: Sequence[str] | None = None, *, python: str = "python") -> str:
@@ -66,7 +63,7 @@ def unfailing_output() -> Iterator[None]:
 
 def _unfailing(stream: TextIO | None) -> _Unfailing:
     if isinstance(stream, io.TextIOWrapper):
-        stream.reconfigure(errors="backslashreplace")  # a path may hold bytes that are no characters
+        stream.reconfigure(errors="backslashreplace")  # a path may hold bytes that are not UTF-8
     own = open(os.devnull, "w") if stream is None else stream  # noqa: SIM115
     return _Unfailing(lambda: own)
 

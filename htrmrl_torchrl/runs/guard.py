@@ -76,7 +76,7 @@ class FaultGuard:
                 if abandoned:
                     collector.reset()
                     self._memory.load_checkpoint_state(remembered)
-                    # The environment's last step is of the abandoned batch: episodes before it have lost their end.
+                    # The last step belongs to the abandoned batch, so the running episodes are incomplete.
                     self._memory.drop_running()
                 # Not iter(collector), which shuts everything down at the first exception.
                 for batch in collector.iterator():
@@ -85,7 +85,7 @@ class FaultGuard:
                     yield batch
                 return
             except Fault as fault:
-                self._note(fault, "collecting", "all lanes begin new trials")
+                self._note(fault, "collecting", "all environments begin new trials")
                 abandoned = True
 
     @contextmanager

@@ -18,7 +18,7 @@ from filelock import FileLock, Timeout
 from htrmrl_torchrl.faults import UserError
 from htrmrl_torchrl.runs.console import say
 
-LOCK = ".lock"  # in a run folder, of the process that runs in it
+LOCK = ".lock"  # file in a run folder
 _SECONDS_TO_SIGN = 2.0  # a process signs its lock within microseconds
 
 
@@ -34,7 +34,7 @@ def locked(run_dir: Path) -> Iterator[None]:
         signed.append(os.fstat(descriptor))
         who = {"pid": os.getpid(), "host": socket.gethostname(), "started": _started(os.getpid())}
         os.ftruncate(descriptor, 0)
-        with suppress(OSError):  # a full disk takes no signature, but the lock holds
+        with suppress(OSError):  # on a full disk the lock holds without a signature
             os.write(descriptor, f" {json.dumps(who)}".encode())
 
     try:
@@ -51,10 +51,10 @@ def locked(run_dir: Path) -> Iterator[None]:
     try:
         yield
     finally:
-        with suppress(OSError):  # a folder that has become read-only, or a system that deletes no open file
+        with suppress(OSError):  # a read-only folder, or a system that cannot delete open files
             # Another run may have its lock in a new folder of this name.
             if signed and os.path.samestat(os.stat(run_dir / LOCK), signed[0]):
-                (run_dir / LOCK).unlink()  # while it is held: whoever has opened it meanwhile tries again
+                (run_dir / LOCK).unlink()  # while it is held: a process that has just opened it tries again
         lock.release()
         _remove_empty(missing)
 

@@ -122,8 +122,8 @@ class EventFile:
 
     def __init__(self, folder: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)
-        # TensorBoard reads them in the order of their names. A restart within the second, or a clock that was set
-        # back, must not come before the events that it continues and purges.
+        # TensorBoard reads files in order of their names. A restart within the same second, or after the clock was set
+        # back, must still come after the events that it purges.
         begun = [_EVENT_FILE.match(name) for name in os.listdir(folder)]
         second = max([int(time.time()), *(int(match[1]) + 1 for match in begun if match)])
         self._file = RecordFile(folder / f"events.out.tfevents.{second:010d}.{socket.gethostname()}.{os.getpid()}")

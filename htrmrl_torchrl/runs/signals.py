@@ -18,9 +18,8 @@ from typing import Any, NoReturn
 
 from htrmrl_torchrl.runs.console import command_line, occupy_standard_descriptors, say
 
-NUMBERS = tuple(
-    signal.Signals[name] for name in ("SIGINT", "SIGTERM", "SIGHUP", "SIGUSR1") if hasattr(signal, name)
-)  # Windows has the first two
+# Windows has the first two.
+NUMBERS = tuple(signal.Signals[name] for name in ("SIGINT", "SIGTERM", "SIGHUP", "SIGUSR1") if hasattr(signal, name))
 
 
 class Left(BaseException):
@@ -39,7 +38,7 @@ class Interrupts:
     def leave_before(self) -> Callable[..., None]:
         """A forward pre-hook that raises `Left` after a signal."""
 
-        def leave_if_requested(*_: object) -> None:  # a function: what copies the network must not copy the note
+        def leave_if_requested(*_: object) -> None:  # a function, because copies of the network must not copy the flag
             if self.requested:
                 raise Left
 
@@ -104,7 +103,7 @@ def end_with_parent() -> Callable[[], None] | None:
 
     def ask_for_signal() -> None:
         prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
-        if os.getppid() != parent:  # it has ended already
+        if os.getppid() != parent:  # the parent has ended already
             os._exit(1)
 
     return ask_for_signal

@@ -69,20 +69,14 @@ def _values(override: Override) -> list[str]:
 
 def _check_sweeps(overrides: Sequence[Override]) -> None:
     """Raise UserError if a key is given twice, or for more than `MOST_CELLS` combinations."""
-    cells = 1
-    for key, *others in _by_key(overrides).values():
-        if others:
-            raise UserError(f"{key.input_line!r} and {others[0].input_line!r} are of the same key: give it once")
-        cells *= _number_of_values(key)
+    cells, first = 1, dict[str, Override]()
+    for override in overrides:
+        if (other := first.setdefault(override.key_or_group, override)) is not override:
+            raise UserError(f"{other.input_line!r} and {override.input_line!r} set the same key: give it once")
+    for override in overrides:
+        cells *= _number_of_values(override)
         if cells > MOST_CELLS:
             raise UserError(f"these overrides span more than {MOST_CELLS:,} cells: sweep fewer values")
-
-
-def _by_key(overrides: Sequence[Override]) -> dict[str, list[Override]]:
-    grouped: dict[str, list[Override]] = {}
-    for override in overrides:
-        grouped.setdefault(override.key_or_group, []).append(override)
-    return grouped
 
 
 def _number_of_values(override: Override) -> int:

@@ -30,15 +30,14 @@ from recipes.configuration.help import usage
 from recipes.configuration.paths import PATHS, expanded, in_hydras_words, literally, quoted
 from recipes.configuration.rules import check_choice, check_keys, flatten, validate
 
-# Threads of torch that wait for each other spin, by default for milliseconds. Where cores are shared with workers or
-# other programs, the one waited for may not be running, and an update becomes many times slower. Read when torch is
-# imported, which is after this.
+# Waiting threads of torch spin, by default for milliseconds. On shared cores the other thread may not be running, which
+# makes an update many times slower. Set before torch is imported, which reads it.
 os.environ.setdefault("GOMP_SPINCOUNT", "2000")
 
 Check = Callable[[DictConfig, DictConfig], None]
 CONFIG_DIR = Path(__file__).resolve().parents[2] / "configs"
 
-# What a parser raises for text that it cannot read: too deep, too long a number. Around parsers alone.
+# What parsers raise for unreadable text (too deep, too long a number); for use around parsers only.
 UNREADABLE = (HydraException, OmegaConfBaseException, YAMLError, RecursionError, ValueError, OverflowError)
 
 __all__ = ["CONFIG_DIR", "UNREADABLE", "UserError", "load_config", "parse_override", "refusing", "run_recipe"]
@@ -75,7 +74,10 @@ def run_recipe(
             groups = {str(key): _files_of(str(key), config_dir) for key in config}
             print(usage((main.__doc__ or "").strip(), config, groups, config_name=config_name, folder=CONFIG_DIR))
             return
-        _check_rendering()
+        try:
+            check_import()  # an unusable MUJOCO_GL would fail at the first import of the library
+        except RuntimeError as error:
+            raise UserError(str(error)) from error
         config = load_config(config_name, overrides, check, config_dir=config_dir)
         if "--cfg" in options:
             print(OmegaConf.to_yaml(config, resolve=True).rstrip())
@@ -113,14 +115,6 @@ def refusing() -> Iterator[None]:
             sys.exit(error.exit_code)
 
 
-def _check_rendering() -> None:
-    """Reports an unusable ``MUJOCO_GL`` as UserError; it shows at the first import of the library."""
-    try:
-        check_import()
-    except RuntimeError as error:
-        raise UserError(str(error)) from error
-
-
 def load_config(
     config_name: str, overrides: Sequence[str] = (), check: Check = validate, *, config_dir: Path | None = None
 ) -> DictConfig:
@@ -138,7 +132,7 @@ def load_config(
     folder = config_dir if own else CONFIG_DIR
     with _refused(config_name):
         defaults, groups = _composed(config_name, chosen.values(), folder, config_dir)
-        if own:  # a file of the user's own may hold what every training configuration holds
+        if own:  # the user's own file may have all keys of a training configuration
             defaults, _ = _composed("base", groups, CONFIG_DIR, config_dir)
     check_keys((key for key in _keys(overrides) if key not in chosen), defaults)
     with _refused(config_name):
@@ -160,7 +154,7 @@ def _refused(name: str) -> Iterator[None]:
     except YAMLError as error:
         raise UserError(f"{name}.yaml cannot be read: {error}") from error
     except UNREADABLE as error:
-        raise UserError(_first_line(error)) from error
+        raise UserError(next(iter(str(error).splitlines()), type(error).__name__)) from error
 
 
 def _composed(
@@ -194,10 +188,6 @@ def _frozen(resolved: Any) -> DictConfig:
     OmegaConf.set_struct(config, True)
     OmegaConf.set_readonly(config, True)
     return config
-
-
-def _first_line(error: Exception) -> str:
-    return next(iter(str(error).splitlines()), type(error).__name__)
 
 
 def _chosen_files(overrides: Sequence[str], config_dir: Path | None) -> dict[str, str]:

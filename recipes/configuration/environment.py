@@ -38,7 +38,7 @@ def check_horizon(config: DictConfig, batch: TensorDictBase, storage: EpisodicSt
     Checks the episodes that ``storage`` holds with ``batch`` ``[N, T]`` in it.
     """
     frames, lane = storage.table["frames"], storage.table["lane"]
-    runs = ~batch["next", keys.DONE][:, -1, 0]  # an episode that goes on has one step more at least
+    runs = ~batch["next", keys.DONE][:, -1, 0]  # a running episode has at least one more step
     longest = max(int(frames.max()), int((frames[lane.bincount().cumsum(0) - 1] + runs).max()))
     if longest > config.env.horizon:
         raise MismatchError(
@@ -71,7 +71,7 @@ def evaluate_on_held_out(config: DictConfig, networks: Networks, folder: Path, *
     own environments and memory and shares only the weights. Writes a report of each into ``folder``.
     """
     metrics: dict[str, float] = {}
-    if is_factory(config.env.name):  # it has no goals to make a grid of
+    if is_factory(config.env.name):  # its goals are unknown
         return metrics
     for split in ("val", "test"):
         report = evaluate(
@@ -91,7 +91,7 @@ def evaluate_on_held_out(config: DictConfig, networks: Networks, folder: Path, *
         report.runs[0]["frames"] = frames
         path = folder / f"{split}_{frames:012d}.json"
         with spared(str(path)):
-            folder.mkdir(exist_ok=True)  # without parents: a run folder that was moved away is not made anew
+            folder.mkdir(exist_ok=True)  # without parents: a moved run folder is not created again
             report.save(path)
         metrics |= evaluation_metrics(report)
     return metrics

@@ -93,7 +93,7 @@ def _of_run(run_dir: Path) -> Path:
 
     folder = run_dir / "checkpoints"
     if kind_of("checkpoint", folder) == "folder":
-        names_in("checkpoint", folder)  # refuses one that cannot be looked into
+        names_in("checkpoint", folder)  # raises UserError if it cannot be read
         for kind in ("best", "step"):
             if files := checkpoints_of(folder, kind):
                 return files[-1]

@@ -29,9 +29,6 @@ PATHS = ("checkpoint", "out", "resume", "run_dir")  # the keys, of all recipes, 
 _TRIED = bytes(4096)  # a full disk shows only when something is written
 
 
-# ------------------------------------------------------------------------------------------------------- reading
-
-
 def in_hydras_words(override: str) -> str:
     """A path override quoted for Hydra's grammar; every other override as it is.
 
@@ -106,9 +103,6 @@ def safe_name(text: str, *, longest: int = 80) -> str:
     return safe if safe == text else f"{safe}-{hashlib.sha256(text.encode(errors='surrogateescape')).hexdigest()[:8]}"
 
 
-# ------------------------------------------------------------------------------------------------------- looking
-
-
 def kind_of(key: str, path: str | Path) -> str | None:
     """The kind of file at a path, links followed: ``"folder"``, ``"file"``, ``"device"`` (or pipe or socket), or None.
     Raises UserError if it cannot be found out, for example in an unreadable folder.
@@ -137,9 +131,6 @@ def own_configuration(arguments: Sequence[str]) -> Path:
         shown = f"'{path}'" if arguments else "missing"
         raise UserError(f"the configuration is {shown} but must be a file that ends with .yaml, the first argument")
     return path
-
-
-# ------------------------------------------------------------------------------------------------------- writing
 
 
 def check_folder(key: str, folder: Path, *, name: str = "x" * 100) -> None:
@@ -172,7 +163,7 @@ def check_file(key: str, path: Path) -> None:
     if kind not in (None, "file"):
         example = f", {key}={path / 'name'}" if kind == "folder" else ""
         raise UserError(f"{key} is '{path}', a {kind}: give the file to write{example}")
-    # The name that it has until it is whole is longer, see `htrmrl_torchrl.checkpoints.files`.
+    # Its temporary name is longer, see `htrmrl_torchrl.checkpoints.files`.
     check_folder(key, path.parent, name=f".{path.name}.stage")
 
 

@@ -7,7 +7,7 @@ from omegaconf import DictConfig
 from htrmrl_torchrl.dotted import is_dotted_path
 from htrmrl_torchrl.memory.strategies import find_strategy
 
-Relation = tuple[bool, str]  # whether it holds, and what is wrong where it doesn't
+Relation = tuple[bool, str]  # whether it holds, and the error message if not
 
 
 def frames_per_trial_batch(config: DictConfig) -> int:
@@ -45,7 +45,7 @@ def relations(config: DictConfig) -> Iterator[Relation]:
 def warnings(config: DictConfig) -> Iterator[str]:
     """One sentence for each setting that is allowed and may give poor results."""
     env, encoder, memory = config.env, config.encoder, config.memory
-    # The relations keep slots in distribution by their number and positions; this is about what they hold.
+    # The relations keep the number and positions of slots in distribution; this is about their content.
     if memory.strategy == "recent" and encoder.get("episodes", 1) >= env.episodes_per_trial > 1:
         yield (
             f"memory.strategy is recent and encoder.episodes is {encoder.episodes}, not below env.episodes_per_trial, "

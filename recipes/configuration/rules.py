@@ -42,7 +42,7 @@ def one_of(*choices: str) -> Rule:
 POSITIVE = Rule("greater than 0", lambda value: value > 0)
 NOT_EMPTY = Rule("not empty", lambda value: bool(value.strip()), str)
 
-# By the last name of a key, in all recipes and for encoders of one's own.
+# By the last name of a key, in all recipes and for the user's own encoders.
 RANGES: dict[str, Rule] = {
     **dict.fromkeys(("name", "device", "run_dir", "resume", "checkpoint", "benchmark", "out", "metric"), NOT_EMPTY),
     **dict.fromkeys((
@@ -58,7 +58,7 @@ RANGES: dict[str, Rule] = {
         "reward_scale", "init_std", "min_std", "target_kl", "clip_epsilon", "critic_coeff", "max_grad_norm", "lr",
     ), POSITIVE),
     "seed": Rule("from 0 to 2**63 - 1", lambda value: 0 <= value < 2**63, int),
-    # No worker answers within less on a busy machine, and the kernel counts milliseconds in 31 bits.
+    # A worker needs at least 0.1 s on a busy machine; the kernel counts milliseconds in 31 bits.
     "worker_timeout": Rule("from 0.1 to 1_000_000 seconds", lambda value: 0.1 <= value <= 1_000_000),
     "gamma": Rule("greater than 0 and at most 1", lambda value: 0 < value <= 1),
     "gae_lambda": Rule("between 0 and 1", lambda value: 0 <= value <= 1),
@@ -67,14 +67,13 @@ RANGES: dict[str, Rule] = {
     "trust": Rule("a list of paths package.module:name", lambda value: all(map(is_dotted_path, value)), list),
 }  # fmt: skip
 
-# Keys, and beginnings of keys, that a run may change when it goes on: none changes what is learned (another device only
-# draws other noise).
+# Keys and prefixes that a continued run may change: none changes what is learned (another device draws other noise).
 FREE = (
     "total_frames", "resume", "run_dir", "device", "env.num_workers", "env.worker_timeout", "env.restart_workers",
     "faults.", "checkpoint.", "eval.every_frames",
 )  # fmt: skip
 
-MISSING = "???"  # OmegaConf's
+MISSING = "???"  # OmegaConf's missing value
 KINDS = {bool: "true or false", int: "an integer", float: "a number", str: "a string", list: "a list, as in [1,2]"}
 
 
@@ -101,7 +100,7 @@ def check_keys(asked: Iterable[str], defaults: DictConfig) -> None:
         members = [name for name in known if name.startswith(f"{key}.")]
         if members:
             raise UserError(f"{key} is a group of keys and cannot be set as a whole; its keys are {', '.join(members)}")
-        leaf = key.rsplit(".", 1)[-1]  # the right name in the wrong group is near as well
+        leaf = key.rsplit(".", 1)[-1]  # the right name in the wrong group is near, too
         near = [name for name in known if name.rsplit(".", 1)[-1] == leaf]
         near += [name for name in difflib.get_close_matches(key, known, n=3, cutoff=0.5) if name not in near]
         nearest = f"the nearest known keys are {', '.join(near)}" if near else "--cfg shows all known keys"
@@ -210,15 +209,12 @@ def _check_value(key: str, value: Any, default: Any, rule: Rule | None) -> None:
     if not (type(value) is kind or (kind is float and type(value) is int)):
         allowed = KINDS[kind] + (" or null" if default is None else "")
         shown = "null" if value is None else f"{value!r}"
-        raise UserError(f"{key} is {shown} but must be {allowed}{_whole_number_hint(value, kind)}")
+        hint = f": write {int(value)}" if kind is int and isinstance(value, float) and value.is_integer() else ""
+        raise UserError(f"{key} is {shown} but must be {allowed}{hint}")
     if isinstance(value, float) and not math.isfinite(value):
         raise UserError(f"{key} is {value} but must be finite")
     if rule and not rule.test(value):
         raise UserError(f"{key} is {value!r} but must be {rule.allowed}")
-
-
-def _whole_number_hint(value: Any, kind: type) -> str:
-    return f": write {int(value)}" if kind is int and isinstance(value, float) and value.is_integer() else ""
 
 
 def check_device(name: str) -> None:
@@ -256,7 +252,7 @@ def _check_environment(config: DictConfig) -> None:
             raise UserError(f"env.num_workers is {env.num_workers} but must be 0 with a factory, which is {env.name}")
         if config.loss.reward_norm:
             raise UserError(
-                f"loss.reward_norm is True but must be false with a factory, whose tasks nobody knows: {env.name}"
+                f"loss.reward_norm is True but must be false with a factory, whose tasks are unknown: {env.name}"
             )
         return
     try:

@@ -34,8 +34,8 @@ from recipes.configuration.environment import adaptation_episodes
 from recipes.configuration.relations import longer_trials
 from recipes.configuration.rules import FREE, flatten
 
-_REPORT = re.compile(r"(?:val|test)_([0-9]+)\.json")  # of an evaluation beside training
-_STAGE = re.compile(r"\..+\.stage")  # what a kill leaves of a file that was being replaced
+_REPORT = re.compile(r"(?:val|test)_([0-9]+)\.json")  # report of an evaluation beside training
+_STAGE = re.compile(r"\..+\.stage")  # left by a process killed while replacing a file
 
 
 class UnsavedEnd(UserError):
@@ -50,7 +50,7 @@ class Start:
 
     checkpoint: Path | None
     damaged: dict[Path, str] = field(default_factory=dict)
-    follows: bool = False  # the checkpoint is the newest of the folder: nothing is beyond it
+    follows: bool = False  # the checkpoint is the newest of the folder
 
 
 def where_to_start(config: DictConfig, run_dir: Path) -> Start:
@@ -81,9 +81,11 @@ def where_to_start(config: DictConfig, run_dir: Path) -> Start:
             "run_dir, or remove this one"
         )
     if results:
+        best = sorted((run_dir / "checkpoints").glob("best-*.torchrl"))
+        resume = f"continue from the best one with resume={best[-1]}, " if best else ""
         raise UserError(
             f"run_dir '{run_dir}' holds results of a run ({', '.join(results)}) but no checkpoints/step-* to go on "
-            f"from: put its checkpoints back, {_continue_from_best(run_dir)}choose another run_dir, or remove this one"
+            f"from: put its checkpoints back, {resume}choose another run_dir, or remove this one"
         )
     return Start(None)
 
@@ -117,17 +119,12 @@ def _entries(folder: Path) -> list[str]:
         return []
 
 
-def _continue_from_best(run_dir: Path) -> str:
-    best = sorted((run_dir / "checkpoints").glob("best-*.torchrl"))
-    return f"continue from the best one with resume={best[-1]}, " if best else ""
-
-
 def _check_settings(config: DictConfig, path: Path) -> None:
     try:
         own = flatten(read_component(path, "config"))
     except (OSError, ValueError) as error:
         raise UserError(str(error)) from error
-    before = flatten(load_config("base")) | own  # a key that is younger than the run: base.yaml has what was before it
+    before = flatten(load_config("base")) | own  # base.yaml has the old value of a newer key
     # The encoder's kind first: it changes other keys as well.
     for key, value in sorted(flatten(config).items(), key=lambda item: item[0] != "encoder.kind"):
         if before.get(key) != value and not key.startswith(FREE):
@@ -142,7 +139,7 @@ def check_same_run(config: DictConfig, run_dir: Path) -> None:
     path = run_dir / "config.yaml"
     try:
         text = path.read_text(encoding="utf-8")
-        if "${" in text:  # ours has values only, and what another file refers to is not looked up
+        if "${" in text:  # our files have values only; references are not resolved
             raise ValueError("it has references")
         before = flatten(DictConfig(OmegaConf.create(text)))
     except FileNotFoundError:
@@ -280,7 +277,7 @@ def plain(config: Any) -> dict[str, Any]:
 
 def commit_of_code() -> str:
     """The version of the code: the commit of a clone, or the version of an installed package."""
-    # A git repository that this package is merely installed into says nothing about it.
+    # A git repository around an installed package does not describe it.
     if shutil.which("git") is None or not (CONFIG_DIR.parent / ".git").exists():
         return version("htrmrl_torchrl")
     command = ["git", "describe", "--always", "--dirty"]

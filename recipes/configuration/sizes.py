@@ -14,7 +14,7 @@ from recipes.configuration.relations import Relation, frames_of_context, frames_
 
 _FLOAT, _ID = 4, 8  # bytes of a float32 and an int64
 _TOKEN = 5 * _FLOAT  # the smallest: an observation, an action, the previous reward, two flags
-_FRAME = 48  # of a stored frame, whatever its sizes: action, log-prob, value, advantage, lane, episode, task, goal
+_FRAME = 48  # of a stored frame, without observations: action, log-prob, value, advantage, lane, episode, task, goal
 _LEARNED = 4 * _FLOAT  # a parameter, its gradient and Adam's two averages
 _WORKER = 30_000_000  # a process that has imported a simulator
 _UNITS = ("bytes", "kB", "MB", "GB", "TB", "PB", "EB")
@@ -59,7 +59,7 @@ def training_needs(config: DictConfig) -> dict[str, int]:
 def parameters(encoder: DictConfig) -> int:
     """Lower bound of an encoder's parameters: its matrices and positions."""
     if is_dotted_path(encoder.kind):
-        return 0  # who knows
+        return 0  # unknown
     d = int(encoder.d_model)
     if encoder.kind == "mlp":
         return (encoder.mlp_layers - 1) * d * d

@@ -31,7 +31,7 @@ def sweep(train: Callable[[DictConfig], object], *, config_name: str) -> None:
 
     def job(_: DictConfig) -> None:
         with refusing():
-            GlobalHydra.instance().clear()  # Hydra composes one configuration at a time, and `load_config` its own
+            GlobalHydra.instance().clear()  # `load_config` composes its own configuration
             config = load_config(config_name, HydraConfig.get().overrides.task)
             train(config)
             if Cell({}, [], Path(config.run_dir), config.total_frames).summary() is None:

@@ -13,7 +13,7 @@ from htrmrl_torchrl.envs import TrialEnv
 from htrmrl_torchrl.envs.lanes import BoolArray, FloatArray, IntArray, Picture
 from htrmrl_torchrl.progress import progress_bar
 
-EPISODE = 500  # steps; a measurement is one whole episode on every lane, its reset included
+EPISODE = 500  # steps; a measurement is one episode in every environment, its reset included
 
 
 def interleaved(contenders: dict[str, Callable[[], float]], *, rounds: int) -> dict[str, list[float]]:
@@ -99,7 +99,7 @@ def _play(env: Any, lanes: int, rng: np.random.Generator) -> Callable[[], float]
                 ours.step(action)
         return lanes * (EPISODE - 1) / (time.perf_counter() - start)
 
-    measure()  # caches, simulators that are built at the first use
+    measure()  # warm-up: caches and simulators are built at first use
     return measure
 
 
