@@ -50,7 +50,7 @@ def _check_replaceable(out: Path, checkpoint: Path) -> None:
     except (ValueError, OSError):  # some other file
         return
     if "optimizer" in held:
-        raise UserError(f"out is '{out}', a checkpoint that a run goes on from: give another file")
+        raise UserError(f"out is '{out}', a checkpoint that a run continues from: give another file")
 
 
 if __name__ == "__main__":

@@ -29,7 +29,8 @@ class MetaLearner(Protocol):
 def run_official(agent: Any, setup: Setup, *, seed: int, device: str | torch.device | None = None) -> dict[str, Any]:
     """Fields of a report from ``metaworld.evaluation.metalearning_evaluation``. A copy of the ``agent`` plays (a
     `HTrMRLAgent` or the result of `build_networks`; a ``MetaLearningAgent`` plays itself). ``seed`` is of action noise
-    and memory draws. Raises ValueError for a benchmark, protocol or agent that the official evaluator does not support.
+    and memory draws, ``device`` of the networks (default: where they are). Raises ValueError for a benchmark, protocol
+    or agent that the official evaluator does not support.
     """
     import metaworld
     from metaworld.evaluation import metalearning_evaluation

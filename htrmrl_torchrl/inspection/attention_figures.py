@@ -65,7 +65,7 @@ def plot_trials(recordings: Recordings, *, titles: Mapping[str, Sequence[str]], 
             ticks = range(episodes) if episodes <= 5 else [*range(0, episodes - 1, 2), episodes - 1]
             axes.set_yticks([tick + 1 for tick in ticks], [names[tick] for tick in ticks])
             axes.set_title(f"{label}: {titles[label][trial]}", pad=14)
-            axes.set_ylabel("episode looked at")
+            axes.set_ylabel("attended episode")
             episode_axis(axes)
     figure.colorbar(scale(MAP, 0, 1), ax=[axes for row in rows for axes in row], label="share of attention", shrink=0.6)
     return figure

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 WARM_UP = 0.25  # share of the run in which a network may still look untrained
 DEAD_HEAD = 0.995  # evenness above which a head attends uniformly
 COLLAPSED = 0.02  # mean evenness of a level's heads below which all attend to one position
-ALIKE = 0.01  # mean cosine distance below which remembered windows are equal
+ALIKE = 0.01  # mean cosine distance below which remembered windows are nearly equal
 DUPLICATES = 2 / 3  # share of slots that repeat another slot's window; 1/2 for independent draws with E = K
 FORGOTTEN = 0.5  # fall of a task's held-out success below its best
 FALLING = 0.2  # fall of the held-out success over all tasks below its best

@@ -163,8 +163,8 @@ class RunCheckpoints:
         states = read_states(path)
         if missing := sorted({*self._marked} - {*states}):
             raise ValueError(
-                f"{path} has no {missing[0]}, which a run needs to go on: an exported agent plays and is evaluated; "
-                "continue from a checkpoint of a run's checkpoints/ folder."
+                f"{path} has no {missing[0]}, which a run needs to continue: an exported agent can only act and be "
+                "evaluated; continue from a checkpoint of a run's checkpoints/ folder."
             )
         _say_other_versions(path, states.get("versions"))
         own = asdict(self._progress)

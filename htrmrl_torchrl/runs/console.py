@@ -10,9 +10,7 @@ from typing import Any, TextIO
 
 
 class _Unfailing:
-    """A text stream that ignores errors; ``stream`` returns the stream to write to, ``None`` if it was closed
-    (``>&-``).
-    """
+    """A text stream that ignores errors; ``stream`` returns the stream to write to, or None if closed (``>&-``)."""
 
     def __init__(self, stream: Callable[[], TextIO | None]) -> None:
         self._stream = stream

@@ -144,9 +144,7 @@ def check_relations(relations: Iterable[Relation]) -> None:
 
 
 def check_values(config: DictConfig, defaults: DictConfig, rules: Mapping[str, Rule] | None = None) -> None:
-    """Check each value alone: known key, type of the shipped default, range (``rules`` by whole key first). Raises
-    UserError.
-    """
+    """Raise UserError for a value of unknown key, wrong type, or out of range (``rules`` by whole key come first)."""
     values, shipped = flatten(config), flatten(defaults)
     check_keys(values, defaults)
     for key, value in values.items():

@@ -77,14 +77,14 @@ def where_to_start(config: DictConfig, run_dir: Path) -> Start:
     if damaged:
         broken, why = next(iter(damaged.items()))
         raise UserError(
-            f"run_dir '{run_dir}' has no whole checkpoint to go on from, {broken} is damaged ({why}): choose another "
-            "run_dir, or remove this one"
+            f"run_dir '{run_dir}' has no whole checkpoint to continue from, {broken} is damaged ({why}): choose "
+            "another run_dir, or remove this one"
         )
     if results:
         best = sorted((run_dir / "checkpoints").glob("best-*.torchrl"))
         resume = f"continue from the best one with resume={best[-1]}, " if best else ""
         raise UserError(
-            f"run_dir '{run_dir}' holds results of a run ({', '.join(results)}) but no checkpoints/step-* to go on "
+            f"run_dir '{run_dir}' holds results of a run ({', '.join(results)}) but no checkpoints/step-* to continue "
             f"from: put its checkpoints back, {resume}choose another run_dir, or remove this one"
         )
     return Start(None)
@@ -129,7 +129,7 @@ def _check_settings(config: DictConfig, path: Path) -> None:
     for key, value in sorted(flatten(config).items(), key=lambda item: item[0] != "encoder.kind"):
         if before.get(key) != value and not key.startswith(FREE):
             raise UserError(
-                f"{path} is of a run with {key}={before.get(key)} and this one has {key}={value}: a run goes on with "
+                f"{path} is of a run with {key}={before.get(key)} and this one has {key}={value}: a run continues with "
                 "its own settings, so choose another run_dir"
             )
 

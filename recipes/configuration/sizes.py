@@ -14,7 +14,7 @@ from recipes.configuration.relations import Relation, frames_of_context, frames_
 
 _FLOAT, _ID = 4, 8  # bytes of a float32 and an int64
 _TOKEN = 5 * _FLOAT  # the smallest: an observation, an action, the previous reward, two flags
-_FRAME = 48  # of a stored frame, without observations: action, log-prob, value, advantage, lane, episode, task, goal
+_FRAME = 48  # at least, for a stored frame: action, log-prob, value, advantage, lane, episode, task, goal
 _LEARNED = 4 * _FLOAT  # a parameter, its gradient and Adam's two averages
 _WORKER = 30_000_000  # a process that has imported a simulator
 _UNITS = ("bytes", "kB", "MB", "GB", "TB", "PB", "EB")
