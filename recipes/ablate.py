@@ -1,8 +1,8 @@
 """Sweep keys of a training recipe over several seeds: ``python recipes/ablate.py recipe=toy_ppo encoder.window=1,3,5``.
 
-Every combination is a run of its own process in a folder of its own. All configurations are checked before the first
-run starts. Finished runs are skipped and stopped ones continue, so the same command goes on where it was stopped, and
-adds what is new to it; a run that fails does not stop the others. Leaves one table and, for each axis, one figure.
+Every combination is a run in its own process and folder. All configurations are checked before the first run starts.
+Finished runs are skipped and stopped ones continue, so the same command can be repeated and extended. A failing run
+does not stop the others. Writes one table and, for each axis, one figure.
 """
 
 import csv
@@ -41,13 +41,13 @@ RULES: dict[str, Rule] = {
 
 
 def check(config: DictConfig, defaults: DictConfig) -> None:
-    """Raise UserError for the first fault of the ablation's own keys."""
+    """Raise UserError for the first error in the ablation's own keys."""
     check_values(config, defaults, RULES)
     check_folder("out", Path(config.out))
 
 
 def ablate(config: DictConfig, overrides: Sequence[str]) -> None:
-    """Run what is not finished of the cells that ``overrides`` of the recipe span, then compare all."""
+    """Run the unfinished cells that ``overrides`` of the recipe span, then compare all."""
     asked = [*(config.axes[config.axis] if config.axis else ()), *overrides]
     if not any(override.startswith("seed=") for override in asked):
         asked.append(f"seed={','.join(map(str, config.seeds))}")
@@ -57,7 +57,7 @@ def ablate(config: DictConfig, overrides: Sequence[str]) -> None:
     axes, cells = plan(config.recipe, asked, out)
     todo = [cell for cell in cells if cell.summary() is None]
     print(f"{len(cells)} cells, {len(cells) - len(todo)} finished; axes: {', '.join(axes) or 'none'}; in {out}")
-    tabulate(cells, config.metric)  # a metric that the finished ones do not have shows before others are played
+    tabulate(cells, config.metric)  # fails before new runs if the finished ones lack the metric
     with writing(str(out)):
         out.mkdir(parents=True, exist_ok=True)
         OmegaConf.save({**{key: config[key] for key in OWN}, "overrides": asked}, out / "ablation.yaml")
@@ -80,11 +80,8 @@ def ablate(config: DictConfig, overrides: Sequence[str]) -> None:
         sys.exit(1)
 
 
-# ------------------------------------------------------------------------------------------------------- running
-
-
 def _run_all(recipe: str, cells: Sequence[Cell], jobs: int) -> bool:
-    """Runs the cells, `jobs` at a time; True if the user stopped it. None outlives this process."""
+    """Runs the cells, `jobs` at a time; True if the user stopped it. No run outlives this process."""
     waiting, running = list(cells), dict[subprocess.Popen[bytes], Cell]()
     interrupts = Interrupts()
     interrupts.hold()
@@ -110,7 +107,7 @@ def _run_all(recipe: str, cells: Sequence[Cell], jobs: int) -> bool:
 
 
 def _start(recipe: str, cell: Cell) -> "subprocess.Popen[bytes] | None":
-    """Starts a cell; None for one that runs already, or whose folder cannot be written."""
+    """Starts a cell; None if it is running already or its folder cannot be written."""
     if (other := holder(cell.run_dir)) is not None:
         say(f"runs already, as {other}, and is left alone: {cell.run_dir}")
         return None
@@ -120,7 +117,7 @@ def _start(recipe: str, cell: Cell) -> "subprocess.Popen[bytes] | None":
         with (cell.run_dir / "log.txt").open("a") as log:
             log.write(f"{shlex.join(['python', *command[1:]])}\n")
             log.flush()
-            # A session of its own: Ctrl-C reaches it through us, once.
+            # Its own session: it gets Ctrl-C only once, through this process.
             return subprocess.Popen(
                 command,
                 stdout=log,
@@ -134,11 +131,8 @@ def _start(recipe: str, cell: Cell) -> "subprocess.Popen[bytes] | None":
         return None
 
 
-# ------------------------------------------------------------------------------------------------- table and figures
-
-
 def write_table(rows: Sequence[Row], axes: Sequence[str], metric: str, path: Path) -> None:
-    """One line a combination: mean and 95% interval over seeds, and what a run cost."""
+    """One line per combination: mean and 95% interval over seeds, and the cost of a run."""
     from htrmrl_torchrl.checkpoints.files import write_whole
 
     file = io.StringIO(newline="")
@@ -162,7 +156,7 @@ def _shown(rows: Sequence[Row], axes: Sequence[str], metric: str) -> str:
 
 
 def figure(rows: Sequence[Row], axis: str, metric: str) -> Any:
-    """The metric and the speed along one axis, a line for each combination of the other axes."""
+    """The metric and the speed along one axis, one line for each combination of the other axes."""
     from matplotlib.figure import Figure
 
     from htrmrl_torchrl.media import as_written

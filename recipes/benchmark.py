@@ -1,7 +1,7 @@
 """Measure the speed of every stage: ``python recipes/benchmark.py [parts=[environment,update]] [rounds=3]``.
 
-Machines are shared and noisy. So contenders take turns within one run, medians are reported, and ratios are medians of
-the ratios within a round. Needs an otherwise idle machine, and says how idle it was.
+Contenders take turns within one run, because machines are noisy. Medians are reported; ratios are medians of the ratios
+within a round. Needs an otherwise idle machine, and reports its load.
 """
 
 import json
@@ -29,7 +29,7 @@ RULES = {
 
 
 def check(config: DictConfig, defaults: DictConfig) -> None:
-    """Raise UserError for the first fault."""
+    """Raise UserError for the first error."""
     check_values(config, defaults, RULES)
     check_device(config.device)
     for key in ("num_envs", "recipe_lanes"):

@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 
 
 def check(config: DictConfig, defaults: DictConfig) -> None:
-    """Raise UserError for the first fault that shows before a checkpoint is read."""
+    """Raise UserError for the first error that shows before a checkpoint is read."""
     check_values(config, defaults)
     actions = get_args(Actions)
     check_words(config, {"split": SPLITS, "protocol": PROTOCOLS, "evaluation_actions": actions})
@@ -100,7 +100,6 @@ def run(config: DictConfig) -> None:
 
 
 def _write(report: "EvaluationReport", paths: Sequence[Path], stem: Path) -> None:
-    """The report and its figures."""
     from htrmrl_torchrl.evaluation import plot_adaptation, plot_tasks
     from htrmrl_torchrl.media import as_written, write_figure
 
@@ -112,7 +111,7 @@ def _write(report: "EvaluationReport", paths: Sequence[Path], stem: Path) -> Non
 
 
 def _name(config: DictConfig, report: "EvaluationReport", paths: Sequence[Path]) -> str:
-    """What the names of all files begin with."""
+    """Common beginning of all file names."""
     own = config.out is None and len(paths) == 1 and paths[0].parent.name == "checkpoints"
     rules = report.protocol
     episodes = f"{rules.goals_per_task}goals_{rules.adaptation_episodes}+{rules.evaluation_episodes}episodes"
@@ -123,7 +122,7 @@ def _name(config: DictConfig, report: "EvaluationReport", paths: Sequence[Path])
 
 
 def _unusual(report: "EvaluationReport", *, own: bool) -> str:
-    """What else tells this report from others in its folder, for its name; ``own``: the folder is this run's own."""
+    """What else distinguishes this report in its folder, for its name; ``own``: the folder is this run's own."""
     from htrmrl_torchrl.envs.benchmarks import find_benchmark
 
     actions, horizon = report.protocol.evaluation_actions, report.horizon
@@ -137,13 +136,13 @@ def _unusual(report: "EvaluationReport", *, own: bool) -> str:
 
 
 def _digest(report: "EvaluationReport") -> str:
-    """Eight characters of a checkpoint's SHA-256, or of those of several ones."""
+    """Eight characters of a checkpoint's SHA-256, or of a hash over several."""
     first, *others = [str(run["sha256"]) for run in report.runs]
     return (hashlib.sha256("".join([first, *others]).encode()).hexdigest() if others else first)[:8]
 
 
 def _write_stages(config: DictConfig, checkpoint: Path, benchmark: str, report: "EvaluationReport", stem: Path) -> None:
-    """How far the episodes came that count, by task; the trials are played once more, in this process."""
+    """Progress of the evaluation episodes, by task; the trials are played once more, in this process."""
     from htrmrl_torchrl.agent.networks import acting_policy, load_networks
     from htrmrl_torchrl.checkpoints.files import write_whole
     from htrmrl_torchrl.evaluation import ExactPolicy

@@ -13,7 +13,7 @@ from recipes.configuration.rules import check_values
 
 
 def check(config: DictConfig, defaults: DictConfig) -> None:
-    """Raise UserError for the first fault that shows before a checkpoint is read."""
+    """Raise UserError for the first error that shows before a checkpoint is read."""
     check_values(config, defaults)
 
 
@@ -38,7 +38,7 @@ def run(config: DictConfig) -> None:
 
 
 def _check_replaceable(out: Path, checkpoint: Path) -> None:
-    """Raise UserError if a run would lose a checkpoint: an agent alone is nothing to go on from."""
+    """Raise UserError if ``out`` is a checkpoint that a run continues from."""
     from htrmrl_torchrl.checkpoints.archive import check_archive
 
     if kind_of("out", out) is None:
@@ -50,7 +50,7 @@ def _check_replaceable(out: Path, checkpoint: Path) -> None:
     except (ValueError, OSError):  # some other file
         return
     if "optimizer" in held:
-        raise UserError(f"out is '{out}', a checkpoint that a run goes on from: give another file")
+        raise UserError(f"out is '{out}', a checkpoint that a run continues from: give another file")
 
 
 if __name__ == "__main__":

@@ -44,10 +44,8 @@ Curve = tuple[np.ndarray, np.ndarray]  # x and y, both [points]
 
 
 def read_metrics(run_dir: Path) -> dict[str, Curve]:
-    """Read a run's ``metrics.csv`` into curves over frames; the last value logged at the same frames counts.
-
-    A last row without its end, which a run may still be writing, is left out. Raises UserError if the file is not
-    there, cannot be read, or has a damaged row.
+    """Curves over frames from a run's ``metrics.csv``; the last value logged at the same frames counts. An incomplete
+    last row is left out: the run may still be writing. Raises UserError for a missing or damaged file.
     """
     path = run_dir / "metrics.csv"
     kind = kind_of("RUN_DIR", path)
@@ -73,7 +71,7 @@ def read_metrics(run_dir: Path) -> dict[str, Curve]:
 
 
 def learning_curve(metrics: dict[str, Curve], name: str, *, smooth_frames: int = 1) -> Curve:
-    """Frames and values of one metric, each the mean of the values logged in so many frames up to there."""
+    """Frames and values of one metric, each the mean of the values logged in the last ``smooth_frames``."""
     if name not in metrics:
         raise UserError(f"no metric {name!r}; there are {_known(metrics)}")
     if smooth_frames < 1:
@@ -84,7 +82,7 @@ def learning_curve(metrics: dict[str, Curve], name: str, *, smooth_frames: int =
 
 
 def adaptation_curve(metrics: dict[str, Curve], source: str, *, last_frames: int = 1) -> Curve:
-    """Episode numbers, from 1, and the mean success (or return, where there is none) logged in the last frames."""
+    """Episode numbers from 1, and mean success (or return, without success) logged in the last frames."""
     if last_frames < 1:
         raise UserError(f"--last is {last_frames} but must be at least 1 frame")
     last_frames = min(last_frames, MOST_FRAMES)
@@ -110,7 +108,7 @@ def measure(metrics: dict[str, Curve]) -> str:
 
 
 def mean_and_range(curves: Sequence[Curve]) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-    """Mean, lowest and highest value over runs where all of them have points, interpolated between points."""
+    """Frames, mean, lowest and highest value over runs where all have points, interpolated between points."""
     start, end = max(x[0] for x, _ in curves), min(x[-1] for x, _ in curves)
     grid = np.unique(np.concatenate([x for x, _ in curves]))
     grid = grid[(grid >= start) & (grid <= end)]
@@ -121,7 +119,7 @@ def mean_and_range(curves: Sequence[Curve]) -> tuple[np.ndarray, np.ndarray, np.
 def draw(
     axes: Axes, curves: Sequence[Curve], *, label: str, color: str, marker: str = "", linestyle: str = "-"
 ) -> None:
-    """Draw the runs of one metric: each thin, their mean (if they have points in common) thick, the range as a band."""
+    """Draw the runs of one metric: each thin, their mean over common frames thick, the range as a band."""
     if len(curves) == 1:
         axes.plot(*curves[0], color=color, marker=marker, linestyle=linestyle, label=label)
         return
@@ -138,8 +136,6 @@ def draw(
 
 
 class _Parser(argparse.ArgumentParser):
-    """Ends in one sentence, as the other recipes do."""
-
     def error(self, message: str) -> NoReturn:
         raise UserError(f"{message}; --help shows how it is used")
 
@@ -160,18 +156,14 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--out", required=True, help="PNG (or PDF, SVG) to write")
     parser.add_argument("--title", default="")
     args = parser.parse_args(argv)
-    args.run_dirs = [_folder(run) for run in args.run_dirs]
+    args.run_dirs = [Path(expanded("RUN_DIR", run)) for run in args.run_dirs]
     args.out = Path(expanded("--out", args.out))
     args.title, args.label = drawable(args.title), drawable(args.label)
     return args
 
 
-def _folder(text: str) -> Path:
-    return Path(expanded("RUN_DIR", text))
-
-
 def check(args: argparse.Namespace) -> None:
-    """Raise UserError for what shows before any run is read: where the figure goes, and texts that cannot be drawn."""
+    """Raise UserError for an output or a text that cannot be drawn, before any run is read."""
     suffix = args.out.suffix.removeprefix(".").lower()
     if suffix not in PICTURES:
         raise UserError(f"--out is '{args.out}' but its name must end in .{', .'.join(PICTURES)}")
@@ -192,7 +184,7 @@ def groups_of(args: argparse.Namespace) -> list[tuple[str, list[Path]]]:
     for label, *runs in args.compare:
         if not runs:
             raise UserError(f"--compare {label} names no run: give a label and then folders of runs")
-        groups.append((drawable(label), [_folder(run) for run in runs]))
+        groups.append((drawable(label), [Path(expanded("RUN_DIR", run)) for run in runs]))
     labels = [label for label, _ in groups]
     return [
         (label if labels.count(label) == 1 else f"{label} ({labels[: index + 1].count(label)})".strip(), runs)
@@ -201,7 +193,7 @@ def groups_of(args: argparse.Namespace) -> list[tuple[str, list[Path]]]:
 
 
 def draw_figure(args: argparse.Namespace) -> Figure:
-    """The figure that the command line asks for. Raises UserError where a run does not have what is to be drawn."""
+    """The figure that the command line asks for. Raises UserError if a run lacks the data."""
     names = list(dict.fromkeys(args.by_episode or args.metric))
     read = (
         partial(adaptation_curve, last_frames=args.last)

@@ -17,7 +17,7 @@ from recipes.configuration.rules import Rule, at_least, check_values, check_word
 
 
 def check(config: DictConfig, defaults: DictConfig) -> None:
-    """Raise UserError for the first fault that shows before a checkpoint is read."""
+    """Raise UserError for the first error that shows before a checkpoint is read."""
     tasks = Rule("a list of names", lambda names: bool(names) and all(type(name) is str for name in names), list)
     check_values(config, defaults, {"tasks": tasks, "goal": at_least(0), "every": at_least(1), "size": at_least(128)})
     words = {"split": SPLITS, "protocol": PROTOCOLS, "evaluation_actions": get_args(Actions), "format": ("mp4", "gif")}

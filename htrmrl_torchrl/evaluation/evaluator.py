@@ -1,4 +1,4 @@
-"""`evaluate`: an agent, a benchmark and a protocol to a report."""
+"""`evaluate`: plays an agent on a benchmark under a protocol and returns a report."""
 
 import copy
 import hashlib
@@ -51,37 +51,35 @@ def evaluate(
     command: str = "",
     trust: Collection[str] = (),
 ) -> EvaluationReport:
-    """How often an agent succeeds on held-out goals (``split="val"``) or tasks (``"test"``).
+    """Success rate of an agent on held-out goals (``split="val"``) or tasks (``"test"``).
 
     Every (task, goal) pair is played in one trial and counted once; success never ends an episode. The agent's weights,
-    memory and random streams, and torch's random state, stay as they are. The same call gives the same report on every
-    processor, see `htrmrl_torchrl.evaluation.exact`. (`protocol="metaworld"` calls the simulator's own evaluator.)
+    memory and random streams, and torch's random state, do not change. The same call gives the same report on every CPU
+    (`htrmrl_torchrl.evaluation.exact`), except with ``protocol="metaworld"``.
 
     Args:
-        agent: path of a checkpoint, or of several (training seeds; one report of all); a `HTrMRLAgent`; what
-            `build_networks` returned; or any TensorDict policy that reads the keys of `htrmrl_torchrl.keys` and writes
-            ``action`` (played in a copy, in its own precision, with the scope of its memory). With
-            ``protocol="metaworld"`` a ``MetaLearningAgent`` too.
+        agent: path of a checkpoint, or of several (training seeds, merged into one report); a `HTrMRLAgent`; the result
+            of `build_networks`; or a TensorDict policy that reads the keys of `htrmrl_torchrl.keys` and writes
+            ``action`` (a copy plays, in its own precision). With ``protocol="metaworld"`` also a ``MetaLearningAgent``.
         benchmark: a name that `make_env` knows, or the path of a `Benchmark` of your own, but no factory.
         split: ``"train"``, ``"val"`` or ``"test"``.
-        protocol: ``"strict"``, ``"garage"`` or ``"metaworld"``, see `htrmrl_torchrl.evaluation.protocols`.
-        goals_per_task, adaptation_episodes, evaluation_episodes, evaluation_actions: in place of the protocol's.
+        protocol: ``"strict"``, ``"garage"`` or ``"metaworld"``, see `PROTOCOLS`.
+        goals_per_task, adaptation_episodes, evaluation_episodes, evaluation_actions: replace the protocol's.
         horizon: steps per episode; default the benchmark's (500 in Meta-World).
         benchmark_seed: decides the goals.
         seed: of action noise and of the memory's draws.
-        device: where the networks run; default where they are. Simulators stay on the CPU.
+        device: of the networks; default where they are. Simulators run on the CPU.
         num_envs: environments at a time; more are faster. Sampled actions depend on it.
-        num_workers: processes for the simulators; 0 steps them in this one.
-        worker_timeout: seconds within which a worker must answer, see `make_env`.
-        progress: whether it is shown, see `progress_bar`.
-        command: noted in the report.
-        trust: code of your own that checkpoints may name, see `load_networks`.
+        num_workers, worker_timeout: simulator processes (0: this process) and their time limit, see `make_env`.
+        progress: whether to show it, see `progress_bar`.
+        command: saved in the report.
+        trust: your own code that checkpoints may name, see `load_networks`.
 
     Raises:
-        ValueError: for an unknown benchmark, split or protocol, more goals than there are, a foreign checkpoint, or an
-            agent for other observations or actions.
+        ValueError: for an unknown benchmark, split or protocol, too many goals, an untrusted checkpoint, or an agent
+            for other observations or actions.
         FileNotFoundError: if there is no checkpoint at a path.
-        Fault: if a worker fails or an observation, reward or action is not finite: such trials cannot be counted.
+        Fault: if a worker fails, or an observation, reward or action is not finite.
 
     Example:
         >>> from tensordict.nn import TensorDictModule
@@ -112,7 +110,7 @@ def evaluate(
         tasks=task_names(benchmark, split),
         defines_success=known.has_success if is_dotted_path(benchmark) else None,
     )
-    # All first: a foreign one shows before anything is played.
+    # All are loaded first, so that an invalid one fails before anything is played.
     loaded = [(_own(one, trust), _identity(one)) for one in _several(agent)]
     reports = []
     for own, identity in loaded:
@@ -144,7 +142,7 @@ def _play(
     worker_timeout: float,
     progress: bool,
 ) -> dict[str, Any]:
-    """The grid's outcomes as fields of a report."""
+    """Plays the grid of goals; the outcomes as fields of a report."""
     pairs = goal_grid(num_tasks=len(setup.tasks), goals_per_task=setup.protocol.goals_per_task)
     lanes = min(num_envs, len(pairs))
     env = make_env(
@@ -181,7 +179,7 @@ def _several(agent: Any) -> list[Any]:
 
 
 def _own(agent: Any, trust: Collection[str]) -> Any:
-    """A copy that may be moved to a device and used up; a ``MetaLearningAgent`` as it is."""
+    """A copy that may be moved and changed; a ``MetaLearningAgent`` as it is."""
     if isinstance(agent, str | Path):
         return load_networks(agent, trust=trust)
     if isinstance(agent, HTrMRLAgent):
@@ -201,7 +199,7 @@ def _policy(own: Any, seed: int) -> TensorDictModuleBase:
 
 
 def check_sizes(policy: TensorDictModuleBase, env: EnvBase) -> None:
-    """Raise ValueError unless the policy, if an encoder is in it, is for the environment's observations and actions."""
+    """Raise ValueError if the policy holds an encoder for other observation or action sizes than the environment's."""
     encoder = next((module for module in policy.modules() if isinstance(module, ContextEncoder)), None)
     if encoder is None:
         return
@@ -215,7 +213,7 @@ def check_sizes(policy: TensorDictModuleBase, env: EnvBase) -> None:
 
 
 def _identity(agent: Any) -> dict[str, Any]:
-    """What tells a checkpoint from all others; nothing of other agents."""
+    """Path, SHA-256 and frames of a checkpoint; nothing for other agents."""
     if not isinstance(agent, str | Path):
         return {}
     frames = read_component(agent, "progress")["frames"]

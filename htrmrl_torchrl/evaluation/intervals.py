@@ -1,11 +1,10 @@
 """95% intervals that hold with few goals: of the mean over tasks of the mean over goals, and of the mean over runs.
 
-Tasks are fixed, a task's goals are a random sample of those that might have been drawn. So each task has a variance of
-its own, and the interval is Student's t with the degrees of freedom of Welch and Satterthwaite.
-
-Where success is near 0 or 1, all goals drawn may be equal although those not drawn differ. A few *pseudo-goals* at both
-ends of the scale account for that (Agresti and Coull 1998 for one task, Agresti and Caffo 2000 for two, Price and
-Bonett 2004 for any number): two at 0 and two at 1 in all, in proportion to each task's part in the variance.
+Tasks are fixed; a task's goals are a random sample. Each task has its own variance, so the interval is Student's t with
+the degrees of freedom of Welch and Satterthwaite. Near success 0 or 1, all sampled goals may agree although others
+differ. *Pseudo-goals* at both ends of the scale correct this (Agresti and Coull 1998 for one task, Agresti and Caffo
+2000 for two, Price and Bonett 2004 for any number): two at 0 and two at 1, shared among tasks in proportion to their
+variance.
 """
 
 from collections.abc import Sequence
@@ -21,7 +20,7 @@ Array = npt.NDArray[np.float64]
 
 @dataclass(frozen=True)
 class Scale:
-    """The ends between which a goal's value lies, and how many pseudo-goals stand at each end, over all tasks."""
+    """Lowest and highest value of a goal, and the number of pseudo-goals at each end over all tasks."""
 
     low: float
     high: float
@@ -33,15 +32,10 @@ DIFFERENCES = Scale(-1.0, 1.0, pseudo_goals=1.0)  # of success, paired by goal (
 
 
 def interval_over_goals(by_task: Sequence[Array], *, scale: Scale | None) -> Interval | None:
-    """95% interval, over other goals of the same tasks, of the mean over tasks of the mean over goals.
-
-    Args:
-        by_task: for each task one number per goal.
-        scale: `SHARES` or `DIFFERENCES`; ``None`` for values without ends, as returns: no pseudo-goals then.
-
-    Returns:
-        low and high, or ``None`` where a task has fewer than two goals. Without a scale also ``None`` where the goals
-        of each task are equal. An interval never has width zero.
+    """95% interval, over other goals of the same tasks, of the mean over tasks of the mean over goals. ``by_task`` has
+    one number per goal for each task. ``scale`` is `SHARES`, `DIFFERENCES`, or ``None`` for unbounded values such as
+    returns, which get no pseudo-goals. Returns low and high; ``None`` if a task has fewer than two goals, or, without a
+    scale, if each task's goals are equal.
 
     Example:
         >>> low, high = interval_over_goals([np.ones(5), np.ones(5)], scale=SHARES)
@@ -65,11 +59,8 @@ def interval_over_goals(by_task: Sequence[Array], *, scale: Scale | None) -> Int
 
 
 def interval_over_runs(scores: Sequence[float], *, scale: Scale | None = None) -> Interval | None:
-    """95% interval of the mean over runs (Student's t), ``None`` for fewer than two runs and where all are equal.
-
-    Args:
-        scores: a headline for each run, assumed to be normally distributed.
-        scale: whose ends cut the interval off, if given.
+    """95% interval (Student's t) of the mean over runs, clipped to the ends of ``scale``; ``None`` with fewer than two
+    runs or if all are equal. ``scores`` has one headline per run, assumed to be normally distributed.
 
     Example:
         >>> low, high = interval_over_runs([0.16, 0.24, 0.16], scale=SHARES)
@@ -83,7 +74,7 @@ def interval_over_runs(scores: Sequence[float], *, scale: Scale | None = None) -
 
 
 def _moments(by_task: Sequence[Array], pseudo: Array, scale: Scale) -> tuple[Array, Array, Array]:
-    """``[tasks]`` each: mean, the mean's variance, and number of goals, with `pseudo` goals at both ends."""
+    """Mean, variance of the mean and number of goals, ``[tasks]`` each, with `pseudo` goals at both ends."""
     counts = np.array([len(goals) for goals in by_task]) + 2 * pseudo
     means = (np.array([goals.sum() for goals in by_task]) + pseudo * (scale.low + scale.high)) / counts
     squares = np.array([np.square(goals - mean).sum() for goals, mean in zip(by_task, means, strict=True)])

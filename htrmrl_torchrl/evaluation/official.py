@@ -1,8 +1,6 @@
-"""The protocol ``metaworld``: the simulator's own evaluator, called as it is.
-
-It counts, of each task, the first episodes to finish. Successful ones end early and their environments begin again, so
-of several goals of a task the solved ones are counted again and again: an agent that solves one in four is reported to
-solve all. Numbers from it compare with nothing else, and reports say so.
+"""The protocol ``metaworld``: calls the simulator's own evaluator. It counts the first episodes of each task to finish.
+Successful episodes end early and their environments start again, so solved goals are counted repeatedly: an agent that
+solves one goal of four can be reported to solve all. Do not compare its numbers with other protocols; reports say so.
 """
 
 from typing import Any, Protocol
@@ -18,33 +16,21 @@ from htrmrl_torchrl.evaluation.protocols import Setup
 
 
 class MetaLearner(Protocol):
-    """``metaworld.evaluation.MetaLearningAgent``, named here so that importing us does not import the simulator."""
+    """``metaworld.evaluation.MetaLearningAgent``, repeated here to avoid importing the simulator."""
 
     def init(self) -> None: ...
-
     def adapt_action(self, observations: Any) -> Any: ...
-
     def step(self, timestep: Any) -> None: ...
-
     def adapt(self) -> None: ...
-
     def eval_action(self, observations: Any) -> Any: ...
-
     def reset(self, env_mask: Any) -> None: ...
 
 
 def run_official(agent: Any, setup: Setup, *, seed: int, device: str | torch.device | None = None) -> dict[str, Any]:
-    """Fields of a report from ``metaworld.evaluation.metalearning_evaluation``.
-
-    Args:
-        agent: a `HTrMRLAgent` or what `build_networks` returned, of which a copy of its own plays, or a
-            ``MetaLearningAgent``.
-        setup: what is played.
-        seed: of action noise and of the memory's draws.
-        device: where the networks run; default where they are.
-
-    Raises:
-        ValueError: for a benchmark or protocol that the official evaluator cannot play, or another kind of agent.
+    """Fields of a report from ``metaworld.evaluation.metalearning_evaluation``. A copy of the ``agent`` plays (a
+    `HTrMRLAgent` or the result of `build_networks`; a ``MetaLearningAgent`` plays itself). ``seed`` is of action noise
+    and memory draws, ``device`` of the networks (default: where they are). Raises ValueError for a benchmark, protocol
+    or agent that the official evaluator does not support.
     """
     import metaworld
     from metaworld.evaluation import metalearning_evaluation
@@ -75,7 +61,7 @@ def run_official(agent: Any, setup: Setup, *, seed: int, device: str | torch.dev
     finally:
         environments.close()
     tasks = len(setup.tasks)
-    unknown = np.full((1, tasks, 1), np.nan)  # it tells neither returns by task nor when a success came
+    unknown = np.full((1, tasks, 1), np.nan)  # it reports neither returns by task nor steps to success
     return {
         "task": np.arange(tasks),
         "goal": np.full(tasks, -1),

@@ -1,11 +1,10 @@
-"""What is written over a picture of a trial: task, step, episode, success, and how the trial went so far.
+"""The caption over a picture of a trial: task, step, episode, success, and success of the episodes so far.
 
 +--------------------------------+
 | task                step 40/500|   dark band
 |          SUCCESS ✓             |   from the step of success to the episode's end, with a green frame
-|                                |
 | episode 3 of 11 (adapting)     |   dark band
-|▇▇▇ ▇▇▇ ▇▇  ___ ___ ___ ___     |   one segment an episode: green once it succeeded, grey before
+|▇▇▇ ▇▇▇ ▇▇  ___ ___ ___ ___     |   one segment per episode: green after success, grey before
 +--------------------------------+
 """
 
@@ -29,7 +28,7 @@ _BAND = (12, 16, 22, 205)  # red, green, blue, opacity
 
 @dataclass(frozen=True, kw_only=True)
 class Caption:
-    """What to write; ``success``: of each episode so far, the present one included, whether it has succeeded yet."""
+    """What to write; ``success`` has one entry per episode so far, including the current one."""
 
     task: str
     step: int
@@ -40,16 +39,14 @@ class Caption:
 
     @property
     def episode(self) -> str:
-        """The present episode in words: ``"episode 3 of 11 (adapting)"``."""
+        """The current episode in words: ``"episode 3 of 11 (adapting)"``."""
         number, total = len(self.success), self.adaptation_episodes + self.evaluation_episodes
         return f"episode {number} of {total} ({'adapting' if number <= self.adaptation_episodes else 'evaluating'})"
 
 
 def draw_caption(picture: Picture, caption: Caption) -> Picture:
-    """The picture [H, W, 3] with the caption over it, as a new array; text shrinks until it fits.
-
-    Raises:
-        ValueError: if the picture is less than 128 pixels high or wide.
+    """A copy of the picture [H, W, 3] with the caption over it; text shrinks until it fits. Raises ValueError for
+    pictures below 128 pixels in height or width.
     """
     height, width = picture.shape[:2]
     if min(height, width) < MIN_SIZE:
@@ -62,7 +59,7 @@ def draw_caption(picture: Picture, caption: Caption) -> Picture:
     draw.rectangle((0, 0, width, band - 1), fill=_BAND)
     draw.rectangle((0, height - band - bar - unit, width, height), fill=_BAND)
     step = f"step {caption.step}/{caption.horizon}"
-    reserved = _font(3 * unit).getlength(f"step {caption.horizon}/{caption.horizon}")  # so that the name never jumps
+    reserved = _font(3 * unit).getlength(f"step {caption.horizon}/{caption.horizon}")  # so that the name does not move
     draw.text((width - margin, middle), step, font=_font(3 * unit), fill=_MUTED, anchor="rm")
     _fitted(draw, (margin, middle), caption.task, room=width - reserved - 3 * margin, size=7 * unit // 2, fill=_WHITE)
     lower = height - bar - unit - middle
@@ -82,7 +79,7 @@ def _fitted(
     size: int,
     fill: tuple[int, int, int],
 ) -> None:
-    """Text, left-aligned and vertically centred at ``position``, in the largest size that takes at most ``room``."""
+    """Left-aligned, vertically centred text in the largest size that fits into ``room`` pixels."""
     while size > 6 and _font(size).getlength(text) > room:
         size -= 1
     draw.text(position, text, font=_font(size), fill=fill, anchor="lm")
@@ -91,7 +88,7 @@ def _fitted(
 def _draw_progress(
     draw: ImageDraw.ImageDraw, caption: Caption, *, left: int, right: int, top: int, bottom: int
 ) -> None:
-    """One segment an episode; the present one is filled up to the present step."""
+    """One segment per episode; the current one is filled up to the current step."""
     total = caption.adaptation_episodes + caption.evaluation_episodes
     edges = np.linspace(left, right + 1, total + 1)
     gap = 2 if edges[1] - edges[0] >= 6 else 0
@@ -107,7 +104,6 @@ def _draw_progress(
 
 
 def _draw_success(draw: ImageDraw.ImageDraw, *, width: int, height: int, top: int, unit: int) -> None:
-    """A green frame around the picture and a green badge with a check mark, below the upper band."""
     draw.rectangle((0, 0, width - 1, height - 1), outline=_GREEN, width=max(2, unit // 2))
     font, text = _font(7 * unit // 2), "SUCCESS"
     tick = 3 * unit  # width of the check mark

@@ -13,18 +13,12 @@ if TYPE_CHECKING:
 
 
 def plot_adaptation(reports: Mapping[str, EvaluationReport]) -> "Figure":
-    """Success (or return) by episode of the trial, one line per report; where adaptation ends, a dotted line.
-
-    Args:
-        reports: by label.
-
-    Raises:
-        ProtocolMismatchError: unless all were made in the same way.
-        ValueError: for the protocol ``metaworld``, which knows no episodes.
+    """Success (or return) by episode of the trial, one line per report by label; a dotted line ends adaptation. Raises
+    ProtocolMismatchError unless all are comparable, and ValueError for ``metaworld``, which reports no episodes.
     """
     first = _comparable(reports)
     if first.success.shape[-1] != first.protocol.episodes:
-        raise ValueError(f"The protocol {first.protocol.name} does not tell success by episode.")
+        raise ValueError(f"The protocol {first.protocol.name} reports no success by episode.")
     from matplotlib.ticker import MaxNLocator
 
     figure, axes = _axes()
@@ -37,18 +31,13 @@ def plot_adaptation(reports: Mapping[str, EvaluationReport]) -> "Figure":
     if first.has_success:
         axes.set(ylabel="success rate", ylim=(-0.02, 1.02))
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-    _legend(figure)
+    figure.legend(loc="outside upper right", ncols=3, frameon=False)
     return figure
 
 
 def plot_tasks(reports: Mapping[str, EvaluationReport]) -> "Figure":
-    """Success (or return) by task, bars side by side, with 95% intervals over goals.
-
-    Args:
-        reports: by label.
-
-    Raises:
-        ProtocolMismatchError: unless all were made in the same way.
+    """Success (or return) by task, one bar per report by label, with 95% intervals over goals. Raises
+    ProtocolMismatchError unless all are comparable.
     """
     first = _comparable(reports)
     names = [*first.task_success(), "all tasks"]
@@ -68,7 +57,7 @@ def plot_tasks(reports: Mapping[str, EvaluationReport]) -> "Figure":
     axes.set(xlim=(-0.6, len(names) - 0.4), ylabel="return, 95% over goals", title=_title(first))
     if first.has_success:
         axes.set(ylabel="success rate, 95% over goals", ylim=(0, 1.02))
-    _legend(figure)
+    figure.legend(loc="outside upper right", ncols=3, frameon=False)
     return figure
 
 
@@ -88,11 +77,6 @@ def _axes(width: float = 6.4) -> tuple["Figure", "Axes"]:
     axes.set_axisbelow(True)
     axes.spines[["top", "right"]].set_visible(False)
     return figure, axes
-
-
-def _legend(figure: "Figure") -> None:
-    """Above the title, where it covers no bar and no line."""
-    figure.legend(loc="outside upper right", ncols=3, frameon=False)
 
 
 def _title(report: EvaluationReport) -> str:

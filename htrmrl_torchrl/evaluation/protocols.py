@@ -1,4 +1,4 @@
-"""What was played and how it was counted: a success rate means nothing without it."""
+"""Evaluation protocols: what is played and how it is counted."""
 
 from dataclasses import dataclass, replace
 from typing import Literal, Self, get_args
@@ -12,20 +12,19 @@ Actions = Literal["mean", "sampled"]
 
 @dataclass(frozen=True, kw_only=True)
 class Protocol:
-    """One way to evaluate; `PROTOCOLS` holds the three that are known by name.
+    """One way to evaluate; `PROTOCOLS` holds the named ones.
 
     Args:
         name: ``"strict"``, ``"garage"`` or ``"metaworld"``.
         adaptation_episodes: K episodes per trial with sampled actions, which do not count.
         evaluation_episodes: M episodes that count.
-        evaluation_actions: in these M, the ``"mean"`` action or ``"sampled"`` ones.
+        evaluation_actions: the ``"mean"`` action or ``"sampled"`` ones in the M episodes.
         goals_per_task: the first goals of each task's list.
-        separate: whether each of the M starts from what was remembered after the K; else it remembers those of the M
-            before it as well, which makes no difference where M is 1.
-        biased: whether the counting is known to favour agents that succeed quickly on some goals.
+        separate: whether each of the M episodes starts from the memory after the K; else it also remembers the earlier
+            ones of the M.
+        biased: whether the counting favours agents that succeed quickly on some goals.
 
-    Raises:
-        ValueError: for numbers below 1 (K: below 0) or unknown actions.
+    Raises ValueError for numbers below 1 (K: below 0) or unknown actions.
 
     Example:
         >>> PROTOCOLS["strict"].changed(goals_per_task=10).goals_per_task
@@ -59,7 +58,7 @@ class Protocol:
 
     @property
     def trial_length(self) -> int:
-        """Episodes of a trial as the agent lives it, its last one included: K + 1 where the M are separate."""
+        """Episodes of a trial as the agent experiences it: K + 1 where the M are separate."""
         return self.adaptation_episodes + (1 if self.separate else self.evaluation_episodes)
 
     def changed(
@@ -70,7 +69,7 @@ class Protocol:
         evaluation_actions: Actions | None = None,
         goals_per_task: int | None = None,
     ) -> Self:
-        """The protocol with other numbers; ``None`` leaves one as it is."""
+        """A copy with other values; ``None`` keeps one as it is."""
         changes = {
             "adaptation_episodes": adaptation_episodes,
             "evaluation_episodes": evaluation_episodes,
@@ -83,7 +82,7 @@ class Protocol:
 PROTOCOLS = {
     protocol.name: protocol
     for protocol in (
-        # Every (task, goal) pair once, ten episodes to adapt, one with the mean action.
+        # Every (task, goal) pair once: ten adaptation episodes, one evaluation episode with the mean action.
         Protocol(
             name="strict",
             adaptation_episodes=10,
@@ -91,7 +90,7 @@ PROTOCOLS = {
             evaluation_actions="mean",
             goals_per_task=4,
         ),
-        # TrMRL's line in garage, presumed for the paper: ten and ten, all sampled, two goals a task.
+        # The evaluation in TrMRL's garage code, presumably the paper's: ten and ten, all sampled, two goals per task.
         Protocol(
             name="garage",
             adaptation_episodes=10,
@@ -100,7 +99,7 @@ PROTOCOLS = {
             goals_per_task=2,
             separate=True,
         ),
-        # The simulator's own evaluator: it counts the first episodes to finish, whichever goal they are of.
+        # The simulator's own evaluator: it counts the first episodes to finish, of any goal.
         Protocol(
             name="metaworld",
             adaptation_episodes=10,
@@ -114,11 +113,7 @@ PROTOCOLS = {
 
 
 def named_protocol(name: str) -> Protocol:
-    """The protocol of that name.
-
-    Raises:
-        ValueError: if it is unknown.
-    """
+    """The protocol of that name. Raises ValueError for an unknown one."""
     if name not in PROTOCOLS:
         raise ValueError(f"Protocol {name!r} is unknown; choose one of {', '.join(PROTOCOLS)}.")
     return PROTOCOLS[name]
@@ -126,14 +121,8 @@ def named_protocol(name: str) -> Protocol:
 
 @dataclass(frozen=True, kw_only=True)
 class Setup:
-    """What an evaluation plays, and how.
-
-    Args:
-        benchmark, split, benchmark_seed: which tasks and goals.
-        protocol: how many of the goals, and how they are played and counted.
-        horizon: steps of an episode.
-        tasks: names of the split's tasks.
-        defines_success: see `EvaluationReport`.
+    """What an evaluation plays, and how: tasks (by name) and goals of a benchmark's split, the protocol, and the steps
+    of an episode. See `EvaluationReport` for ``defines_success``.
     """
 
     benchmark: str

@@ -1,4 +1,4 @@
-"""`EvaluationReport`: what an evaluation saw, episode by episode, and under which protocol."""
+"""`EvaluationReport`: the outcome of each episode of an evaluation, and its protocol."""
 
 import json
 import statistics
@@ -28,34 +28,33 @@ Array = npt.NDArray[np.float64]
 
 _LARGEST = 1 << 26  # bytes of a file; 20 episodes of 50 goals in 50 tasks take 3 million for each run
 
-# What two reports must agree in before their numbers may stand side by side.
+# Fields that comparable reports share.
 _COMPARED = ("protocol", "benchmark", "split", "benchmark_seed", "horizon", "tasks")
 
 
 class ProtocolMismatchError(ValueError):
-    """Two reports were made in different ways; the difference of their numbers would mean nothing."""
+    """Two reports were made in different ways, so their numbers cannot be compared."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class EvaluationReport:
     """Success, return and steps to success of R runs on P (task, goal) pairs, in each of E episodes.
 
-    The headline weighs evaluation episodes, goals and then tasks equally. Under the protocol ``metaworld`` a row is a
-    task (its goal is -1), and there is one column, since the official evaluator gives no more.
+    The headline averages over evaluation episodes and goals, then over tasks with equal weight. Under the protocol
+    ``metaworld`` a row is a task (its goal is -1) and E is 1, because the official evaluator reports no more.
 
     Args:
         benchmark, split, benchmark_seed, protocol, horizon, tasks: what was played, see `Setup`.
         task, goal: ``[P]``, indices of tasks and goals.
         success: ``[R, P, E]``, 1 where an episode succeeded at any step (a share under ``metaworld``).
-        returns: ``[R, P, E]`` undiscounted.
-        steps_to_success: ``[R, P, E]`` counted from 1, NaN where there was no success.
-        runs: one dictionary per run: seed of the evaluation, checkpoint with its SHA-256, frames it was trained for.
-        versions: of the packages that produced the numbers.
-        command: that reproduces it, where there is one.
-        defines_success: whether the benchmark says what success is; default: as the built-in one of that name does.
+        returns: ``[R, P, E]``, undiscounted.
+        steps_to_success: ``[R, P, E]``, counted from 1; NaN without success.
+        runs: one dictionary per run: evaluation seed, checkpoint with SHA-256, frames trained.
+        versions: of the packages used.
+        command: that reproduces the report, if there is one.
+        defines_success: whether the benchmark defines success; default: looked up by its name.
 
-    Raises:
-        ValueError: if the arrays do not fit each other, the runs or the tasks, or hold numbers that cannot be.
+    Raises ValueError if array shapes are inconsistent or values impossible.
 
     Example:
         >>> from htrmrl_torchrl import evaluate
@@ -100,33 +99,29 @@ class EvaluationReport:
         if np.isinf(self.returns).any() or np.isinf(self.steps_to_success).any():
             raise ValueError("returns or steps_to_success hold an infinity.")
 
-    # ------------------------------------------------------------------------------------------------ numbers
-
     @property
     def success_rate(self) -> float:
-        """Mean over evaluation episodes, runs and goals, then over tasks with equal weight."""
+        """Mean over evaluation episodes, runs and goals, then over tasks."""
         return float(np.mean(list(self.task_success().values())))
 
     @property
     def has_success(self) -> bool:
-        """Whether the benchmark says what success is; else `success` is 0 everywhere and means nothing."""
+        """Whether the benchmark defines success; else `success` is 0 everywhere and means nothing."""
         return find_benchmark(self.benchmark).has_success if self.defines_success is None else self.defines_success
 
     @property
     def headline(self) -> float:
-        """The success rate; where the benchmark defines no success, the return, averaged in the same way."""
+        """The success rate, or the return averaged in the same way where the benchmark defines no success."""
         return self.success_rate if self.has_success else float(np.mean(list(self.task_returns().values())))
 
     def task_success(self) -> dict[str, float]:
-        """Success of the episodes that count, by task."""
         return self._by_task(self._counting(self.success))
 
     def task_returns(self) -> dict[str, float]:
-        """Return of the episodes that count, by task."""
         return self._by_task(self._counting(self.returns))
 
     def task_steps_to_success(self) -> dict[str, float]:
-        """Median steps to success of the episodes that count and succeeded, by task; NaN where none did."""
+        """Median steps to success over successful evaluation episodes, by task; NaN without any."""
         medians = {}
         for name, rows in self._rows():
             steps = self._counting(self.steps_to_success)[:, rows]
@@ -135,21 +130,16 @@ class EvaluationReport:
         return medians
 
     def success_by_episode(self) -> list[float]:
-        """The adaptation curve: success in each of the K + M episodes, tasks weighing equally."""
+        """The adaptation curve: success in each of the K + M episodes, mean over tasks."""
         return self._by_episode(self.success)
 
     def return_by_episode(self) -> list[float]:
-        """Return of each of the K + M episodes, tasks weighing equally: the curve where there is no success."""
+        """Return of each of the K + M episodes, mean over tasks: the adaptation curve without success."""
         return self._by_episode(self.returns)
 
     def interval(self, *, over: str = "goals") -> Interval | None:
-        """95% interval of the headline, see `htrmrl_torchrl.evaluation.intervals`.
-
-        ``None`` with fewer than two goals per task, or runs, and where runs (or returns) are all equal.
-
-        Args:
-            over: ``"goals"``: over other goals of the same tasks, a goal's score being its mean over runs.
-                ``"runs"``: over other training seeds.
+        """95% interval of the headline (`intervals`), ``over`` other ``"goals"`` of the same tasks or training
+        ``"runs"``. ``None`` with fewer than two goals per task, or runs, and where runs (or returns) are all equal.
         """
         if over == "runs":
             runs = range(len(self.success))
@@ -164,7 +154,7 @@ class EvaluationReport:
         return interval_over_goals([self._goal_scores(dict(self._rows())[name]).mean(0)], scale=self._scale)
 
     def difference(self, other: Self) -> tuple[float, Interval | None]:
-        """How much higher the headline of `other` is, with a 95% interval over paired goals; as `check_comparable`."""
+        """Headline of `other` minus this one, with a 95% interval paired by goal. Raises as `check_comparable` does."""
         self.check_comparable(other)
         pairs = [(other._goal_scores(rows).mean(0) - self._goal_scores(rows).mean(0)) for _, rows in self._rows()]
         scale = DIFFERENCES if self.has_success else None
@@ -172,7 +162,7 @@ class EvaluationReport:
 
     @classmethod
     def merge(cls, reports: Sequence[Self]) -> Self:
-        """One report of all runs, for instance of several training seeds. Raises as `check_comparable` does."""
+        """One report of all runs, e.g. of several training seeds. Raises as `check_comparable` does."""
         first = reports[0]
         for other in reports[1:]:
             first.check_comparable(other)
@@ -212,17 +202,14 @@ class EvaluationReport:
         """``[R, goals]`` of one task."""
         return self._counting(self.success if self.has_success else self.returns)[:, rows].mean(-1)
 
-    # ------------------------------------------------------------------------------------------------ in and out
-
     def save(self, path: str | Path) -> None:
-        """Writes the report as JSON, whole or not at all."""
         content = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "defines_success"}
         content["protocol"] = vars(self.protocol)
         for name in ("task", "goal", "success"):
             content[name] = content[name].tolist()
         for name in ("returns", "steps_to_success"):
             content[name] = _nan_to_none(content[name].tolist())
-        # For whoever reads the file and not the class.
+        # For people who read the file.
         name = "success_rate" if self.has_success else "return"
         content["summary"] = {name: self.headline, "interval_over_goals": self.interval()}
         path = Path(path)
@@ -231,7 +218,7 @@ class EvaluationReport:
 
     @classmethod
     def load(cls, path: str | Path) -> Self:
-        """Reads what `save` wrote. Raises FileNotFoundError, or ValueError if an evaluation could not have given it."""
+        """Reads what `save` wrote. Raises FileNotFoundError, or ValueError for anything that is not a report."""
         try:
             content = read_json(read_regular(path, largest=_LARGEST))
             summary = content.pop("summary")
@@ -260,7 +247,7 @@ _PER_RUN = ("success", "returns", "steps_to_success")
 
 
 def _check_words(content: dict[str, Any]) -> None:
-    """Raise ValueError for fields of a file, all but its arrays, that are not what they are called."""
+    """Raise ValueError for non-array fields of a file with invalid values."""
     protocol, runs, tasks = content["protocol"], content["runs"], content["tasks"]
     flags = [protocol.separate, protocol.biased]
     if type(protocol.name) is not str or not all(type(flag) is bool for flag in flags):
@@ -280,7 +267,7 @@ def _check_words(content: dict[str, Any]) -> None:
 
 
 def _check_entries(name: str, entries: Any, kind: type) -> None:
-    """Raise ValueError unless nested lists hold numbers alone, which numpy would make of truths and texts as well."""
+    """Raise ValueError unless nested lists hold numbers only; numpy would also convert booleans and strings."""
     if type(entries) is list:
         for entry in entries:
             _check_entries(name, entry, kind)
@@ -293,10 +280,7 @@ def _nan_to_none(values: Any) -> Any:
 
 
 def evaluation_metrics(report: EvaluationReport) -> dict[str, float]:
-    """``eval/<split>_*`` of a report: its headline, by task and by episode, and the return of what counts.
-
-    A benchmark that defines no success has returns only.
-    """
+    """``eval/<split>_*`` of a report: success (if defined) by task and by episode, and return by episode."""
     prefix = f"eval/{report.split}"
     metrics = {f"{prefix}_return": statistics.fmean(report.task_returns().values())}
     metrics |= {f"{prefix}_return_by_episode/{k}": x for k, x in enumerate(report.return_by_episode())}

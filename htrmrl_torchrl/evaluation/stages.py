@@ -1,4 +1,4 @@
-"""Where success is lost: how far the episodes of each task come, by what Meta-World says of every step."""
+"""Where success is lost: how far episodes of each Meta-World task progress."""
 
 from contextlib import closing
 from dataclasses import dataclass
@@ -22,15 +22,15 @@ STAGES = ("near", "grasped", "in place", "success")
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class StageReport:
-    """How far each of N trials of K adaptation and M evaluation episodes came.
+    """Progress of N trials of K adaptation and M evaluation episodes.
 
     Args:
         tasks: names.
         task: ``[N]``, indices into them.
         reached: ``[N, K + M, 4]``, by `STAGES`. ``near`` and ``grasped``: whether Meta-World's ``near_object`` and
             ``grasp_success`` were 1 in any step. ``in place``: the best ``in_place_reward``, 0 to 1. ``success``: in
-            any step. Meta-World defines them task by task: where nothing is to be grasped ``grasped`` is always 1,
-            and in ``reach`` and ``door-close`` nothing ever counts as near.
+            any step. Each task defines them differently: without an object to grasp ``grasped`` is always 1, and
+            ``near`` is always 0 in ``reach`` and ``door-close``.
         evaluation_episodes: M, the last ones.
     """
 
@@ -40,7 +40,7 @@ class StageReport:
     evaluation_episodes: int
 
     def by_task(self) -> dict[str, dict[str, float]]:
-        """Means over each task's goals and evaluation episodes, by name of the task and of the stage."""
+        """Means over each task's goals and evaluation episodes, by task and stage name."""
         counted = self.reached[:, -self.evaluation_episodes :].mean(1)  # [N, 4]
         means = {name: counted[self.task == index].mean(0).tolist() for index, name in enumerate(self.tasks)}
         return {name: dict(zip(STAGES, values, strict=True)) for name, values in means.items()}
@@ -65,7 +65,7 @@ def play_stages(
     num_envs: int = 20,
     progress: bool = False,
 ) -> StageReport:
-    """Plays a grid of goals as `evaluate` does, in this process, and reports how far each episode came.
+    """Plays a grid of goals as `evaluate` does, in this process, and reports how far each episode progressed.
 
     Args:
         policy: see `play_trials`.
@@ -73,8 +73,7 @@ def play_stages(
         protocol: which goals are played, and how.
         split, horizon, benchmark_seed, seed, num_envs, progress: as in `htrmrl_torchrl.evaluate`.
 
-    Raises:
-        ValueError: for names that are no Meta-World benchmark.
+    Raises ValueError unless the benchmark is of Meta-World.
 
     Example:
         >>> import torch
@@ -109,7 +108,7 @@ def play_stages(
 
 
 class _Watched:
-    """Meta-World's lanes, and how far each episode came; all lanes begin their episodes together."""
+    """Meta-World environments that record each episode's progress; all start their episodes together."""
 
     def __init__(self, lanes: MetaWorldLanes) -> None:
         self._lanes = lanes

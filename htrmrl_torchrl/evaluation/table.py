@@ -11,7 +11,7 @@ if TYPE_CHECKING:
 
 
 def as_table(report: "EvaluationReport") -> str:
-    """Headline, protocol, tasks and the adaptation curve."""
+    """Headline, protocol, results by task and the adaptation curve."""
     success, returns, steps = report.task_success(), report.task_returns(), report.task_steps_to_success()
     width = max(len(name) for name in (*success, "all tasks"))
     if not report.has_success:
@@ -36,7 +36,7 @@ def as_table(report: "EvaluationReport") -> str:
 
 
 def _table_of_returns(report: "EvaluationReport", width: int) -> list[str]:
-    """Where the benchmark defines no success."""
+    """For benchmarks that define no success."""
     rows = {name: (score, report.task_interval(name)) for name, score in report.task_returns().items()}
     rows["all tasks"] = (report.headline, report.interval())
     lines = [f"{'task':<{width}}     return      95% over goals"]

@@ -1,4 +1,4 @@
-"""A trial as a video: the agent adapts to one (task, goal), episode by episode, and then shows what it learned."""
+"""A trial as a video: the adaptation and evaluation episodes of one (task, goal)."""
 
 import os
 from contextlib import closing
@@ -23,12 +23,8 @@ from htrmrl_torchrl.media import Frames, write_frames
 
 @dataclass(frozen=True, eq=False)
 class Video:
-    """A played trial.
-
-    Args:
-        frames: uint8 ``[n, size, size, 3]``, RGB.
-        fps: pictures a second; Meta-World's play in real time.
-        success: for each of the K + M episodes whether it succeeded (at any step).
+    """A played trial: ``frames``, uint8 ``[n, size, size, 3]`` RGB; ``fps``, pictures per second (Meta-World's play in
+    real time); ``success``, for each of the K + M episodes, at any step.
     """
 
     frames: Frames
@@ -50,24 +46,21 @@ def record_trial(
     every: int = 5,
     size: int = 256,
 ) -> Video:
-    """Play one trial as `play_trials` does, with a picture of each episode's start, every ``every``-th and last step.
+    """Play one trial as `play_trials` does, with pictures of each episode's first, every ``every``-th and last step.
 
     Args:
-        policy: see `play_trials`.
+        policy, protocol: see `play_trials`.
         benchmark: a name that `make_env` knows, no factory.
-        protocol: how the trial is played, see `play_trials`.
         split: ``train``, ``val`` or ``test``.
         task: index in the split's `task_names`.
         goal: index in the benchmark's goals.
-        horizon: steps an episode; default as in `make_env`.
+        horizon, benchmark_seed: as in `make_env`.
         seed: of the action noise.
-        benchmark_seed: decides the goals, as in `make_env`.
-        every: steps from one picture to the next.
-        size: width and height in pixels, at least 128. All pictures are kept in memory: 0.2 MB each at 256.
+        every: steps between pictures.
+        size: width and height in pixels, at least 128. All pictures stay in memory: 0.2 MB each at 256.
 
-    Raises:
-        ValueError: for unknown names and numbers out of range, before anything is played.
-        RenderingError: if the benchmark is drawn by MuJoCo and no OpenGL backend works, before anything is played.
+    Raises, before anything is played, ValueError for unknown names and numbers out of range, and RenderingError if
+    MuJoCo draws the benchmark and no OpenGL backend works.
 
     Example:
         >>> from htrmrl_torchrl.agent.networks import acting_policy, build_networks
@@ -101,16 +94,12 @@ def record_trial(
 
 
 def write_video(video: Video, path: str | os.PathLike[str]) -> Path:
-    """Write the video as ``.mp4`` (H.264, plays everywhere) or ``.gif``; returns the path.
-
-    Raises:
-        ValueError: for another suffix.
-    """
+    """Write the video as ``.mp4`` (H.264) or ``.gif``; returns the path. Raises ValueError for another suffix."""
     return write_frames(video.frames, path, fps=video.fps)
 
 
 class _Camera:
-    """Takes the pictures of lane 0 and keeps the score that is written on them."""
+    """Takes pictures of the first environment and tracks success for their captions."""
 
     def __init__(self, env: EnvBase, task: str, protocol: Protocol, *, every: int, size: int) -> None:
         self.frames: list[Picture] = []

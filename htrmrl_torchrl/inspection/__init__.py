@@ -1,1 +1,1 @@
-"""Looking inside: where both levels attend, what the memory holds, and how tasks lie in the space of embeddings."""
+"""Inspection of trained networks: attention of both levels, memory contents, and task embeddings."""

@@ -1,4 +1,4 @@
-"""Where attention goes, as numbers: spread by head, by past episode, and before and after the first success."""
+"""Attention as numbers: spread by head, by past episode, and before and after the first success."""
 
 from dataclasses import dataclass
 
@@ -7,23 +7,18 @@ from torch import Tensor
 
 from htrmrl_torchrl.inspection.recording import Recording
 
-KINDS = ("present", "successful episodes", "failed episodes")  # of what a slot shows
+KINDS = ("present", "successful episodes", "failed episodes")  # kinds of slots
 
 
 def entropy(attention: Tensor) -> Tensor:
-    """Entropy in nats of rows ``[..., L]``: 0 where all is at one place, log(L) where all places are alike."""
+    """Entropy in nats of rows ``[..., L]``, from 0 (all on one position) to log(L) (uniform)."""
     return -(attention * attention.clamp_min(1e-12).log()).sum(-1)
 
 
 def relative_entropy(attention: Tensor, held: Tensor) -> Tensor:
-    """How evenly heads look around: 1 at all places alike, 0 at one alone.
-
-    Args:
-        attention: ``[n, layers, H, L]``, rows that sum to one over ``held``.
-        held: ``[n, L]``, the places that there are. Rows with a single place, which leave no choice, do not count.
-
-    Returns:
-        ``[layers, H]``, entropy over log(places), mean over rows; not a number where no row has a choice.
+    """Entropy of each head over that of uniform attention, ``[layers, H]``: 1 is uniform, 0 is all on one position.
+    Rows of ``attention`` ``[n, layers, H, L]`` sum to one over the valid positions ``held`` ``[n, L]``. The mean over
+    rows with two or more valid positions; NaN if there is none.
 
     Example:
         >>> attention = torch.tensor([[0.5, 0.5, 0.0], [1.0, 0.0, 0.0]]).view(2, 1, 1, 3)
@@ -37,8 +32,7 @@ def relative_entropy(attention: Tensor, held: Tensor) -> Tensor:
 
 def slot_entropy(recording: Recording) -> Tensor | None:
     """`relative_entropy` of the upper level, ``[L2, H]``."""
-    attention = recording.slot_attention
-    if attention is None:
+    if (attention := recording.slot_attention) is None:
         return None
     held = recording.slot_mask.unsqueeze(2).expand(-1, -1, attention.shape[2], -1)
     return relative_entropy(attention.flatten(0, 2), held.flatten(0, 2))
@@ -46,15 +40,14 @@ def slot_entropy(recording: Recording) -> Tensor | None:
 
 def window_entropy(recording: Recording) -> Tensor | None:
     """`relative_entropy` of the lower level, ``[L1, H]``."""
-    attention = recording.window_attention
-    if attention is None:
+    if (attention := recording.window_attention) is None:
         return None
     held = recording.window_mask.expand(*attention.shape[:2], -1, -1)
     return relative_entropy(attention.flatten(0, 2), held.flatten(0, 2))
 
 
 def present_attention(recording: Recording) -> Tensor:
-    """``[N, K, S, E]``: how the present attends over slots in the last layer of the upper level, mean over heads."""
+    """``[N, K, S, E]``: attention of the present over slots in the upper level's last layer, mean over heads."""
     if recording.slot_attention is None:
         raise ValueError("This encoder has no upper level, so nothing attends over windows.")
     return recording.slot_attention[:, :, :, -1].mean(3)
@@ -72,13 +65,13 @@ def attention_by_episode(recording: Recording) -> Tensor:
 
 @dataclass(frozen=True, kw_only=True)
 class AroundSuccess:
-    """Attention by what is looked at, in trials that ever succeed, aligned at the first successful episode.
+    """Attention by kind of slot, in trials that ever succeed, aligned at the first successful episode.
 
     Args:
-        offset: ``[R]``, episodes since the first successful one; negative before it, 0 in it.
+        offset: ``[R]``, episodes since the first successful one; negative before it.
         attention: ``[R, 3]``, share of attention on each of `KINDS`, mean over trials and decisions.
-        uniform: ``[R, 3]``, what it would be if all windows were looked at alike: their share of the slots in use.
-        trials: ``[R]``, how many trials have such an episode.
+        uniform: ``[R, 3]``, the same under uniform attention: their share of the slots in use.
+        trials: ``[R]``, number of trials with such an episode.
     """
 
     offset: Tensor
@@ -88,7 +81,7 @@ class AroundSuccess:
 
 
 def around_first_success(recording: Recording) -> AroundSuccess | None:
-    """Which windows are looked at before and after the first success; ``None`` if no trial has one."""
+    """Attention before and after the first success; ``None`` if no trial has one."""
     won = recording.success.any(1)
     if not won.any():
         return None
@@ -115,9 +108,8 @@ def around_first_success(recording: Recording) -> AroundSuccess | None:
 
 
 def success_preference(recording: Recording) -> float:
-    """Mean attention on a window of a successful episode over that on one of a failed one.
-
-    Over decisions whose memory holds both; not a number where there is no such decision.
+    """Mean attention on a window of a successful episode over that on one of a failed episode. Over decisions whose
+    memory holds both; NaN if there is none.
     """
     attention = present_attention(recording).mean(2)[..., :-1]  # [N, K, E-1]
     shown = recording.slot_episode

@@ -1,7 +1,5 @@
-"""Figures of attention: by head, through a trial, around the first success, and on retrieved windows.
-
-Each function draws one figure from recordings by label (``{"trained": ..., "untrained": ...}``): a trained network
-beside an untrained one of the same sizes, the null picture.
+"""Figures of attention: by head, through a trial, around the first success, and on retrieved windows. Recordings come
+by label (``{"trained": ..., "untrained": ...}``): an untrained network of the same sizes is the control.
 """
 
 from collections.abc import Mapping, Sequence
@@ -41,11 +39,8 @@ Recordings = Mapping[str, Recording]
 
 @styled
 def plot_trials(recordings: Recordings, *, titles: Mapping[str, Sequence[str]], count: int = 3) -> "Figure":
-    """Attention through a trial: each column of pixels is a decision, each row an episode that its memory shows.
-
-    Args:
-        titles: of each trial, by label.
-        count: trials, one of each task as far as there are so many, those with a late first success first.
+    """Attention through ``count`` trials of `telling_trials`: each pixel column is a decision, each row an episode in
+    memory. ``titles`` are of each trial, by label.
     """
     count = min(count, *(len(recording.task) for recording in recordings.values()))
     figure, rows = grid(count, len(recordings), width=5.2, height=2.5)
@@ -55,7 +50,7 @@ def plot_trials(recordings: Recordings, *, titles: Mapping[str, Sequence[str]], 
             axes = rows[row][column]
             share = shares[trial].flatten(0, 1).T  # [K + 1, K * S]
             episodes = share.shape[0] - 1
-            share = torch.cat([share[: episodes - 1], share[-1:]])  # the last episode is never looked back at
+            share = torch.cat([share[: episodes - 1], share[-1:]])  # no later episode attends to the last one
             axes.imshow(
                 share.numpy(), aspect="auto", origin="lower", vmin=0, vmax=1, cmap=MAP, interpolation="nearest",
                 extent=(0.5, episodes + 0.5, 0.5, episodes + 0.5),
@@ -70,14 +65,14 @@ def plot_trials(recordings: Recordings, *, titles: Mapping[str, Sequence[str]], 
             ticks = range(episodes) if episodes <= 5 else [*range(0, episodes - 1, 2), episodes - 1]
             axes.set_yticks([tick + 1 for tick in ticks], [names[tick] for tick in ticks])
             axes.set_title(f"{label}: {titles[label][trial]}", pad=14)
-            axes.set_ylabel("episode looked at")
+            axes.set_ylabel("attended episode")
             episode_axis(axes)
     figure.colorbar(scale(MAP, 0, 1), ax=[axes for row in rows for axes in row], label="share of attention", shrink=0.6)
     return figure
 
 
 def telling_trials(recording: Recording, *, count: int) -> list[int]:
-    """Trials worth showing: of different tasks (or goals), first those that fail at first and succeed later."""
+    """Indices of trials of different tasks (or goals); those that fail first and succeed later come first."""
     first = recording.success.int().argmax(1)
     late = recording.success.any(1) & (first > 0)
     order = sorted(range(len(first)), key=lambda n: (not late[n], not recording.success[n].any(), n))
@@ -93,7 +88,7 @@ def telling_trials(recording: Recording, *, count: int) -> list[int]:
 
 @styled
 def plot_around_success(recordings: Recordings) -> "Figure":
-    """What is looked at before and after the first success; dashed: if all windows were looked at alike."""
+    """Attention before and after the first success; dashed: uniform attention."""
     figure, (row,) = grid(1, len(recordings), width=5.0, height=3.6)
     for axes, (label, recording) in zip(row, recordings.items(), strict=True):
         around = around_first_success(recording)
@@ -119,7 +114,7 @@ def plot_around_success(recordings: Recordings) -> "Figure":
 
 @styled
 def plot_heads(recordings: Recordings) -> "Figure":
-    """Evenness of each head's attention (entropy over that of looking at all places alike), of both levels."""
+    """Relative entropy of each head's attention, for both levels."""
     levels = {"intra: within the window": window_entropy, "inter: over windows": slot_entropy}
     drawn: dict[str, dict[str, Tensor]] = {}
     for name, entropy in levels.items():
@@ -143,7 +138,7 @@ def plot_heads(recordings: Recordings) -> "Figure":
 
 @styled
 def plot_maps(recording: Recording, *, trial: int) -> "Figure":
-    """The whole attention of both levels in a trial's last decision, by layer and head: rows are queries."""
+    """Attention maps of both levels in a trial's last decision, by layer and head; rows are queries."""
     levels: dict[str, Tensor] = {}
     if recording.last.window_attention is not None:
         levels["intra"] = recording.last.window_attention[trial]
@@ -167,11 +162,11 @@ def plot_maps(recording: Recording, *, trial: int) -> "Figure":
 
 @styled
 def plot_retrieval(recording: Recording, retrieved: Mapping[str, Retrieved], *, trial: int, window: int) -> "Figure":
-    """The rewards of a trial's past episodes, and on them the windows that each strategy shows, by attention."""
+    """The rewards of a trial's past episodes, overlaid with each strategy's windows, coloured by attention."""
     from matplotlib.patches import Rectangle
 
     episodes = max([1, *(e + 1 for one in retrieved.values() for e, _ in one.windows)])
-    rewards = recording.tokens[trial, :episodes, 1:, -2]  # [k, H]: number t is told by token t + 1
+    rewards = recording.tokens[trial, :episodes, 1:, -2]  # [k, H]: reward t is in token t + 1
     low, high = float(rewards.min()), float(rewards.max())
     scaled = (rewards - low) / max(high - low, 1e-12)
     figure, (row,) = grid(1, len(retrieved), width=3.4, height=0.8 + 0.55 * max(3, episodes))

@@ -1,7 +1,5 @@
-"""Figures of adaptation and of embeddings: maps of the context vectors, and how far they tell tasks apart.
-
-Each function draws one figure from recordings by label (``{"trained": ..., "untrained": ...}``): a trained network
-beside an untrained one of the same sizes, the null picture.
+"""Figures of adaptation and of embeddings: context vectors in a plane, and how well they separate tasks. Recordings
+come by label (``{"trained": ..., "untrained": ...}``): an untrained network of the same sizes is the control.
 """
 
 from collections.abc import Mapping, Sequence
@@ -22,7 +20,7 @@ Recordings = Mapping[str, Recording]
 
 @styled
 def plot_success(recordings: Recordings) -> "Figure":
-    """Adaptation: success by episode of the trial, with 95% intervals over goals, within tasks."""
+    """Success by episode of the trial, with 95% intervals over goals, within tasks."""
     figure, ((axes,),) = grid(1, 1, width=6.0, height=3.8)
     for index, (label, recording) in enumerate(recordings.items()):
         by_episode = [_success_by_goal(recording, k) for k in range(recording.success.shape[1])]
@@ -52,12 +50,8 @@ def _success_by_goal(recording: Recording, episode: int) -> list[Array]:
 
 @styled
 def plot_embeddings(recordings: Recordings, *, names: Mapping[str, Sequence[str]]) -> "Figure":
-    """Context vectors of each episode's last decision in the plane of their principal components.
-
-    Left coloured by what is to be told apart (tasks, or goals where there is one task), right by episode.
-
-    Args:
-        names: of each trial's task or goal, by label.
+    """First two principal components of the context vectors of each episode's last decision. Left coloured by task (or
+    goal, if there is one task), right by episode. ``names`` are those of each trial's task or goal, by label.
     """
     figure, rows = grid(len(recordings), 2, width=4.6, height=3.8)
     for row, (label, recording) in zip(rows, recordings.items(), strict=True):
@@ -81,10 +75,8 @@ def plot_embeddings(recordings: Recordings, *, names: Mapping[str, Sequence[str]
 
 @styled
 def plot_separation(told: Mapping[str, Mapping[str, Sequence[Separation | None]]]) -> "Figure":
-    """Nearest-neighbour purity by episode, at an episode's first and last decision, with what chance would give.
-
-    Args:
-        told: by moment, then by label: one `Separation` for each episode.
+    """Nearest-neighbour purity by episode, at the first and last decision, with its value by chance. ``told`` is by
+    moment, then by label: one `Separation` per episode.
     """
     figure, (row,) = grid(1, len(told), width=4.8, height=3.6)
     for axes, (moment, by_label) in zip(row, told.items(), strict=True):
@@ -107,5 +99,5 @@ def plot_separation(told: Mapping[str, Mapping[str, Sequence[Separation | None]]
 
 
 def labels_of(recording: Recording) -> Labels:
-    """What is to be told apart: tasks, or goals where there is one task."""
+    """Task indices, or goal indices if there is one task."""
     return (recording.task if len(recording.task.unique()) > 1 else recording.goal).numpy()

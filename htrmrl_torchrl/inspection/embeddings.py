@@ -1,4 +1,4 @@
-"""Whether tasks lie apart: principal components, and separation as numbers beside what chance would give."""
+"""Separation of tasks: principal components, and purity and silhouette with their values by chance."""
 
 from dataclasses import dataclass
 
@@ -8,17 +8,13 @@ import numpy.typing as npt
 Array = npt.NDArray[np.float64]
 Labels = npt.NDArray[np.int64]
 SHUFFLES = 500
-# Two vectors that differ by less than this share of the largest distance are the same one up to float rounding.
+# Vectors closer than this share of the largest distance are equal up to rounding.
 _SAME = 1e-5
 
 
 def principal_components(points: Array, *, count: int = 2) -> tuple[Array, Array]:
-    """The points ``[n, D]`` in the plane (``count=2``) in which they vary most.
-
-    Deterministic: of the two directions that each axis has, the one whose largest coefficient is positive is chosen.
-
-    Returns:
-        coordinates ``[n, count]`` and each axis' share of the variance ``[count]``.
+    """Coordinates ``[n, count]`` of points ``[n, D]`` on their principal components, and each one's share of variance.
+    The sign of each component is fixed: its largest coefficient is positive.
 
     Example:
         >>> coordinates, share = principal_components(np.array([[0.0, 1.0], [3.0, 1.0], [6.0, 1.0]]), count=1)
@@ -37,13 +33,13 @@ def principal_components(points: Array, *, count: int = 2) -> tuple[Array, Array
 
 @dataclass(frozen=True, kw_only=True)
 class Separation:
-    """How well labels are told apart by distance.
+    """How well labels are separated by distance.
 
     Args:
-        purity: share of points whose nearest other point has the same label (among equally near ones, their share).
-        chance: what purity would be with labels dealt at random, exactly: that of any other point.
-        low, high: between which 95% of dealings at random fall.
-        silhouette: mean silhouette (Rousseeuw 1987), 1 for tight and distant groups, 0 for none, below 0 for mixed.
+        purity: share of points whose nearest other point has the same label; ties count by their share.
+        chance: the exact expected purity of randomly permuted labels.
+        low, high: 95% range of purity over random permutations.
+        silhouette: mean silhouette (Rousseeuw 1987): 1 for tight, distant groups, 0 for none, below 0 for mixed ones.
     """
 
     purity: float
@@ -54,9 +50,8 @@ class Separation:
 
 
 def separation(points: Array, labels: Labels, *, seed: int = 0) -> Separation | None:
-    """Purity and silhouette of points ``[n, D]`` with labels ``[n]``, by Euclidean distance.
-
-    ``None`` where nothing can be told: fewer than two labels, or none that two points share.
+    """Purity and silhouette of points ``[n, D]`` with labels ``[n]``, by Euclidean distance. ``None`` with fewer than
+    two labels, or if no two points share one.
 
     Example:
         >>> points = np.array([[0.0], [0.1], [5.0], [5.1]])
@@ -82,7 +77,7 @@ def separation(points: Array, labels: Labels, *, seed: int = 0) -> Separation | 
 
 
 def _nearest(distance: Array) -> Array:
-    """``[n, n]``: for each point equal weights, summing to one, on all its nearest others, ties included."""
+    """``[n, n]``: for each point equal weights, summing to one, on its nearest other points, ties included."""
     others = distance + np.diag(np.full(len(distance), np.inf))
     tied = others <= others.min(1, keepdims=True) + _SAME * distance.max()
     return tied / tied.sum(1, keepdims=True)
@@ -103,4 +98,4 @@ def _silhouette(distance: Array, labels: Labels) -> float:
     nearest = mean.min(1)
     scale = np.maximum(within, nearest)
     values = np.divide(nearest - within, scale, out=np.zeros_like(scale), where=scale > _SAME * distance.max())
-    return float(np.where(size[own] > 1, values, 0.0).mean())  # a point alone counts 0, as Rousseeuw has it
+    return float(np.where(size[own] > 1, values, 0.0).mean())  # a single point counts 0, as in Rousseeuw

@@ -1,16 +1,14 @@
-"""Warning signs of a run, at most one line for each. The thresholds are rules of thumb.
-
-Untrained networks show two of the signs, uniform attention and windows with equal embeddings; so these count after
-`WARM_UP` only.
+"""Warning signs of a run, at most one line each. The thresholds are rules of thumb. Untrained networks also show
+uniform attention and equal window embeddings, so these count only after `WARM_UP`.
 """
 
 from collections.abc import Mapping
 
-WARM_UP = 0.25  # share of the run before which a network may look untrained
-DEAD_HEAD = 0.995  # evenness above which a head looks at all places alike, whatever it sees
-COLLAPSED = 0.02  # mean evenness of a level's heads below which all of them look at one place
-ALIKE = 0.01  # mean cosine distance of remembered windows below which they all say the same
-DUPLICATES = 2 / 3  # share of slots that repeat another slot's window; with E = K half of independent draws do
+WARM_UP = 0.25  # share of the run in which a network may still look untrained
+DEAD_HEAD = 0.995  # evenness above which a head attends uniformly
+COLLAPSED = 0.02  # mean evenness of a level's heads below which all attend to one position
+ALIKE = 0.01  # mean cosine distance below which remembered windows are nearly equal
+DUPLICATES = 2 / 3  # share of slots that repeat another slot's window; 1/2 for independent draws with E = K
 FORGOTTEN = 0.5  # fall of a task's held-out success below its best
 FALLING = 0.2  # fall of the held-out success over all tasks below its best
 
@@ -18,12 +16,8 @@ FALLING = 0.2  # fall of the held-out success over all tasks below its best
 def warning_signs(
     metrics: Mapping[str, float], *, best_val_success: float, share_of_run: float = 1.0
 ) -> dict[str, str]:
-    """One line for each sign that `metrics` show, by the sign's name.
-
-    Args:
-        metrics: of one evaluation, by the names of the README's glossary.
-        best_val_success: the best ``eval/val_success`` so far.
-        share_of_run: how much of the run has passed, 0 to 1.
+    """One line for each sign in the ``metrics`` of an evaluation (see the README's glossary), by the sign's name.
+    ``best_val_success`` is the best ``eval/val_success`` so far, ``share_of_run`` the completed share, 0 to 1.
 
     Example:
         >>> warning_signs({"memory/duplicates": 0.75}, best_val_success=0.0)["saturated memory"]
@@ -36,12 +30,11 @@ def warning_signs(
         heads = {name.removeprefix(prefix): x for name, x in metrics.items() if name.startswith(prefix)}
         if warm and (dead := [head for head, evenness in heads.items() if evenness > DEAD_HEAD]):
             signs[f"dead heads, {level}"] = (
-                f"attention: {level} heads {', '.join(dead)} (layer.head) look at all places alike (evenness above "
-                f"{DEAD_HEAD}) and tell nothing apart"
+                f"attention: {level} heads {', '.join(dead)} (layer.head) attend uniformly (evenness above {DEAD_HEAD})"
             )
         if heads and sum(heads.values()) / len(heads) < COLLAPSED:
             signs[f"collapsed attention, {level}"] = (
-                f"attention: all {level} heads look at a single place (mean evenness below {COLLAPSED})"
+                f"attention: all {level} heads attend to a single position (mean evenness below {COLLAPSED})"
             )
     if (share := metrics.get("memory/duplicates", 0.0)) > DUPLICATES:
         signs["saturated memory"] = (
@@ -50,8 +43,7 @@ def warning_signs(
         )
     elif warm and (distance := metrics.get("memory/window_distance", 1.0)) < ALIKE:
         signs["saturated memory"] = (
-            f"memory: the remembered windows all look alike to the encoder (mean cosine distance {distance:.1e}), so "
-            "that none of them adds anything"
+            f"memory: the embeddings of the remembered windows are nearly equal (mean cosine distance {distance:.1e})"
         )
     prefix = "eval/val_forgetting/"
     lost = {name.removeprefix(prefix): x for name, x in metrics.items() if name.startswith(prefix) and x > FORGOTTEN}

@@ -10,10 +10,8 @@ from htrmrl_torchrl.encoders.contract import ContextEncoder, Inside
 
 @contextmanager
 def watch(encoder: ContextEncoder) -> Iterator[list[Inside]]:
-    """Collects an `Inside` for each call of ``encoder`` while the ``with`` block runs.
-
-    The encoder's output stays the same bit for bit; attention is computed separately, from the same context. Encoders
-    without attention show their vectors alone.
+    """Collects an `Inside` for each call of ``encoder`` while the ``with`` block runs. The encoder's output does not
+    change: attention is computed separately from the same context.
 
     Example:
         >>> from htrmrl_torchrl import make_env

@@ -1,4 +1,4 @@
-"""One HTML page with everything in it: it opens from disk, without server, scripts or other files."""
+"""One self-contained HTML page that opens from disk."""
 
 import base64
 import html
@@ -25,7 +25,7 @@ th:first-child, td:first-child, .facts td { text-align: left; }
 
 @dataclass(frozen=True, kw_only=True)
 class Table:
-    """Rows of cells under a head; numbers are written with two decimals."""
+    """Rows of cells below a head; floats are shown with two decimals."""
 
     head: Sequence[str]
     rows: Sequence[Sequence[str | int | float]]
@@ -33,7 +33,7 @@ class Table:
 
 @dataclass(frozen=True, kw_only=True)
 class Picture:
-    """A PNG file and what it shows; the text stands in where pictures cannot be seen."""
+    """A PNG file with its caption, which is also the alternative text."""
 
     path: Path
     caption: str
@@ -41,7 +41,7 @@ class Picture:
 
 @dataclass(frozen=True, kw_only=True)
 class Section:
-    """A heading, what to see there, numbers and pictures."""
+    """A heading with text, tables and pictures."""
 
     title: str
     text: str
@@ -50,19 +50,19 @@ class Section:
 
 
 def write_page(path: Path, *, title: str, facts: Sequence[tuple[str, str]], sections: Sequence[Section]) -> None:
-    """Writes the page; ``facts`` say what was inspected and how, as (name, value) pairs."""
+    """Writes the page; ``facts`` are (name, value) pairs on what was inspected and how."""
     links = "".join(f'<a href="#{_anchor(section.title)}">{html.escape(section.title)}</a>' for section in sections)
     known = "".join(f"<tr><td>{html.escape(n)}</td><td><code>{html.escape(v)}</code></td></tr>" for n, v in facts)
     body = "\n".join(_section(section) for section in sections)
     page = (
         f'<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n<title>{html.escape(title)}</title>\n'
         '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
-        # A browser asks for an icon where a page names none.
+        # Browsers request an icon unless the page names one.
         f'<link rel="icon" href="data:,">\n<style>{_STYLE}</style>\n</head>\n<body>\n<h1>{html.escape(title)}</h1>\n'
         f'<nav class="small">{links}</nav>\n<table class="facts">{known}</table>\n'
         f"{body}\n</body>\n</html>\n"
     )
-    # A path may hold bytes that are no characters; a page shows them as \udcff.
+    # A path may hold bytes that are not UTF-8; the page shows them as \udcff.
     write_whole(path, page.encode("utf-8", "backslashreplace"))
 
 

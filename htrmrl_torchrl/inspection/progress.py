@@ -1,4 +1,4 @@
-"""At evaluation time: a look inside the networks for TensorBoard, and a line for each warning sign."""
+"""Inspection during training, at each evaluation: TensorBoard records and warning signs."""
 
 import time
 from typing import TYPE_CHECKING
@@ -27,10 +27,9 @@ def look_inside(
     *,
     total_frames: int,
 ) -> dict[str, float]:
-    """Metrics, a picture and histograms of the last minibatch, beside the ``metrics`` of an evaluation.
-
-    There is no minibatch after an update that was taken back. Each warning sign is printed once; ``progress`` remembers
-    which, and the tasks' best success.
+    """Inspects the last minibatch (``None`` after an undone update), logs a picture and histograms, and returns metrics
+    beside the ``metrics`` of an evaluation. Prints each warning sign once; ``progress`` keeps which, and the best
+    success by task.
     """
     started = time.perf_counter()
     frames = progress.frames

@@ -1,4 +1,4 @@
-"""Playing trials and keeping what was inside: vectors, attention, remembered windows, and the steps themselves."""
+"""Recording of trials: vectors, attention, remembered windows, and tokens."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -24,19 +24,18 @@ class Recording:
 
     Args:
         task, goal: ``[N]``.
-        steps: ``[S]``, the inspected steps of an episode (from 0): the first, the last, some between.
+        steps: ``[S]``, the inspected steps of an episode, from 0; first and last included.
         tokens: ``[N, K, H + 1, x]``, raw, the final one included.
-        success: ``[N, K]`` bool, at any step.
-        returns: ``[N, K]``, undiscounted.
-        first_success: ``[N, K]``, the step (from 0) of the first success, H where there was none.
+        success, returns: ``[N, K]``, at any step; undiscounted.
+        first_success: ``[N, K]``, the step (from 0) of the first success, H without any.
         hidden: ``[N, K, S, D]``, the encoder's vectors.
-        slot_episode: ``[N, K, E-1]``, the trial's episode (from 0) that each slot shows, -1 where it is empty.
-        slot_start: ``[N, K, E-1]``, the first token of that window.
-        embedding: ``[N, K, S, D]`` of the current windows, or ``None`` for encoders without windows.
-        past_embedding: ``[N, K, E-1, D]`` of the past windows, or ``None``.
+        slot_episode, slot_start: ``[N, K, E-1]``, the trial's episode (from 0) in each slot, -1 where it is empty, and
+            the first token of its window.
+        embedding, past_embedding: of the current windows ``[N, K, S, D]`` and of the past ones ``[N, K, E-1, D]``;
+            ``None`` for encoders without windows.
         window_attention: ``[N, K, S, L1, H, T]`` of the newest token, or ``None``.
         slot_attention: ``[N, K, S, L2, H, E]`` of the present (the last slot), or ``None``.
-        last: of each trial's last decision, the whole maps.
+        last: complete maps of each trial's last decision.
     """
 
     task: Tensor
@@ -57,12 +56,11 @@ class Recording:
 
     @property
     def horizon(self) -> int:
-        """Steps of an episode."""
         return self.tokens.shape[2] - 1
 
     @property
     def window_mask(self) -> Tensor:
-        """``[S, T]``, which tokens of the current window there were; all alike in trials and episodes."""
+        """``[S, T]``, the valid tokens of the current window; the same in all trials and episodes."""
         if self.window_attention is None:
             raise ValueError("This encoder has no windows.")
         length = self.window_attention.shape[-1]
@@ -70,22 +68,21 @@ class Recording:
 
     @property
     def slot_mask(self) -> Tensor:
-        """``[N, K, E]``, which slots held something; the present always does."""
+        """``[N, K, E]``, the slots in use; the present always is."""
         return torch.cat([self.slot_episode >= 0, torch.ones(*self.slot_episode.shape[:2], 1, dtype=torch.bool)], -1)
 
 
 def record_trials(networks: Networks, env: TrialEnv, *, trials: int, every: int, seed: int = 0) -> Recording:
-    """Plays ``trials`` trials with sampled actions and looks inside.
+    """Plays trials with sampled actions and records them.
 
     Args:
-        networks: with any encoder; their weights are used, their memory and random streams are not touched.
-        env: N lanes, reset here; its `pairs` decide what is played.
-        trials: how many count, in the order in which `env` deals them.
-        every: steps between two looks in an episode; the first and the last step are always looked into.
-        seed: of action noise and of the memory's draws; torch's own random state is left as it was.
+        networks: with any encoder; weights, memory and random streams do not change.
+        env: N environments, reset here; its `pairs` decide what is played.
+        trials: how many are recorded, in the order of `pairs`.
+        every: steps between two inspected steps; an episode's first and last step are always inspected.
+        seed: of action noise and of the memory's draws; torch's own random state does not change.
 
-    Raises:
-        ValueError: if `env` does not say what solving a task is.
+    Raises ValueError if `env` defines no success.
 
     Example:
         >>> from htrmrl_torchrl import make_env
@@ -103,7 +100,7 @@ def record_trials(networks: Networks, env: TrialEnv, *, trials: int, every: int,
     steps = sorted({*range(0, env.horizon, every), env.horizon - 1})
     recorder = _Recorder(networks.encoder, env, steps)
     hook = memory.register_forward_hook(recorder.look_inside)  # type: ignore[attr-defined]
-    # Which of the episodes adapt makes no difference, since all actions are sampled.
+    # The split into adaptation and evaluation does not matter, because all actions are sampled.
     sampled = PROTOCOLS["strict"].changed(adaptation_episodes=env.episodes_per_trial - 1, evaluation_actions="sampled")
     try:
         outcomes = play_trials(acting, env, sampled, trials=trials, seed=seed, look=recorder.see)
@@ -122,7 +119,7 @@ def record_trials(networks: Networks, env: TrialEnv, *, trials: int, every: int,
 
 
 class _Recorder:
-    """Collects what `play_trials` shows of each step and what the memory writes before each action."""
+    """Collects tokens from `play_trials` and what the memory writes before each action."""
 
     def __init__(self, encoder: ContextEncoder, env: TrialEnv, steps: Sequence[int]) -> None:
         self._encoder, self._steps = encoder, steps
@@ -149,7 +146,7 @@ class _Recorder:
             self._last.append({name: value.cpu() for name, value in vars(inside).items() if value is not None})
 
     def fields(self, trials: int) -> dict[str, Any]:
-        """Of a `Recording`, by name."""
+        """Fields of a `Recording`."""
 
         def by_trial(values: Sequence[Tensor], *axes: int) -> Tensor:
             rounds = torch.stack([*values]).unflatten(0, (-1, *axes))  # [rounds, *axes, N, ...]
@@ -160,7 +157,7 @@ class _Recorder:
         for name in self._looks[0]:
             looked[name] = by_trial([look[name] for look in self._looks], self._episodes, len(self._steps))
         if (past := looked["past_embedding"]) is not None:
-            looked["past_embedding"] = past[:, :, 0]  # the same all episode long
+            looked["past_embedding"] = past[:, :, 0]  # constant within an episode
         episodes, starts = zip(*self._slots, strict=True)
         return {
             "tokens": by_trial(self._tokens, self._episodes, self._horizon + 1),
@@ -172,7 +169,7 @@ class _Recorder:
 
 
 def _newest(inside: Inside) -> dict[str, Tensor]:
-    """What acts: the vectors, and the newest query's row of each attention map."""
+    """The vectors, and the newest query's row of each attention map."""
     kept = {name: getattr(inside, name) for name in ("hidden", "embedding", "past_embedding")}
     for name in ("window_attention", "slot_attention"):
         maps = getattr(inside, name)
@@ -181,7 +178,7 @@ def _newest(inside: Inside) -> dict[str, Tensor]:
 
 
 def _slots(acted: TensorDictBase, episode: int) -> tuple[Tensor, Tensor]:
-    """Which episode of the trial each slot shows, ``[N, E-1]``, and from which token on."""
+    """The trial's episode in each slot, ``[N, E-1]``, and the first token of its window."""
     drawn = acted[keys.WINDOW_EPISODE]
     ago = acted[keys.WINDOW_CURRENT] - drawn
     return torch.where(drawn >= 0, episode - ago, -1), acted[keys.WINDOW_START]

@@ -1,4 +1,4 @@
-"""What each window strategy would have shown of the same trial, and where the network would have looked."""
+"""Windows that each strategy would draw from the same trial, and the network's attention on them."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -17,11 +17,8 @@ from htrmrl_torchrl.memory.windows import window_at
 
 @dataclass(frozen=True, kw_only=True)
 class Retrieved:
-    """The windows that one strategy draws, sorted, and the attention of the episode's last decision on each.
-
-    Args:
-        windows: (episode of the trial, first token) pairs.
-        attention: ``[len(windows) + 1]``, mean over the heads of the last layer; the present last.
+    """The ``windows`` that one strategy draws, sorted, as (episode of the trial, first token), and the ``attention`` of
+    the episode's last decision: ``[len(windows) + 1]``, the present last, mean over the heads of the last layer.
     """
 
     windows: list[Window]
@@ -31,15 +28,8 @@ class Retrieved:
 def retrieve(
     encoder: HierarchicalEncoder, recording: Recording, *, trial: int, episode: int, seed: int = 0
 ) -> dict[str, Retrieved]:
-    """For each strategy by name: what an episode of a recorded trial would see of the ones before it.
-
-    Args:
-        encoder: with an upper level.
-        trial, episode: of the recording.
-        seed: of the draws.
-
-    Raises:
-        ValueError: if the encoder sees one window only.
+    """By strategy name: what ``episode`` of a recorded ``trial`` would see of the earlier ones. ``seed`` is of the
+    draws. Raises ValueError if the encoder sees one window only.
     """
     if not encoder.remembers:
         raise ValueError("This encoder sees the present alone, so that nothing is retrieved; it needs episodes >= 2.")
@@ -61,7 +51,7 @@ def retrieve(
 
 
 def _past(encoder: HierarchicalEncoder, tokens: Tensor, episode: int) -> PastEpisodes:
-    """What a strategy is told of a trial ``[K, H + 1, x]`` when its ``episode`` begins."""
+    """Input of a strategy for a trial ``[K, H + 1, x]`` at the start of its ``episode``."""
 
     @torch.no_grad()
     def embed(windows: Sequence[Window]) -> Array:
@@ -82,7 +72,7 @@ def _past(encoder: HierarchicalEncoder, tokens: Tensor, episode: int) -> PastEpi
 
 
 def _windows(encoder: HierarchicalEncoder, tokens: Tensor, windows: Sequence[Window]) -> tuple[Tensor, Tensor]:
-    """Tokens ``[n, T, x]`` and mask ``[n, T]``, as the memory cuts them."""
+    """Tokens ``[n, T, x]`` and mask ``[n, T]``, cut as in the memory."""
     length = tokens.shape[1]
     first = [e * length + start for e, start in windows]
     newest = [e * length + min(start + encoder.window, length) - 1 for e, start in windows]
@@ -91,9 +81,9 @@ def _windows(encoder: HierarchicalEncoder, tokens: Tensor, windows: Sequence[Win
 
 
 def _context(encoder: HierarchicalEncoder, tokens: Tensor, episode: int, drawn: Sequence[Window]) -> TensorDict:
-    """Of the last decision of an episode that sees ``drawn``, ``[1]``."""
+    """Context ``[1]`` of an episode's last decision that sees the windows ``drawn``."""
     length, slots = tokens.shape[1], encoder.episodes - 1
-    # The last token but one is the last that is acted on.
+    # The last decision sees the last token but one.
     first = torch.tensor([episode * length], device=tokens.device)
     current, current_mask = window_at(tokens.flatten(0, 1), first + length - 2, first, encoder.window)
     shown, shown_mask = _windows(encoder, tokens, drawn)

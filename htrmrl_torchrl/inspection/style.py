@@ -1,4 +1,4 @@
-"""How all figures of an inspection look."""
+"""Style of all inspection figures."""
 
 from collections.abc import Callable
 from functools import wraps
@@ -27,7 +27,7 @@ _SETTINGS: Any = {  # matplotlib's own type is a list of all settings there are
 
 
 def styled(draw: Callable[P, R]) -> Callable[P, R]:
-    """A function that draws a figure, in these settings and without a trace of them outside."""
+    """Decorator: draws a figure in these settings, without changing the global ones."""
 
     @wraps(draw)
     def drawn(*args: P.args, **kwargs: P.kwargs) -> R:
@@ -48,7 +48,7 @@ def grid(rows: int, columns: int, *, width: float, height: float) -> tuple["Figu
 
 
 def color(index: int) -> str:
-    """Of the index-th thing."""
+    """Color of the index-th item."""
     return COLORS[index % len(COLORS)]
 
 
@@ -79,7 +79,7 @@ def episode_axis(axes: "Axes") -> None:
 
 
 def legend(figure: "Figure", axes: "Axes") -> None:
-    """Above all axes, where it covers nothing."""
+    """Legend above all axes, without overlap."""
     handles, labels = axes.get_legend_handles_labels()
     if handles:
         figure.legend(handles, labels, loc="outside upper center", ncols=4, frameon=False)

@@ -1,6 +1,5 @@
-"""What is inspected during training, from the last minibatch: numbers, and one picture.
-
-Neither an environment nor random numbers are used, so inspection changes no run.
+"""Inspection during training, from the last minibatch: numbers, and one picture. Uses no environment and no random
+numbers, so it does not change the run.
 """
 
 from collections import defaultdict
@@ -22,14 +21,13 @@ from htrmrl_torchrl.inspection.style import MAP, styled
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-DECISIONS = 512  # looked into at most
+DECISIONS = 512  # inspected at most
 _TILE = 24  # pixels of the picture for each map
 
 
 def newest_decisions(minibatch: TensorDictBase) -> TensorDictBase:
-    """The last decision of each segment of a minibatch ``[segments, S]``, at most `DECISIONS`: ``[F]``.
-
-    Of a flat minibatch ``[frames]``, where segments differ in length, as many at even distances.
+    """At most `DECISIONS` decisions ``[F]``: the last of each segment of a minibatch ``[segments, S]``. From a flat
+    minibatch ``[frames]`` with segments of different lengths: evenly spaced ones.
     """
     if minibatch.ndim == 1:
         return minibatch[:: max(1, -(-len(minibatch) // DECISIONS))]
@@ -38,9 +36,8 @@ def newest_decisions(minibatch: TensorDictBase) -> TensorDictBase:
 
 @torch.no_grad()
 def attention_entropy(encoder: ContextEncoder, minibatch: TensorDictBase) -> dict[str, float]:
-    """``attention/<level>_entropy``, in nats, of the newest position in each level's last layer, mean over heads.
-
-    Of all decisions of a minibatch, by the fast path; nothing of encoders that do not attend.
+    """``attention/<level>_entropy`` in nats: newest position, last layer of each level, mean over heads and decisions.
+    Empty for encoders without attention.
     """
     if not isinstance(encoder, HierarchicalEncoder):
         return {}
@@ -49,7 +46,7 @@ def attention_entropy(encoder: ContextEncoder, minibatch: TensorDictBase) -> dic
 
 
 def attention_metrics(inside: Inside, context: TensorDictBase) -> dict[str, float]:
-    """``attention/*`` of decisions ``[F]``: evenness by level, layer and head, and what share the past gets."""
+    """``attention/*`` of decisions ``[F]``: evenness by level, layer and head, and the share on past windows."""
     metrics: dict[str, float] = {}
     if inside.window_attention is not None:
         newest = inside.window_attention[..., -1, :]  # [F, L1, H, T]
@@ -69,14 +66,13 @@ def _by_head(prefix: str, values: Tensor) -> dict[str, float]:
         f"{prefix}/{layer + 1}.{head + 1}": value
         for layer, heads in enumerate(values.tolist())
         for head, value in enumerate(heads)
-        if value == value  # not a number where no decision had a choice
+        if value == value  # NaN if no decision had two valid positions
     }
 
 
 def window_metrics(decisions: TensorDictBase, inside: Inside) -> dict[str, float]:
-    """``memory/*`` of decisions ``[F]``: how much the windows that they see differ.
-
-    Means over decisions that see at least one window (for distances: two).
+    """``memory/*`` of decisions ``[F]``: how much the windows in their contexts differ. Means over decisions that see
+    at least one window (for distances: two).
     """
     context = decisions[keys.CONTEXT]
     held = context.get(keys.SLOT_MASK[1], None)  # [F, E-1]
@@ -101,14 +97,14 @@ def window_metrics(decisions: TensorDictBase, inside: Inside) -> dict[str, float
 
 
 def _distinct(label: Tensor, held: Tensor) -> Tensor:
-    """How many different labels the held slots of each row have, ``[F]``."""
+    """Number of different labels among the held slots of each row, ``[F]``."""
     same = (label.unsqueeze(-1) == label.unsqueeze(-2)) & held.unsqueeze(-1) & held.unsqueeze(-2)
     earlier = same.tril(-1).any(-1)
     return (held & ~earlier).sum(-1)
 
 
 def norm_metrics(networks: Networks) -> dict[str, float]:
-    """``norm/weight/<block>`` and ``norm/gradient/<block>``: Euclidean norms, of the gradient that is at hand."""
+    """``norm/weight/<block>`` and ``norm/gradient/<block>``: Euclidean norms, with the current gradient."""
     blocks: dict[str, dict[int, torch.nn.Parameter]] = defaultdict(dict)
     seen: set[int] = set()
     for owner, module in (("encoder", networks.encoder), ("actor", networks.actor), ("critic", networks.critic)):
@@ -135,9 +131,8 @@ def _norm(tensors: list[Tensor]) -> float:
 
 
 def update_forgetting(best: dict[str, float], metrics: Mapping[str, float]) -> dict[str, float]:
-    """``eval/val_forgetting``, with ``/<task>``: how far success on ``val`` is below its ``best``, which is updated.
-
-    Also ``eval/val_test_gap``, how far ``test`` is below ``val``. ``metrics`` are those of an evaluation.
+    """``eval/val_forgetting[/<task>]``: how far ``val`` success in ``metrics`` is below its ``best``, which is updated;
+    and ``eval/val_test_gap``, how far ``test`` is below ``val``.
     """
     prefix = "eval/val_success/"
     forgetting = {}
@@ -155,9 +150,8 @@ def update_forgetting(best: dict[str, float], metrics: Mapping[str, float]) -> d
 
 @styled
 def plot_decisions(inside: Inside, *, rows: list[int]) -> "Figure":
-    """Whole attention maps of some decisions: one row each, a tile for each layer and head of both levels.
-
-    One set of axes for all tiles: drawn in a tenth of the time of one for each.
+    """Attention maps of some decisions: one row each, one tile per layer and head of both levels. All tiles share one
+    set of axes, which draws ten times faster.
     """
     from matplotlib.figure import Figure
 
@@ -183,14 +177,14 @@ def plot_decisions(inside: Inside, *, rows: list[int]) -> "Figure":
 
 
 def _tile(attention: np.ndarray) -> np.ndarray:
-    """``[L, L]`` stretched to `_TILE` pixels, with a rim of nothing."""
+    """``[L, L]`` stretched to `_TILE` pixels, with an empty margin."""
     size = attention.shape[0]
     index = np.arange(_TILE) * size // _TILE
     return np.pad(attention[index][:, index], ((0, 2), (0, 2)), constant_values=np.nan)
 
 
 def fullest(decisions: TensorDictBase, *, count: int) -> list[int]:
-    """Of decisions ``[F]`` those that see the most windows, of different tasks first; the earliest among equals."""
+    """Rows of decisions ``[F]`` with the most windows, of different tasks first; the earliest among equals."""
     held = decisions[keys.SLOT_MASK].sum(-1).tolist()
     task = decisions.get(keys.TASK, torch.zeros(len(held), 1)).flatten().tolist()
     order = sorted(range(len(held)), key=lambda row: (-held[row], row))
@@ -200,7 +194,7 @@ def fullest(decisions: TensorDictBase, *, count: int) -> list[int]:
 
 
 def look(networks: Networks, minibatch: TensorDictBase) -> tuple[dict[str, float], "Figure | None"]:
-    """All numbers of this module that a minibatch ``[segments, S]`` tells, and the picture for encoders that attend."""
+    """All metrics of a minibatch ``[segments, S]``, and a picture for encoders with attention."""
     metrics = norm_metrics(networks)
     if not isinstance(networks.encoder, HierarchicalEncoder):
         return metrics, None

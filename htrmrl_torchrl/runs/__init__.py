@@ -1,1 +1,1 @@
-"""How a run is kept: its folder, lock, signals, faults, loggers and what it says on the terminal."""
+"""Run-keeping: checkpoints, lock, signals, faults, loggers and terminal output."""

@@ -1,4 +1,4 @@
-"""What a training run saves at the boundary between two iterations, and how it goes on from there."""
+"""Checkpoints of a training run, taken between two iterations, and how a run continues from them."""
 
 import errno
 import os
@@ -21,19 +21,18 @@ from htrmrl_torchrl.checkpoints.checkpoint import checked_progress, checkpoints_
 from htrmrl_torchrl.checkpoints.versions import versions
 from htrmrl_torchrl.runs.progress import Progress
 
-_STAGE = ".stage"  # where a file is made before it gets its name
+_STAGE = ".stage"  # where a file is written before it gets its name
 
 
 class Resumable(Protocol):
     """An environment or a memory whose state at a trial boundary can be saved."""
 
     def checkpoint_state(self) -> dict[str, Any]: ...
-
     def load_checkpoint_state(self, state: dict[str, Any]) -> None: ...
 
 
 class _RandomStreams:
-    """The global random streams; those of GPUs are left out where their number is another one."""
+    """The global random streams; GPU streams are reseeded if the number of GPUs differs."""
 
     def state_dict(self) -> dict[str, Any]:
         return GlobalRNGState().state_dict()
@@ -43,12 +42,12 @@ class _RandomStreams:
             GlobalRNGState().load_state_dict(state)
             return
         GlobalRNGState().load_state_dict({name: stream for name, stream in state.items() if name != "torch_cuda"})
-        with torch.random.fork_rng(devices=[]):  # what is drawn on GPUs follows from the CPU's stream, which stays put
+        with torch.random.fork_rng(devices=[]):  # GPU seeds come from the CPU's stream, which does not change
             torch.cuda.manual_seed_all(int(torch.randint(2**62, ())))
 
 
 class _Marked:
-    """The state that something had at the last boundary, under the names that `torchrl.checkpoint` looks for."""
+    """The state of a component at the last `mark`, with the method names of `torchrl.checkpoint`."""
 
     def __init__(self, read: Callable[[], Any], load: Callable[[Any], object]) -> None:
         self._read, self.load_state_dict = read, load
@@ -70,7 +69,7 @@ def _resumed(owner: Resumable) -> _Marked:
 
 
 def _copied(value: Any) -> Any:
-    """As `copy.deepcopy`, but quicker, since it happens in every iteration: only tensors and containers can change."""
+    """A faster `copy.deepcopy`, for every iteration: only tensors and containers can change."""
     if isinstance(value, torch.Tensor):
         return value.detach().clone()
     if isinstance(value, Mapping):
@@ -83,21 +82,18 @@ def _copied(value: Any) -> Any:
 class RunCheckpoints:
     """The ``checkpoints/`` folder of a run: the latest few, and the best one on ``val``.
 
-    `mark` copies, in memory, where the run stands between two iterations; `save` writes what was marked. So the
-    beginning of an iteration can be saved at any time in it.
-
-    A file appears under its name when all of it is on the disk: a kill leaves whole files, and at most a hidden folder
-    that the next `rewind` or `save` removes. Only files that have the names written here, ``step-<frames>.torchrl`` and
-    ``best-<frames>.torchrl``, are read or removed.
+    `mark` copies the state between two iterations in memory; `save` writes that copy, at any later time. A file gets
+    its name after all of it is on disk: a killed process leaves at most a hidden folder, which the next `rewind` or
+    `save` removes. Only ``step-<frames>.torchrl`` and ``best-<frames>.torchrl`` are read or removed.
 
     Args:
-        folder: created with the first checkpoint, and never again: a run whose folder was moved away stops saving.
+        folder: created with the first checkpoint only: a run whose folder was moved away stops saving.
         keep: how many of the latest stay.
         agent: JSON-compatible arguments of `build_networks`, which make a checkpoint self-contained.
         config: the resolved configuration.
-        progress: restored in place. What a checkpoint says must be of the same kinds.
-        actor, critic, optimizer, rewards: what is trained, and the unit of its rewards.
-        env, memory: whose streams and counters continue; a foreign environment (``None``) begins anew.
+        progress: restored in place; its fields must have the same types in a checkpoint.
+        actor, critic, optimizer, rewards: what is trained, and the reward normaliser.
+        env, memory: whose streams and counters continue; a foreign environment (``None``) starts anew.
         storage: whose frames later trials may still see (``scope="lane"``); else ``None``.
     """
 
@@ -136,23 +132,18 @@ class RunCheckpoints:
         )
         for name, component in self._marked.items():
             self._checkpoint.register(name, component, adapter=TensorFiles())
-        self._saved: Path | None = None  # where the marked boundary is on disk
+        self._saved: Path | None = None  # the marked state on disk
 
     def mark(self) -> None:
-        """Remember the present, a boundary between two iterations, for `save` and `save_best`.
-
-        Raises:
-            RuntimeError: in the middle of a trial.
-        """
+        """Copy the current state for `save` and `save_best`. Raises RuntimeError in the middle of a trial."""
         for component in self._marked.values():
             component.mark()
         self._marked_progress |= asdict(self._progress)
         self._saved = None
 
     def save(self) -> Path:
-        """Saves the marked boundary, unless it is on disk already; older ones beyond `keep` go.
-
-        Raises OSError if it could not be written, for example to a full disk; what was saved before stays.
+        """Writes the marked state, unless it is on disk already, and removes older ones beyond `keep`. Raises OSError
+        if it cannot be written, for example to a full disk; older checkpoints stay.
         """
         if self._saved is None:
             self._saved = self._write("step", {})
@@ -160,22 +151,20 @@ class RunCheckpoints:
         return self._saved
 
     def save_best(self, val_success: float) -> None:
-        """Saves the marked boundary as the best one, in the place of the one before. Raises OSError as `save` does."""
+        """Writes the marked state in place of the previous best one. Raises OSError as `save` does."""
         self._write("best", {"val_success": val_success})
         self._prune("best", 1)
 
     def restore(self, path: Path) -> None:
-        """Puts everything back to where it was at `path`; the global random state last, after what might draw.
-
-        Raises:
-            FileNotFoundError: if there is nothing at `path`.
-            ValueError: if it is damaged, no checkpoint, one of other networks, or an agent alone (`export_agent`).
+        """Loads the state at `path`; the global random state last, because loading may draw. Raises FileNotFoundError
+        if nothing is there, and ValueError for a damaged file, one of other networks, or an exported agent (no
+        optimizer).
         """
         states = read_states(path)
         if missing := sorted({*self._marked} - {*states}):
             raise ValueError(
-                f"{path} has no {missing[0]}, which a run needs to go on: an exported agent plays and is evaluated; "
-                "continue from a checkpoint of a run's checkpoints/ folder."
+                f"{path} has no {missing[0]}, which a run needs to continue: an exported agent can only act and be "
+                "evaluated; continue from a checkpoint of a run's checkpoints/ folder."
             )
         _say_other_versions(path, states.get("versions"))
         own = asdict(self._progress)
@@ -191,9 +180,8 @@ class RunCheckpoints:
         self._marked_progress |= asdict(self._progress)
 
     def rewind(self) -> None:
-        """Makes the marked boundary the latest: removes what another continuation of the run saved beyond it.
-
-        Raises OSError if the boundary could not be written; then nothing is removed.
+        """Makes the marked state the latest: removes checkpoints with more frames. Raises OSError if it cannot be
+        written; then nothing is removed.
         """
         self._saved = self._write("step", {})
         for prefix in ("best", "step"):
@@ -205,11 +193,11 @@ class RunCheckpoints:
     def _write(self, prefix: str, metadata: dict[str, Any]) -> Path:
         self._check_folder()
         path = self._folder / f"{prefix}-{self._marked_progress['frames']:012d}.torchrl"
-        _remove(self._folder / _STAGE)  # of a killed process
+        _remove(self._folder / _STAGE)  # left by a killed process
         return save_whole(self._checkpoint, path, stage=self._folder / _STAGE, metadata=metadata)
 
     def _check_folder(self) -> None:
-        """Raises FileNotFoundError where the folder is gone, or another one is in its place."""
+        """Raises FileNotFoundError if the folder was moved or replaced."""
         if self._identity is None:
             self._folder.mkdir(parents=True, exist_ok=True)
             self._identity = _identity(self._folder)
@@ -219,7 +207,7 @@ class RunCheckpoints:
             raise FileNotFoundError(errno.ENOENT, "its folder was moved, another is in its place", str(self._folder))
 
     def _prune(self, kind: str, keep: int) -> None:
-        """Removes older ones, if they can be removed; those beyond the marked boundary, which are unchecked, stay."""
+        """Removes old files if possible; those beyond the marked state stay, because they are unchecked."""
         with suppress(OSError):
             found = [p for p in checkpoints_of(self._folder, kind) if frames_of(p) <= self._marked_progress["frames"]]
             for path in found[:-keep]:
@@ -232,7 +220,6 @@ def _identity(folder: Path) -> tuple[int, int]:
 
 
 def _remove(path: Path) -> None:
-    """Removes a folder or a file; it need not be there."""
     if path.is_dir() and not path.is_symlink():
         shutil.rmtree(path)
     else:
@@ -240,7 +227,7 @@ def _remove(path: Path) -> None:
 
 
 def _check_optimizer(state: Any, optimizer: Optimizer) -> None:
-    """Raise ValueError for what an optimizer would load, and fail with in its first step."""
+    """Raise ValueError for a state that the optimizer would load and then fail with in its first step."""
     own = optimizer.state_dict()["param_groups"]
     if [*map(len, (group["params"] for group in state["param_groups"]))] != [len(group["params"]) for group in own]:
         raise ValueError("it is of other parameters")
@@ -262,7 +249,7 @@ def _kinds(value: Any) -> Any:
 
 
 def _say_other_versions(path: Path, saved: Any) -> None:
-    """A run that goes on with other packages than it began with may give other numbers."""
+    """Warns that other package versions may change the numbers."""
     now, before = versions(), saved if isinstance(saved, dict) else {}
     differing = [
         f"{name} {before[name]} then and {now[name]} now" for name in now if before.get(name, now[name]) != now[name]

@@ -1,4 +1,4 @@
-"""What recipes say, on streams that may be closed: a file on a full disk, a pipe without a reader, a gone terminal."""
+"""Terminal output that never fails: a full disk, a pipe without reader or a closed terminal ends no run."""
 
 import io
 import os
@@ -10,11 +10,7 @@ from typing import Any, TextIO
 
 
 class _Unfailing:
-    """A text stream that never fails: what cannot be shown ends no run.
-
-    Args:
-        stream: gives the stream to write to; none for one that was closed before Python started (``>&-``).
-    """
+    """A text stream that ignores errors; ``stream`` returns the stream to write to, or None if closed (``>&-``)."""
 
     def __init__(self, stream: Callable[[], TextIO | None]) -> None:
         self._stream = stream
@@ -32,16 +28,13 @@ class _Unfailing:
         return getattr(self._stream(), name)
 
 
-STDERR: Any = _Unfailing(lambda: sys.stderr)  # one for all: tqdm writes around bars of the same file only
-
-
-program: list[
-    str
-] = []  # the words of the command ``htrmrl`` that started a recipe; none where Python was given its file
+STDERR: Any = _Unfailing(lambda: sys.stderr)  # one object: tqdm only writes around bars of the same file
+# The words of the command ``htrmrl`` that started a recipe; empty if Python ran its file.
+program: list[str] = []
 
 
 def command_line(arguments: Sequence[str] | None = None, *, python: str = "python") -> str:
-    """How this process was started, ready for a shell; with other `arguments` where they are given."""
+    """The command that started this process, quoted for a shell; with other `arguments` if given."""
     words = program or [python, sys.argv[0]]
     return shlex.join([*words, *(sys.argv[1:] if arguments is None else arguments)])
 
@@ -53,7 +46,7 @@ def say(sentence: str) -> None:
 
 @contextmanager
 def unfailing_output() -> Iterator[None]:
-    """Meanwhile nothing that is printed on stdout or stderr can fail, nor can Python's own flush at exit."""
+    """Within the block, output to stdout and stderr never fails, nor does Python's own flush at exit."""
     occupy_standard_descriptors()
     before = sys.stdout, sys.stderr
     for name, stream in zip(("stdout", "stderr"), before, strict=True):
@@ -68,20 +61,20 @@ def unfailing_output() -> Iterator[None]:
 
 def _unfailing(stream: TextIO | None) -> _Unfailing:
     if isinstance(stream, io.TextIOWrapper):
-        stream.reconfigure(errors="backslashreplace")  # a path may hold bytes that are no characters
+        stream.reconfigure(errors="backslashreplace")  # a path may hold bytes that are not UTF-8
     own = open(os.devnull, "w") if stream is None else stream  # noqa: SIM115
     return _Unfailing(lambda: own)
 
 
 def occupy_standard_descriptors() -> None:
-    """A file that got the number of a closed stdout would be written to by whatever prints below Python."""
+    """Open closed standard descriptors, so that no file gets their number and receives low-level output."""
     while (descriptor := os.open(os.devnull, os.O_RDWR)) <= 2:
         os.set_inheritable(descriptor, True)
     os.close(descriptor)
 
 
 def _let_go(stream: TextIO | None) -> None:
-    """Writes what is buffered; where that fails, drops it, or the flush at exit would end with exit code 120."""
+    """Flushes the buffer, or drops it: a failing flush at exit would give exit code 120."""
     if stream is None:
         return
     try:
@@ -94,7 +87,7 @@ def _let_go(stream: TextIO | None) -> None:
 
 @contextmanager
 def spared(what: str) -> Iterator[None]:
-    """A disk that is full, or otherwise unwilling, costs what was to be written to it, not the run."""
+    """Turns an OSError while writing `what` into a warning, so that the run continues."""
     try:
         yield
     except OSError as error:
@@ -104,5 +97,5 @@ def spared(what: str) -> Iterator[None]:
 
 
 def reason(error: OSError) -> str:
-    """Why it failed, without number and path."""
+    """The message, without number and path."""
     return error.strerror or str(error)

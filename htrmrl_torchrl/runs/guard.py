@@ -1,14 +1,14 @@
-"""Faults that a run survives: collections that begin anew and updates that are taken back.
+"""Fault handling: a faulty batch is dropped, a faulty update is undone, and the run continues.
 
 A fault is a NaN or an infinity (observation, reward, action, anything in a batch, loss, gradient) or, with
-``env.restart_workers``, a worker that failed. Nothing is learned from what it touched:
+``env.restart_workers``, a failed worker:
 
     collecting   the batch is dropped, its frames don't count; all environments begin new trials, with the memory before
     updating     weights, optimizer and normalisers go back to where they were before the update
     evaluating   the evaluation is repeated; it changes nothing
 
-The whole update is taken back, since its earlier steps led to weights whose losses are not finite. After
-``faults.max_in_a_row`` faults with nothing completed in between, the run ends.
+The whole update is undone, because its earlier steps led to weights with non-finite losses. The run ends after
+``faults.max_in_a_row`` faults without a completed update or evaluation in between.
 """
 
 import copy
@@ -35,20 +35,20 @@ STAGES = ("collecting", "updating", "evaluating")
 
 
 class TooManyFaults(UserError):
-    """Fault upon fault, with nothing completed in between: one sentence and exit code 3."""
+    """Too many faults in a row: one sentence and exit code 3."""
 
     exit_code = 3
 
 
 class FaultGuard:
-    """Lets a run survive faults, counts them, and ends it where they don't stop.
+    """Handles faults, counts them, and ends the run after too many in a row.
 
     Args:
-        max_in_a_row: how many in a row end the run.
-        restart_workers: whether a failed worker is survived too; otherwise its :class:`WorkerFault` goes through.
-        progress: the run's counters; ``faults``, ``divergences`` and ``worker_restarts`` are kept there.
-        memory: what collecting changes.
-        loss, optimizer, rewards: what an update changes.
+        max_in_a_row: number of faults in a row that ends the run.
+        restart_workers: whether a failed worker is handled too; otherwise its :class:`WorkerFault` is raised.
+        progress: keeps the counters ``faults``, ``divergences`` and ``worker_restarts``.
+        memory: changed by collecting.
+        loss, optimizer, rewards: changed by an update.
     """
 
     def __init__(
@@ -69,14 +69,14 @@ class FaultGuard:
         self._seen = {"divergences": 0, "worker_restarts": 0}
 
     def batches(self, collector: Collector) -> Iterator[TensorDictBase]:
-        """What the collector collects, without the batches in which a fault occurred; raises as `evaluate` does."""
+        """The collector's batches, without faulty ones; raises as `evaluate` does."""
         remembered, abandoned = self._memory.checkpoint_state(), False
         while True:
             try:
                 if abandoned:
                     collector.reset()
                     self._memory.load_checkpoint_state(remembered)
-                    # The environment's last step is of the abandoned batch: episodes before it have lost their end.
+                    # The last step belongs to the abandoned batch, so the running episodes are incomplete.
                     self._memory.drop_running()
                 # Not iter(collector), which shuts everything down at the first exception.
                 for batch in collector.iterator():
@@ -85,12 +85,12 @@ class FaultGuard:
                     yield batch
                 return
             except Fault as fault:
-                self._note(fault, "collecting", "all lanes begin new trials")
+                self._note(fault, "collecting", "all environments begin new trials")
                 abandoned = True
 
     @contextmanager
     def update(self) -> Iterator[None]:
-        """An update that happens as a whole or, if something is not finite, not at all; raises as `evaluate` does."""
+        """An update that is undone if something is not finite; raises as `evaluate` does."""
         before = [copy.deepcopy(part.state_dict()) for part in self._changed]
         try:
             yield
@@ -103,11 +103,8 @@ class FaultGuard:
             self._in_row = 0
 
     def evaluate(self, run: Callable[[], Result]) -> Result:
-        """What ``run`` returns, repeated after a fault.
-
-        Raises:
-            WorkerFault: if a worker fails and may not be restarted.
-            TooManyFaults: if the limit is reached.
+        """The result of ``run``, repeated after a fault. Raises WorkerFault if a worker fails and may not be restarted,
+        and TooManyFaults at the limit.
         """
         while True:
             try:
@@ -119,7 +116,7 @@ class FaultGuard:
                 return result
 
     def metrics(self, env: EnvBase) -> dict[str, float]:
-        """``faults/*`` and ``env/*``: how many there were in this run so far."""
+        """``faults/*`` and ``env/*``: counts over the whole run so far."""
         counts = self._counts()
         metrics = {f"faults/{stage}": float(counts[stage]) for stage in STAGES}  # in this order after a restart too
         if isinstance(env, TrialEnv):

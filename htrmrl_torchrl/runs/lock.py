@@ -1,8 +1,6 @@
-"""One run in a run folder at a time.
-
-The operating system holds the lock (`filelock`, on ``run_dir/.lock``): it ends with its process, however that ends, so
-a lock file that a killed run left behind locks nothing. The file names its holder (process id, host, and when the
-process started) for the error that a second start gets.
+"""A lock that allows one run at a time in a run folder. The operating system releases it (`filelock`, on
+``run_dir/.lock``) when its process ends, so a lock file left by a killed run locks nothing. The file names its holder
+(process id, host, start time) for error messages.
 """
 
 import errno
@@ -20,18 +18,14 @@ from filelock import FileLock, Timeout
 from htrmrl_torchrl.faults import UserError
 from htrmrl_torchrl.runs.console import say
 
-LOCK = ".lock"  # in a run folder, of the process that runs in it
+LOCK = ".lock"  # file in a run folder
 _SECONDS_TO_SIGN = 2.0  # a process signs its lock within microseconds
 
 
 @contextmanager
 def locked(run_dir: Path) -> Iterator[None]:
-    """Holds the lock of a run folder, which is created where it is missing and removed again if it stays empty.
-
-    (It can stay where several runs start together: only the one that created the folder removes it.)
-
-    Raises:
-        UserError: if another process holds it, or the folder cannot be written.
+    """Holds the lock of a run folder, which is created if missing and removed again by its creator if it stays empty.
+    Raises UserError if another process holds it, or the folder cannot be written.
     """
     missing: list[Path] = []
     signed: list[os.stat_result] = []
@@ -40,7 +34,7 @@ def locked(run_dir: Path) -> Iterator[None]:
         signed.append(os.fstat(descriptor))
         who = {"pid": os.getpid(), "host": socket.gethostname(), "started": _started(os.getpid())}
         os.ftruncate(descriptor, 0)
-        with suppress(OSError):  # a full disk takes no signature, but the lock holds
+        with suppress(OSError):  # on a full disk the lock holds without a signature
             os.write(descriptor, f" {json.dumps(who)}".encode())
 
     try:
@@ -57,16 +51,16 @@ def locked(run_dir: Path) -> Iterator[None]:
     try:
         yield
     finally:
-        with suppress(OSError):  # a folder that has become read-only, or a system that deletes no open file
+        with suppress(OSError):  # a read-only folder, or a system that cannot delete open files
             # Another run may have its lock in a new folder of this name.
             if signed and os.path.samestat(os.stat(run_dir / LOCK), signed[0]):
-                (run_dir / LOCK).unlink()  # while it is held: whoever has opened it meanwhile tries again
+                (run_dir / LOCK).unlink()  # while it is held: a process that has just opened it tries again
         lock.release()
         _remove_empty(missing)
 
 
 def holder(run_dir: Path) -> str | None:
-    """The process that runs in a run folder, None if there is none."""
+    """The process that runs in a run folder, or None."""
     path = run_dir / LOCK
     if not path.exists():
         return None
@@ -80,7 +74,7 @@ def holder(run_dir: Path) -> str | None:
 
 
 def _take(lock: FileLock, run_dir: Path) -> None:
-    """Takes the lock, or says who holds it; a holder that is just ending or beginning has not signed."""
+    """Takes the lock, or names its holder; one that is starting or ending has not signed."""
     deadline = time.monotonic() + _SECONDS_TO_SIGN
     while True:
         try:
@@ -102,7 +96,7 @@ def _take(lock: FileLock, run_dir: Path) -> None:
 
 
 def _signature(path: Path) -> str | None:
-    """Whom a lock file names, if that process runs: one of a killed run is gone, or another one has its number."""
+    """The holder named in a lock file, if that process is running and not another one with the same id."""
     with suppress(OSError, ValueError, LookupError, TypeError), path.open("rb", buffering=0) as file:
         file.seek(1)  # Windows refuses to read the first byte, which is what it locks
         who: dict[str, Any] = json.loads(file.read())
@@ -114,7 +108,7 @@ def _signature(path: Path) -> str | None:
 
 
 def _started(pid: int) -> str:
-    """When a process started, in clock ticks since boot: tells it from others of its number (Linux)."""
+    """Start time of a process in clock ticks since boot, which identifies it if ids are reused (Linux only)."""
     try:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19]
     except OSError:
@@ -122,7 +116,6 @@ def _started(pid: int) -> str:
 
 
 def _remove_empty(folders: list[Path]) -> None:
-    """Removes folders, innermost first, as far as nothing is in them."""
     with suppress(OSError):
         for folder in folders:
             folder.rmdir()

@@ -1,8 +1,6 @@
-"""Scalars, text, figures and videos of one run, in TensorBoard and in ``metrics.csv``.
-
-Runs stop and continue, and a disk may be full. TorchRL's ``TensorboardLogger`` has no ``purge_step``, so a continued
-run would show two overlapping curves. torch's ``SummaryWriter`` writes in a thread, where a full disk leaves half a
-record. The same events are written here directly, each whole or not at all.
+"""Scalars, text, figures and videos of one run, in TensorBoard and in ``metrics.csv``. Events are written here
+directly, each whole or not at all. TorchRL's ``TensorboardLogger`` has no ``purge_step``, so a continued run would show
+two curves; ``SummaryWriter`` writes in a thread, which leaves half a record on a full disk.
 """
 
 import csv
@@ -32,24 +30,21 @@ HEADER = "frames,metric,value\n"
 
 
 class RunLogger:
-    """Writes the metrics of one run folder; the x axis of everything is environment frames.
-
-    ``run_dir/metrics.csv`` has one row per number (``frames,metric,value``); ``run_dir/tensorboard`` holds the event
-    files. Every call reaches the files before it returns. What the disk does not take waits in memory for the next
-    call, and both files stay readable.
+    """Writes the metrics of one run folder: ``metrics.csv`` with one row per number (``frames,metric,value``) and the
+    event files in ``tensorboard``. The x axis is environment frames. Every call writes to the files before it returns;
+    data that the disk refuses is kept for the next call.
 
     Args:
-        run_dir: folder of the run; created where it is missing.
-        resume_from_frames: frames of the checkpoint that a continued run starts from; what was logged beyond it is
-            dropped. ``None`` (default) starts a new run, ``-1`` starts one over.
+        run_dir: folder of the run; created if missing.
+        resume_from_frames: frames of the checkpoint that a run continues from; later rows are dropped. ``None``
+            (default) starts a new run, ``-1`` starts one over.
 
     Attributes:
-        damaged: a copy of ``metrics.csv`` as it was found, if it had rows that cannot be read; they are left out. What
-            a kill leaves of the last row is no damage.
+        damaged: a copy of ``metrics.csv`` as found, if rows were unreadable; they are left out. An incomplete last row
+            is not damage.
 
-    Raises:
-        ValueError: if ``run_dir`` already holds metrics and ``resume_from_frames`` is ``None``.
-        OSError: from any call for which the disk had no room; the run may go on.
+    Raises ValueError if ``run_dir`` has metrics and ``resume_from_frames`` is ``None``, and OSError from any call if
+    the disk is full; the run may go on.
 
     Example:
         >>> import tempfile
@@ -81,7 +76,7 @@ class RunLogger:
             self._events.add(session_log=SessionLog(status=SessionLog.START), step=resume_from_frames + 1)
 
     def log(self, metrics: Mapping[str, float], *, frames: int) -> None:
-        """Write scalars at ``frames``. Non-finite values are written as they are (``nan``, ``inf``)."""
+        """Write scalars at ``frames``, non-finite values as ``nan`` and ``inf``."""
         values = {name: float(value) for name, value in metrics.items()}  # all or nothing: a bad value writes no row
         rows = io.StringIO()
         csv.writer(rows, lineterminator="\n").writerows((frames, name, value) for name, value in values.items())
@@ -92,22 +87,21 @@ class RunLogger:
             self._events.add(summary=scalars, step=frames)
 
     def log_text(self, name: str, content: str) -> None:
-        """Show ``content`` (Markdown) in TensorBoard, e.g. the resolved configuration."""
+        """Show ``content`` (Markdown) in TensorBoard."""
         self._events.add(summary=text(name, content), step=0)
 
     def log_figure(self, name: str, figure: "Figure", frames: int) -> None:
-        """Show a Matplotlib figure in TensorBoard at ``frames``; the figure is closed."""
+        """Show a Matplotlib figure in TensorBoard at ``frames`` and close it."""
         from torch.utils.tensorboard._utils import figure_to_image
 
         self._events.add(summary=image(name, figure_to_image(figure), dataformats="CHW"), step=frames)
 
     def log_histogram(self, name: str, values: "Tensor", frames: int) -> None:
-        """Show how ``values``, of any shape, are distributed at ``frames``."""
+        """Show the distribution of ``values``, of any shape, at ``frames``."""
         numbers = values.detach().flatten().cpu().numpy()
         self._events.add(summary=histogram(name, numbers, bins=30), step=frames)
 
     def close(self) -> None:
-        """Close both files; calling it twice is harmless."""
         try:
             self._csv.close()
         finally:
@@ -124,12 +118,12 @@ _EVENT_FILE = re.compile(r"events\.out\.tfevents\.([0-9]{10})\.")  # the second 
 
 
 class EventFile:
-    """A new TensorBoard event file in ``folder``, read after those that are there."""
+    """A new TensorBoard event file in ``folder``, read after the existing ones."""
 
     def __init__(self, folder: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)
-        # TensorBoard reads them in the order of their names. A restart within the second, or a clock that was set
-        # back, must not come before the events that it continues and purges.
+        # TensorBoard reads files in order of their names. A restart within the same second, or after the clock was set
+        # back, must still come after the events that it purges.
         begun = [_EVENT_FILE.match(name) for name in os.listdir(folder)]
         second = max([int(time.time()), *(int(match[1]) + 1 for match in begun if match)])
         self._file = RecordFile(folder / f"events.out.tfevents.{second:010d}.{socket.gethostname()}.{os.getpid()}")
@@ -137,21 +131,16 @@ class EventFile:
         self.add(file_version="brain.Event:2")
 
     def add(self, **event: object) -> None:
-        """Write an event. Raises OSError as `RecordFile.write` does."""
         self._writer.write(Event(wall_time=time.time(), **event).SerializeToString())
 
     def add_video(self, name: str, pictures: Frames, *, frames: int, fps: float) -> None:
-        """Show ``pictures``, uint8 ``[n, H, W, 3]``, as a GIF in TensorBoard at ``frames``; ``fps`` pictures a second.
-
-        ``SummaryWriter.add_video`` writes the same event, but needs moviepy to make the GIF.
-        """
+        """Show ``pictures``, uint8 ``[n, H, W, 3]``, as a GIF; ``SummaryWriter.add_video`` would need moviepy."""
         gif = encode_gif(pictures, fps=fps)
         height, width, channels = pictures.shape[1:]
         picture = Summary.Image(height=height, width=width, colorspace=channels, encoded_image_string=gif)
         self.add(summary=Summary(value=[Summary.Value(tag=name, image=picture)]), step=frames)
 
     def close(self) -> None:
-        """Close it; calling it twice is harmless."""
         self._file.close()
 
 
@@ -159,9 +148,8 @@ Row = tuple[int, str, float]
 
 
 def read_rows(path: Path) -> tuple[list[tuple[Row, str]], int]:
-    """The rows of a ``metrics.csv`` with the text of each, and how many are damaged; OSError if it cannot be read.
-
-    A last row without an end is neither: it is what a kill or a power cut leaves.
+    """The rows of a ``metrics.csv`` with their text, and the number of damaged ones; OSError if it cannot be read. An
+    incomplete last row, which a killed process leaves, counts as neither.
     """
     lines = path.read_text(encoding="utf-8", errors="replace").split("\n")[:-1]
     header, *lines = lines or [""]
@@ -181,7 +169,7 @@ def _row(line: str) -> Row | None:
 
 
 def _drop_rows_after(path: Path, frames: int) -> Path | None:
-    """Rewrites ``metrics.csv`` without rows beyond ``frames`` and damaged ones; if there are any, a copy is kept."""
+    """Rewrites ``metrics.csv`` without damaged rows and rows beyond ``frames``; returns a copy if any were damaged."""
     rows, damaged = read_rows(path)
     kept = "".join(text for (at, _, _), text in rows if at <= frames)
     aside = None

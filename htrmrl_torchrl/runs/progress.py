@@ -1,22 +1,21 @@
-"""What a run counts from its first frame to its last, over all its continuations."""
+"""Counters of a run over all its continuations."""
 
 from dataclasses import dataclass, field
 
 
 @dataclass(kw_only=True)
 class Progress:
-    """The counters of a run; they are saved in its checkpoints and in ``summary.json``.
+    """The counters of a run, saved in its checkpoints and in ``summary.json``.
 
     Args:
         frames: learned from so far.
         evaluated, saved: frames at the last evaluation and at the last periodic checkpoint.
-        best_val_success: best score on ``val`` so far.
+        best_val_success, best_by_task: best score on ``val`` so far, overall and by task.
         rate_share: factor on the learning rate, see ``optim.kl_target``.
-        commits: states of the code that the run was trained with.
-        faults: how many by stage, see `FaultGuard`.
+        commits: code versions that the run was trained with.
+        faults: number by stage, see `FaultGuard`.
         divergences, worker_restarts: of the training environments.
-        best_by_task: best success on ``val`` by task.
-        warned: names of the warning signs that were printed.
+        warned: names of the warning signs already printed.
     """
 
     frames: int = 0

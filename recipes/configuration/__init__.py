@@ -1,1 +1,1 @@
-"""Where Hydra stops: composing and checking a configuration, and building from it what the library takes."""
+"""Hydra stops here: composing and checking a configuration, and building the library's arguments from it."""

@@ -1,7 +1,5 @@
-"""Cells of an ablation: which there are, which are finished, and what they say together.
-
-A cell is one run of a training recipe, with one value of every axis and one seed. Its folder follows from its values,
-so that the same command finds it again.
+"""Cells of an ablation: planning, finished ones, and their results in a table. A cell is one run of a training recipe,
+with one value per axis and one seed. Its folder is named by its values, so the same command finds it again.
 """
 
 import itertools
@@ -32,7 +30,7 @@ class Cell:
     total_frames: int
 
     def summary(self) -> dict[str, Any] | None:
-        """What the run left when it ended, unless it has to go on, if only to write a damaged summary anew."""
+        """The run's summary; None if it has to continue, or if the summary is damaged and must be written again."""
         from recipes.configuration.run_folder import read_summary  # late: torch takes a while
 
         try:
@@ -45,7 +43,7 @@ class Cell:
 def expand(overrides: Sequence[str]) -> tuple[list[str], list[dict[str, str]]]:
     """The axes (keys with several values) and all combinations ``{key: value}``, as Hydra's ``--multirun`` reads them.
 
-    Raises UserError for an override that cannot be read, or a sweep without end.
+    Raises UserError for an override that cannot be read, or an endless sweep.
 
     Example:
         >>> expand(["a=1,2", "b=x", "seed=range(1,3)"])[0]
@@ -62,7 +60,6 @@ def expand(overrides: Sequence[str]) -> tuple[list[str], list[dict[str, str]]]:
 
 
 def _values(override: Override) -> list[str]:
-    """As they are written."""
     if not override.is_sweep_override():
         return [override.get_value_element_as_str()]
     if not override.is_discrete_sweep():
@@ -71,25 +68,19 @@ def _values(override: Override) -> list[str]:
 
 
 def _check_sweeps(overrides: Sequence[Override]) -> None:
-    """Raise UserError unless every key is there once, and the combinations are not more than anybody can want."""
-    cells = 1
-    for key, *others in _by_key(overrides).values():
-        if others:
-            raise UserError(f"{key.input_line!r} and {others[0].input_line!r} are of the same key: give it once")
-        cells *= _number_of_values(key)
+    """Raise UserError if a key is given twice, or for more than `MOST_CELLS` combinations."""
+    cells, first = 1, dict[str, Override]()
+    for override in overrides:
+        if (other := first.setdefault(override.key_or_group, override)) is not override:
+            raise UserError(f"{other.input_line!r} and {override.input_line!r} set the same key: give it once")
+    for override in overrides:
+        cells *= _number_of_values(override)
         if cells > MOST_CELLS:
             raise UserError(f"these overrides span more than {MOST_CELLS:,} cells: sweep fewer values")
 
 
-def _by_key(overrides: Sequence[Override]) -> dict[str, list[Override]]:
-    grouped: dict[str, list[Override]] = {}
-    for override in overrides:
-        grouped.setdefault(override.key_or_group, []).append(override)
-    return grouped
-
-
 def _number_of_values(override: Override) -> int:
-    """Without making them: a range may be without end."""
+    """The number of values without making them: a range may be endless."""
     sweep = override.value()
     if isinstance(sweep, Glob):
         raise UserError(f"{override.input_line!r} is a pattern of files: write the values, {override.key_or_group}=a,b")
@@ -102,9 +93,8 @@ def _number_of_values(override: Override) -> int:
 
 
 def plan(recipe: str, overrides: Sequence[str], out: Path) -> tuple[list[str], list[Cell]]:
-    """Axes (without the seed) and cells.
-
-    Raises UserError for the first cell that cannot run, or whose folder holds a run with other settings.
+    """Axes (without the seed) and cells. Raises UserError for the first cell that cannot run, or whose folder holds a
+    run with other settings.
     """
     from recipes.configuration.run_folder import check_same_run  # late: torch takes a while
 
@@ -134,7 +124,7 @@ def _folder_name(values: dict[str, str]) -> str:
 
 @dataclass(frozen=True)
 class Row:
-    """Runs that differ in their seed only: the metric of each, and what they cost."""
+    """Runs that differ in their seed only: the metric of each, and mean speed and time."""
 
     values: dict[str, str]
     scores: list[float]
@@ -147,17 +137,14 @@ class Row:
 
     @property
     def interval(self) -> tuple[float, float] | None:
-        """95% over seeds; none of a single one, or of equal ones."""
         from htrmrl_torchrl.evaluation.intervals import interval_over_runs  # late: scipy takes a while
 
         return interval_over_runs(self.scores)
 
 
 def tabulate(cells: Sequence[Cell], metric: str) -> list[Row]:
-    """One row for each combination of the axes, in the order of the sweep, from the cells that are finished.
-
-    Speed and seconds are of collection and update, mean over seeds. Raises UserError if a finished cell does not have
-    the metric.
+    """One row for each combination of the axes, in the order of the sweep, from the finished cells. Speed and seconds
+    are of collection and update, mean over seeds. Raises UserError if a finished cell lacks the metric.
     """
     groups: dict[str, list[tuple[Cell, dict[str, Any]]]] = {}
     for cell in cells:
@@ -182,7 +169,7 @@ def tabulate(cells: Sequence[Cell], metric: str) -> list[Row]:
 
 
 def _seconds(path: Path) -> float:
-    """What collection and update took, from the rows that can be read; not a number where there are none."""
+    """Time of collection and update from the readable rows; NaN if there are none."""
     from htrmrl_torchrl.runs.loggers import read_rows  # late: torch takes a while
 
     try:

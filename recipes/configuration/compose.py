@@ -1,14 +1,11 @@
-"""Command line of the recipes: compose the Hydra configuration, check all of it, run.
+"""Command line of the recipes: compose the Hydra configuration, check it as a whole, run.
 
     python recipes/ml10_ppo.py encoder.window=8 env.name=ML1:push-v3     overrides in Hydra's grammar
     python recipes/ml10_ppo.py seed=2 --cfg                              show the resolved configuration and stop
     python recipes/ml10_ppo.py --config-dir mine encoder=my_encoder      mine/encoder/my_encoder.yaml as well
 
-Paths are read as they are written, see `recipes.configuration.paths`.
-
-Hydra's compose API is used instead of ``@hydra.main``: the configuration is checked as a whole before anything is
-built, a fault is one sentence instead of a pruned traceback, and no working directory, ``outputs/`` folder or logging
-is set up behind the recipe's back. Sweeps: ``recipes/ablate.py``, or Hydra's own (`recipes.configuration.sweep`).
+Hydra's compose API replaces ``@hydra.main``: all checks precede building, an error is one sentence, and Hydra changes
+no working directory and sets up no logging. Sweeps: ``recipes/ablate.py``, or `recipes.configuration.sweep`.
 """
 
 import os
@@ -33,15 +30,14 @@ from recipes.configuration.help import usage
 from recipes.configuration.paths import PATHS, expanded, in_hydras_words, literally, quoted
 from recipes.configuration.rules import check_choice, check_keys, flatten, validate
 
-# Threads of torch that wait for each other spin, by default for milliseconds. Where cores are shared with workers or
-# other programs, the one waited for may not be running, and an update becomes many times slower. Read when torch is
-# imported, which is after this.
+# Waiting threads of torch spin, by default for milliseconds. On shared cores the other thread may not be running, which
+# makes an update many times slower. Set before torch is imported, which reads it.
 os.environ.setdefault("GOMP_SPINCOUNT", "2000")
 
 Check = Callable[[DictConfig, DictConfig], None]
 CONFIG_DIR = Path(__file__).resolve().parents[2] / "configs"
 
-# What a parser raises for text that it cannot read: too deep, too long a number. Around parsers alone.
+# What parsers raise for unreadable text (too deep, too long a number); for use around parsers only.
 UNREADABLE = (HydraException, OmegaConfBaseException, YAMLError, RecursionError, ValueError, OverflowError)
 
 __all__ = ["CONFIG_DIR", "UNREADABLE", "UserError", "load_config", "parse_override", "refusing", "run_recipe"]
@@ -57,17 +53,15 @@ def run_recipe(
 ) -> None:
     """Run ``main`` with ``configs/<config_name>.yaml`` and the overrides on the command line.
 
-    ``main`` receives a read-only, resolved configuration that has been checked. A :class:`UserError`, from the checks
-    or from ``main``, ends the process with one sentence on stderr and its exit code (2; other ends have their own);
-    every other exception keeps its traceback.
+    ``main`` receives a read-only, resolved, checked configuration. A :class:`UserError` ends the process with one
+    sentence on stderr and its exit code (2 by default); every other exception keeps its traceback.
 
     Args:
         main: the recipe.
         config_name: name of its file, without the ending.
-        check: raises :class:`UserError` for the first fault of a configuration, given the shipped one; by default that
-            of a training recipe.
+        check: raises :class:`UserError` for a configuration, given the shipped one; by default for a training recipe.
         arguments: overrides and options; by default those of the process.
-        config_dir: a folder with YAML files of the user's own, unless ``--config-dir`` gives one.
+        config_dir: a folder with the user's own YAML files, unless ``--config-dir`` gives one.
     """
     with refusing():
         options, overrides = _read_arguments(sys.argv[1:] if arguments is None else arguments)
@@ -80,7 +74,10 @@ def run_recipe(
             groups = {str(key): _files_of(str(key), config_dir) for key in config}
             print(usage((main.__doc__ or "").strip(), config, groups, config_name=config_name, folder=CONFIG_DIR))
             return
-        _check_rendering()
+        try:
+            check_import()  # an unusable MUJOCO_GL would fail at the first import of the library
+        except RuntimeError as error:
+            raise UserError(str(error)) from error
         config = load_config(config_name, overrides, check, config_dir=config_dir)
         if "--cfg" in options:
             print(OmegaConf.to_yaml(config, resolve=True).rstrip())
@@ -89,7 +86,6 @@ def run_recipe(
 
 
 def _read_arguments(arguments: Sequence[str]) -> tuple[dict[str, str], list[str]]:
-    """Options with their values, and overrides."""
     options, overrides = dict[str, str](), list[str]()
     rest = iter(arguments)
     for argument in rest:
@@ -110,7 +106,7 @@ def _read_arguments(arguments: Sequence[str]) -> tuple[dict[str, str], list[str]
 
 @contextmanager
 def refusing() -> Iterator[None]:
-    """Meanwhile a :class:`UserError` ends the process with its sentence on stderr and its exit code."""
+    """Within the block a :class:`UserError` ends the process with its sentence on stderr and its exit code."""
     with unfailing_output():
         try:
             yield
@@ -119,28 +115,16 @@ def refusing() -> Iterator[None]:
             sys.exit(error.exit_code)
 
 
-def _check_rendering() -> None:
-    """An unusable ``MUJOCO_GL`` is a fault of the user's as well, and shows in the first import of the library."""
-    try:
-        check_import()
-    except RuntimeError as error:
-        raise UserError(str(error)) from error
-
-
 def load_config(
     config_name: str, overrides: Sequence[str] = (), check: Check = validate, *, config_dir: Path | None = None
 ) -> DictConfig:
-    """Compose, check, resolve and freeze a configuration.
+    """Compose, check, resolve and freeze a configuration. Raises UserError for the first error.
 
     Args:
         config_name: name of a file in ``configs``, without the ending, or of a training configuration in `config_dir`.
         overrides: ``key=value`` in Hydra's grammar; keys can be changed, not added or removed. ``encoder=<file>``
             replaces the keys of a group by those of ``encoder/<file>.yaml``.
-        check: see `run_recipe`.
-        config_dir: a folder with YAML files of the user's own.
-
-    Raises:
-        UserError: for the first fault: what was received, what is allowed.
+        check, config_dir: see `run_recipe`.
     """
     overrides = [in_hydras_words(override) for override in overrides]
     chosen = _chosen_files(overrides, config_dir)
@@ -148,7 +132,7 @@ def load_config(
     folder = config_dir if own else CONFIG_DIR
     with _refused(config_name):
         defaults, groups = _composed(config_name, chosen.values(), folder, config_dir)
-        if own:  # a file of the user's own may hold what every training configuration holds
+        if own:  # the user's own file may have all keys of a training configuration
             defaults, _ = _composed("base", groups, CONFIG_DIR, config_dir)
     check_keys((key for key in _keys(overrides) if key not in chosen), defaults)
     with _refused(config_name):
@@ -164,19 +148,21 @@ def load_config(
 
 @contextmanager
 def _refused(name: str) -> Iterator[None]:
-    """Turns what Hydra and OmegaConf say of files and overrides that they cannot read into a UserError."""
+    """Turns errors of Hydra and OmegaConf about unreadable files and overrides into a UserError."""
     try:
         yield
     except YAMLError as error:
         raise UserError(f"{name}.yaml cannot be read: {error}") from error
     except UNREADABLE as error:
-        raise UserError(_first_line(error)) from error
+        raise UserError(next(iter(str(error).splitlines()), type(error).__name__)) from error
 
 
 def _composed(
     name: str, overrides: Iterable[str], folder: Path | None, other: Path | None
 ) -> tuple[DictConfig, list[str]]:
-    """A file in `folder`, which may build on files in ``configs`` and in the `other` folder, and the files it chose."""
+    """A file in `folder`, which may build on files in ``configs`` and in the `other` folder, and the group files
+    chosen.
+    """
     folder = folder or CONFIG_DIR
     search = ",".join(quoted(f"file://{path.absolute()}") for path in (CONFIG_DIR, other) if path not in (folder, None))
     with initialize_config_dir(version_base="1.3", config_dir=str(folder.absolute())):
@@ -188,8 +174,6 @@ def _composed(
 
 
 def _frozen(resolved: Any) -> DictConfig:
-    """What was resolved as a configuration whose values are what they say, and whose paths begin at home."""
-
     def literal(value: Any) -> Any:
         if isinstance(value, dict):
             return {key: literal(entry) for key, entry in value.items()}
@@ -206,12 +190,8 @@ def _frozen(resolved: Any) -> DictConfig:
     return config
 
 
-def _first_line(error: Exception) -> str:
-    return next(iter(str(error).splitlines()), type(error).__name__)
-
-
 def _chosen_files(overrides: Sequence[str], config_dir: Path | None) -> dict[str, str]:
-    """The overrides that choose a group's file, by group, after refusing files that are not there."""
+    """The overrides that choose a group's file, by group. Raises UserError for missing files."""
     chosen = {}
     for override in overrides:
         group, _, name = override.partition("=")
@@ -222,13 +202,13 @@ def _chosen_files(overrides: Sequence[str], config_dir: Path | None) -> dict[str
 
 
 def _files_of(group: str, config_dir: Path | None) -> list[str]:
-    """Names of the files of a group of keys; none where the key is not a group."""
+    """File names of a group of keys; empty if the key is not a group."""
     folders = [CONFIG_DIR] if config_dir is None else [CONFIG_DIR, config_dir]
     return sorted({path.stem for folder in folders for path in (folder / group).glob("*.yaml")})
 
 
 def _keys(overrides: Sequence[str]) -> list[str]:
-    """Keys that the overrides set, after refusing what is no plain ``key=value``."""
+    """Keys that the overrides set. Raises UserError for anything but plain ``key=value``."""
     keys = []
     for override in overrides:
         parsed = parse_override(override)
@@ -244,7 +224,7 @@ def _keys(overrides: Sequence[str]) -> list[str]:
 
 
 def parse_override(override: str) -> Override:
-    """An override in Hydra's reading. Raises :class:`UserError` for what is none."""
+    """Hydra's reading of an override. Raises :class:`UserError` if it cannot be read."""
     try:
         return OverridesParser.create().parse_override(override)
     except UNREADABLE:

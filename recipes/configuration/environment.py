@@ -1,4 +1,4 @@
-"""From a recipe's configuration to environments and to success on held-out goals."""
+"""Environments and evaluation beside training, from a recipe's configuration."""
 
 import sys
 from pathlib import Path
@@ -18,7 +18,7 @@ from htrmrl_torchrl.specs import MismatchError
 
 
 def training_environment(config: DictConfig) -> EnvBase:
-    """The environment that the configuration asks for, on the split ``train``."""
+    """The configured environment on the split ``train``."""
     settings: dict[str, Any] = {
         "episodes_per_trial": config.env.episodes_per_trial,
         "horizon": config.env.horizon,
@@ -34,13 +34,11 @@ def training_environment(config: DictConfig) -> EnvBase:
 
 
 def check_horizon(config: DictConfig, batch: TensorDictBase, storage: EpisodicStorage) -> None:
-    """Whether the episodes of a factory's environment fit ``env.horizon``, which sizes batches and storage.
-
-    Raises:
-        MismatchError: if one, of those that ``storage`` holds with ``batch`` ``[N, T]`` in it, has more steps.
+    """Raise MismatchError if an episode of a factory's environment exceeds ``env.horizon``, which sizes the storage.
+    Checks the episodes that ``storage`` holds with ``batch`` ``[N, T]`` in it.
     """
     frames, lane = storage.table["frames"], storage.table["lane"]
-    runs = ~batch["next", keys.DONE][:, -1, 0]  # an episode that goes on has one step more at least
+    runs = ~batch["next", keys.DONE][:, -1, 0]  # a running episode has at least one more step
     longest = max(int(frames.max()), int((frames[lane.bincount().cumsum(0) - 1] + runs).max()))
     if longest > config.env.horizon:
         raise MismatchError(
@@ -50,12 +48,12 @@ def check_horizon(config: DictConfig, batch: TensorDictBase, storage: EpisodicSt
 
 
 def names_of_tasks(config: DictConfig, split: str) -> list[str]:
-    """What the split's task indices stand for."""
+    """Names of the split's task indices."""
     return [config.env.name] if is_factory(config.env.name) else task_names(config.env.name, split)
 
 
 def adaptation_episodes(config: DictConfig) -> int:
-    """Episodes before those that count, in evaluations beside training: as many as a training trial has by default."""
+    """Adaptation episodes of evaluations beside training; default the episodes of a training trial."""
     asked = config.eval.adaptation_episodes
     return int(config.env.episodes_per_trial if asked is None else asked)
 
@@ -64,17 +62,16 @@ LOWEST = -sys.float_info.max  # plain JSON, unlike an infinity
 
 
 def score_on_val(metrics: dict[str, float]) -> float:
-    """What the best checkpoint is chosen by: success on ``val``, or return where the benchmark defines no success."""
+    """The score of the best checkpoint: success on ``val``, or return where the benchmark defines no success."""
     return metrics.get("eval/val_success", metrics.get("eval/val_return", LOWEST))
 
 
 def evaluate_on_held_out(config: DictConfig, networks: Networks, folder: Path, *, frames: int) -> dict[str, float]:
-    """Success on fixed grids of held-out goals (``val``) and tasks (``test``), beside training: ``eval/*``.
-
-    Environments and memory are its own; only the weights are shared. A report of each goes into ``folder``.
+    """Success on fixed grids of held-out goals (``val``) and tasks (``test``), beside training: ``eval/*``. Uses its
+    own environments and memory and shares only the weights. Writes a report of each into ``folder``.
     """
     metrics: dict[str, float] = {}
-    if is_factory(config.env.name):  # it has no goals to make a grid of
+    if is_factory(config.env.name):  # its goals are unknown
         return metrics
     for split in ("val", "test"):
         report = evaluate(
@@ -94,7 +91,7 @@ def evaluate_on_held_out(config: DictConfig, networks: Networks, folder: Path, *
         report.runs[0]["frames"] = frames
         path = folder / f"{split}_{frames:012d}.json"
         with spared(str(path)):
-            folder.mkdir(exist_ok=True)  # without parents: a run folder that was moved away is not made anew
+            folder.mkdir(exist_ok=True)  # without parents: a moved run folder is not created again
             report.save(path)
         metrics |= evaluation_metrics(report)
     return metrics

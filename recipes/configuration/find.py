@@ -1,6 +1,5 @@
-"""From what a user says, a run folder or a file or a pattern, to checkpoint files.
-
-A path that is there is that path; only where nothing is there is it read as a pattern.
+"""Finds checkpoint files from a run folder, a file or a pattern. An existing path is taken as it is; only a missing one
+is read as a pattern.
 """
 
 import glob
@@ -15,7 +14,7 @@ from recipes.configuration.paths import kind_of, names_in
 
 
 def find_checkpoints(pattern: str | None) -> list[Path]:
-    """The checkpoint files that the user means; of a run folder the best one on ``val``, else the newest."""
+    """The checkpoint files; of a run folder the best one on ``val``, else the newest."""
     if pattern is None:
         raise UserError("checkpoint is missing: give a run folder or a checkpoint file, checkpoint=runs/ml10_ppo_seed1")
     found = [Path(pattern)] if kind_of("checkpoint", pattern) else sorted(map(Path, glob.glob(pattern)))
@@ -25,7 +24,7 @@ def find_checkpoints(pattern: str | None) -> list[Path]:
 
 
 def one_checkpoint(pattern: str | None) -> Path:
-    """The checkpoint file that the user means, where several make no sense."""
+    """The checkpoint file; UserError if the pattern matches several."""
     paths = find_checkpoints(pattern)
     if len(paths) > 1:
         raise UserError(f"checkpoint is '{pattern}', which are {len(paths)} checkpoints: give one of them")
@@ -46,15 +45,13 @@ def check_checkpoints(paths: Sequence[Path]) -> None:
 
 
 def run_folder_of(checkpoint: Path) -> Path:
-    """The folder of the run that a checkpoint belongs to."""
+    """The run folder of a checkpoint."""
     return checkpoint.parents[1] if checkpoint.parent.name == "checkpoints" else checkpoint.parent
 
 
 def goals_of(config: DictConfig, checkpoints: Sequence[Path]) -> tuple[str, int]:
-    """Benchmark and seed of its goals: as the user says, else those that the agents were trained on.
-
-    Raises:
-        UserError: if they were trained on goals of several seeds, or on an environment that is not trusted.
+    """Benchmark and seed of its goals: as configured, else as in training. Raises UserError if the agents were trained
+    on goals of several seeds, or on an environment that is not trusted.
     """
     from htrmrl_torchrl.checkpoints.checkpoint import read_environment  # late: torch takes a while
 
@@ -76,14 +73,14 @@ def goals_of(config: DictConfig, checkpoints: Sequence[Path]) -> tuple[str, int]
 
 
 def trained_trial_lengths(checkpoints: Sequence[Path]) -> list[int]:
-    """Episodes of a trial in the agents' training, each number once."""
+    """Episodes per trial in the agents' training, each number once."""
     from htrmrl_torchrl.checkpoints.checkpoint import read_environment  # late: torch takes a while
 
     return sorted({read_environment(path).episodes_per_trial for path in checkpoints})
 
 
 def _file(path: Path) -> Path:
-    """Reading a device or a pipe might never end."""
+    """Refuses devices and pipes: reading them might never end."""
     if (kind := kind_of("checkpoint", path)) != "file":
         raise UserError(
             f"checkpoint is '{path}', a {kind or 'link to nowhere'}: give a run folder or a checkpoint file"
@@ -96,7 +93,7 @@ def _of_run(run_dir: Path) -> Path:
 
     folder = run_dir / "checkpoints"
     if kind_of("checkpoint", folder) == "folder":
-        names_in("checkpoint", folder)  # refuses one that cannot be looked into
+        names_in("checkpoint", folder)  # raises UserError if it cannot be read
         for kind in ("best", "step"):
             if files := checkpoints_of(folder, kind):
                 return files[-1]

@@ -1,4 +1,4 @@
-"""What ``--help`` of a recipe prints: each key with the sentence that stands above it in its YAML file."""
+"""``--help`` of a recipe: each key with the comment above it in its YAML file."""
 
 import re
 import textwrap
@@ -14,13 +14,8 @@ from recipes.configuration.rules import flatten
 def usage(
     purpose: str, config: DictConfig, groups: Mapping[str, Sequence[str]], *, config_name: str, folder: Path
 ) -> str:
-    """The help of a recipe.
-
-    Args:
-        purpose: what it does.
-        config: its composed configuration, not resolved.
-        groups: the files to choose from, for each key that has any.
-        config_name: name of its file in `folder`, the shipped configurations.
+    """The help of a recipe with its ``purpose``, from its composed, unresolved ``config`` and the comments in
+    ``folder/<config_name>.yaml``; ``groups`` names the files to choose from for each group of keys.
     """
     sentences = _sentences(folder / f"{config_name}.yaml")
     if "encoder" in config:  # a training recipe: its own file only says why its values differ
@@ -48,7 +43,7 @@ def usage(
 
 
 def _sentences(path: Path) -> dict[str, str]:
-    """The comment above each key of a YAML file, by its dotted key."""
+    """Comments above the keys of a YAML file, by dotted key."""
     found, comment, parents = dict[str, str](), list[str](), list[str]()
     for line in path.read_text(encoding="utf-8").splitlines() if path.is_file() else ():
         if line.lstrip().startswith("#"):

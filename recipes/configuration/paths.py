@@ -1,12 +1,11 @@
-"""Paths on the command line: read as they are written, and shown to be writable before any work starts.
+"""Paths on the command line: read literally, and checked to be writable before any work starts.
 
-A path may hold every character that the file system allows, so it is not read in Hydra's grammar, where ``=``, commas,
-brackets and quotes mean something:
+Paths are not read in Hydra's grammar, where ``=``, commas, brackets and quotes have a meaning:
 
     out=runs/encoder.window=1/seed=1    is that folder
-    out=~/results                       is in the home folder, in every recipe; ./~ is a folder of that name
-    run_dir=runs/x_${seed}              follows another key, unless something of that very name is there
-    out='"my results"'                  what is quoted for Hydra may stay so
+    out=~/results                       is in the home folder; ./~ is a folder of that name
+    run_dir=runs/x_${seed}              uses another key, unless a file of that very name exists
+    out='"my results"'                  quotes for Hydra are allowed
     out=null                            is no path, where the shipped default is none
 """
 
@@ -30,11 +29,8 @@ PATHS = ("checkpoint", "out", "resume", "run_dir")  # the keys, of all recipes, 
 _TRIED = bytes(4096)  # a full disk shows only when something is written
 
 
-# ------------------------------------------------------------------------------------------------------- reading
-
-
 def in_hydras_words(override: str) -> str:
-    """An override of a path as Hydra's grammar has to see it; every other override as it is.
+    """A path override quoted for Hydra's grammar; every other override as it is.
 
     Example:
         >>> in_hydras_words("out=a=b,c")
@@ -51,18 +47,18 @@ def in_hydras_words(override: str) -> str:
 
 
 def path_override(key: str, path: str | Path) -> str:
-    """The override that sets ``key`` to exactly this path, whatever its characters; for the recipes' own commands."""
+    """The override that sets ``key`` to exactly this path, whatever its characters."""
     text = f"./{path}" if str(path).startswith(("~", "???")) else str(path)
     return f"{key}={quoted(literally(text))}"
 
 
 def literally(text: str) -> str:
-    """Text that OmegaConf reads as ``text``: ``${`` begins an interpolation, unless a backslash is before it."""
+    """Text escaped for OmegaConf, where an unescaped ``${`` begins an interpolation."""
     return re.sub(r"(\\*)\$\{", lambda match: 2 * match[1] + r"\${", text)
 
 
 def expanded(key: str, text: str) -> str:
-    """The path with ``~`` or ``~user`` replaced by that home folder; UserError if there is none, or it is no path."""
+    """The path with ``~`` or ``~user`` expanded. Raises UserError for an unknown home folder or an invalid path."""
     if "\0" in text:
         raise UserError(f"{key} is {text!r} but a path has no zero byte")
     try:
@@ -74,7 +70,7 @@ def expanded(key: str, text: str) -> str:
 
 
 def _is_there(text: str) -> bool:
-    """Whether something of this very name is there; what follows the last ``${...}/`` may be new."""
+    """Whether a file of this very name exists; the part after the last ``${...}/`` may be new."""
     end = text.find("/", text.rfind("${")) if "${" in text else -1
     try:
         return os.path.lexists(text if end < 0 else text[:end])
@@ -97,7 +93,7 @@ def quoted(text: str) -> str:
 
 
 def safe_name(text: str, *, longest: int = 80) -> str:
-    """A name for a file or folder: readable, free of what shells and file systems mind, different for different texts.
+    """A readable file name without special characters; different texts get different names.
 
     Example:
         >>> safe_name("ML10"), safe_name("a b")
@@ -107,13 +103,9 @@ def safe_name(text: str, *, longest: int = 80) -> str:
     return safe if safe == text else f"{safe}-{hashlib.sha256(text.encode(errors='surrogateescape')).hexdigest()[:8]}"
 
 
-# ------------------------------------------------------------------------------------------------------- looking
-
-
 def kind_of(key: str, path: str | Path) -> str | None:
-    """What is at a path, links followed: ``"folder"``, ``"file"``, ``"device"`` (or a pipe or socket), or None.
-
-    Raises UserError if that cannot be found out, for example where a folder is not readable.
+    """The kind of file at a path, links followed: ``"folder"``, ``"file"``, ``"device"`` (or pipe or socket), or None.
+    Raises UserError if it cannot be found out, for example in an unreadable folder.
     """
     try:
         mode = os.stat(path).st_mode
@@ -125,7 +117,7 @@ def kind_of(key: str, path: str | Path) -> str | None:
 
 
 def names_in(key: str, folder: Path) -> list[str]:
-    """What is in a folder. Raises UserError if it cannot be looked into."""
+    """Names in a folder. Raises UserError if it cannot be read."""
     try:
         return os.listdir(folder)
     except OSError as error:
@@ -133,7 +125,7 @@ def names_in(key: str, folder: Path) -> list[str]:
 
 
 def own_configuration(arguments: Sequence[str]) -> Path:
-    """The YAML file of a user's own configuration, the first argument. Raises UserError if it cannot be one."""
+    """The first argument, the user's own YAML file. Raises UserError if it is none."""
     path = Path(arguments[0]) if arguments else Path()
     if path.suffix != ".yaml" or kind_of("the configuration", path) != "file":
         shown = f"'{path}'" if arguments else "missing"
@@ -141,13 +133,9 @@ def own_configuration(arguments: Sequence[str]) -> Path:
     return path
 
 
-# ------------------------------------------------------------------------------------------------------- writing
-
-
 def check_folder(key: str, folder: Path, *, name: str = "x" * 100) -> None:
-    """Raise UserError unless a file ``name`` can be written into ``folder``, which may not be there yet.
-
-    It is tried in a temporary folder in the nearest one that exists, so that nothing is left.
+    """Raise UserError unless a file ``name`` can be written into ``folder``, which may be missing. Tries it in a
+    temporary folder in the nearest existing one.
     """
     place = folder.absolute()
     missing: list[str] = []
@@ -170,18 +158,18 @@ def check_folder(key: str, folder: Path, *, name: str = "x" * 100) -> None:
 
 
 def check_file(key: str, path: Path) -> None:
-    """Raise UserError unless the file can be written; one that is there may be replaced, a folder or device not."""
+    """Raise UserError unless the file can be written or replaced."""
     kind = kind_of(key, path)
     if kind not in (None, "file"):
         example = f", {key}={path / 'name'}" if kind == "folder" else ""
         raise UserError(f"{key} is '{path}', a {kind}: give the file to write{example}")
-    # The name that it has until it is whole is longer, see `htrmrl_torchrl.checkpoints.files`.
+    # Its temporary name is longer, see `htrmrl_torchrl.checkpoints.files`.
     check_folder(key, path.parent, name=f".{path.name}.stage")
 
 
 @contextmanager
 def writing(what: str) -> Iterator[None]:
-    """Turns a disk that is full, or otherwise unwilling, into a UserError that says what could not be written."""
+    """Turns an OSError while writing into a UserError that names `what` was written."""
     try:
         yield
     except OSError as error:
@@ -189,9 +177,8 @@ def writing(what: str) -> Iterator[None]:
 
 
 def check_run_folder(run_dir: str, resume: str) -> None:
-    """Raise UserError unless a run can go into ``run_dir`` and ``resume`` is a word or the path of a checkpoint.
-
-    Nothing is tried in the folder here: another process may hold its lock, which `runs.lock` reports.
+    """Raise UserError unless a run can go into ``run_dir`` and ``resume`` is a word or the path of a checkpoint. Writes
+    nothing in the folder: another process may hold its lock, which `runs.lock` reports.
     """
     folder = Path(run_dir)
     place = folder.absolute()

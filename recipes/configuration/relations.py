@@ -1,4 +1,4 @@
-"""What the keys of a training recipe must fit each other in, and what follows from several of them."""
+"""Relations between the keys of a training recipe, and quantities that follow from several keys."""
 
 from collections.abc import Iterator, Sequence
 
@@ -7,27 +7,27 @@ from omegaconf import DictConfig
 from htrmrl_torchrl.dotted import is_dotted_path
 from htrmrl_torchrl.memory.strategies import find_strategy
 
-Relation = tuple[bool, str]  # whether it holds, and what is wrong where it doesn't
+Relation = tuple[bool, str]  # whether it holds, and the error message if not
 
 
 def frames_per_trial_batch(config: DictConfig) -> int:
-    """Frames of one trial on every lane: ``num_envs * episodes_per_trial * horizon``."""
+    """Frames of one trial in every environment: ``num_envs * episodes_per_trial * horizon``."""
     return int(config.env.num_envs * config.env.episodes_per_trial * config.env.horizon)
 
 
 def frames_per_batch(config: DictConfig) -> int:
-    """Frames of a batch of the collector: ``collector.frames_per_batch``, or one trial per lane where that is null."""
+    """Frames of a collector batch: ``collector.frames_per_batch``, by default one trial per environment."""
     return int(config.collector.frames_per_batch or frames_per_trial_batch(config))
 
 
 def batches_per_update(config: DictConfig, *, frames: int) -> int:
-    """Batches that the update learns from which begins to collect at ``frames``; from 1 to ``collector.grow_to``."""
+    """Batches of the update that begins to collect at ``frames``; from 1 to ``collector.grow_to``."""
     grown = min(frames / config.collector.grow_over, 1.0)
     return 1 + int((config.collector.grow_to - 1) * grown)
 
 
 def frames_of_context(config: DictConfig) -> int:
-    """Most frames that are kept beside a batch because they may still be shown."""
+    """Most earlier frames that are kept beside a batch for its contexts."""
     if config.memory.scope == "trial":
         return frames_per_batch(config)  # the beginnings of trials that the batch cuts
     # One episode more: a batch may cut the running one.
@@ -35,7 +35,7 @@ def frames_of_context(config: DictConfig) -> int:
 
 
 def relations(config: DictConfig) -> Iterator[Relation]:
-    """All that the keys of a training recipe must fit each other in, whether it holds or not."""
+    """All relations between the keys of a training recipe."""
     yield from _network_relations(config)
     yield from _collection_relations(config)
     yield from _memory_relations(config)
@@ -43,9 +43,9 @@ def relations(config: DictConfig) -> Iterator[Relation]:
 
 
 def warnings(config: DictConfig) -> Iterator[str]:
-    """What is allowed and may disappoint, a sentence each."""
+    """One sentence for each setting that is allowed and may give poor results."""
     env, encoder, memory = config.env, config.encoder, config.memory
-    # The relations keep slots in distribution by their number and positions; this is about what they hold.
+    # The relations keep the number and positions of slots in distribution; this is about their content.
     if memory.strategy == "recent" and encoder.get("episodes", 1) >= env.episodes_per_trial > 1:
         yield (
             f"memory.strategy is recent and encoder.episodes is {encoder.episodes}, not below env.episodes_per_trial, "
@@ -56,7 +56,7 @@ def warnings(config: DictConfig) -> Iterator[str]:
 
 
 def longer_trials(length: int, *, trained: Sequence[int]) -> Iterator[str]:
-    """A line where trials of ``length`` episodes are longer than those of training (of several agents: of some)."""
+    """A note if trials of ``length`` episodes are longer than the shortest ones of training."""
     if length > min(trained):
         yield f"note: a trial has {length} episodes here; in training it had {' or '.join(map(str, trained))}"
 

@@ -1,9 +1,6 @@
-"""Checks a recipe's whole configuration before anything is built; the first fault ends in one clear sentence.
-
-What is known of a key elsewhere is not said again. The shipped default gives the type (an integer will do for a float,
-and null only where the default is null), the library's signatures give words and types of what is handed to them, its
-registries the names. Here are ranges (`RANGES`), and in `relations.py` what keys must fit each other in. The library
-checks values again where it uses them.
+"""Checks a recipe's whole configuration before anything is built; the first error gives one sentence. Types come from
+the shipped defaults (an integer is accepted for a float, null only where the default is null), words from the library's
+signatures and registries. Here are ranges (`RANGES`); `relations.py` has relations between keys.
 """
 
 import difflib
@@ -25,7 +22,7 @@ from recipes.configuration.sizes import fits_memory, training_needs
 
 @dataclass(frozen=True)
 class Rule:
-    """What is allowed; ``kind`` is the type where the shipped default is null (and null stays allowed)."""
+    """Allowed values; ``kind`` is the type if the shipped default is null (null stays allowed)."""
 
     allowed: str
     test: Callable[[Any], bool]
@@ -45,7 +42,7 @@ def one_of(*choices: str) -> Rule:
 POSITIVE = Rule("greater than 0", lambda value: value > 0)
 NOT_EMPTY = Rule("not empty", lambda value: bool(value.strip()), str)
 
-# By the last name of a key, in all recipes and for encoders of one's own.
+# By the last name of a key, in all recipes and for the user's own encoders.
 RANGES: dict[str, Rule] = {
     **dict.fromkeys(("name", "device", "run_dir", "resume", "checkpoint", "benchmark", "out", "metric"), NOT_EMPTY),
     **dict.fromkeys((
@@ -61,7 +58,7 @@ RANGES: dict[str, Rule] = {
         "reward_scale", "init_std", "min_std", "target_kl", "clip_epsilon", "critic_coeff", "max_grad_norm", "lr",
     ), POSITIVE),
     "seed": Rule("from 0 to 2**63 - 1", lambda value: 0 <= value < 2**63, int),
-    # No worker answers within less on a busy machine, and the kernel counts milliseconds in 31 bits.
+    # A worker needs at least 0.1 s on a busy machine; the kernel counts milliseconds in 31 bits.
     "worker_timeout": Rule("from 0.1 to 1_000_000 seconds", lambda value: 0.1 <= value <= 1_000_000),
     "gamma": Rule("greater than 0 and at most 1", lambda value: 0 < value <= 1),
     "gae_lambda": Rule("between 0 and 1", lambda value: 0 <= value <= 1),
@@ -70,19 +67,18 @@ RANGES: dict[str, Rule] = {
     "trust": Rule("a list of paths package.module:name", lambda value: all(map(is_dotted_path, value)), list),
 }  # fmt: skip
 
-# Keys, and beginnings of keys, that a run may change when it goes on: none changes what is learned (another device only
-# draws other noise).
+# Keys and prefixes that a continued run may change: none changes what is learned (another device draws other noise).
 FREE = (
     "total_frames", "resume", "run_dir", "device", "env.num_workers", "env.worker_timeout", "env.restart_workers",
     "faults.", "checkpoint.", "eval.every_frames",
 )  # fmt: skip
 
-MISSING = "???"  # OmegaConf's
+MISSING = "???"  # OmegaConf's missing value
 KINDS = {bool: "true or false", int: "an integer", float: "a number", str: "a string", list: "a list, as in [1,2]"}
 
 
 def flatten(config: DictConfig | dict[str, Any]) -> dict[str, Any]:
-    """Dotted keys to values, e.g. ``{"seed": 1, "env.name": "ML10", ...}``; only a configuration's are resolved."""
+    """Dotted keys to values, e.g. ``{"seed": 1, "env.name": "ML10", ...}``; only a DictConfig is resolved."""
 
     def walk(node: dict[str, Any], prefix: str) -> Iterator[tuple[str, Any]]:
         for name, value in node.items():
@@ -96,7 +92,7 @@ def flatten(config: DictConfig | dict[str, Any]) -> dict[str, Any]:
 
 
 def check_keys(asked: Iterable[str], defaults: DictConfig) -> None:
-    """Raise :class:`UserError` for the first of the ``asked`` keys that the shipped configuration doesn't have."""
+    """Raise :class:`UserError` for the first ``asked`` key that is not in the shipped configuration."""
     known = list(flatten(defaults))
     for key in asked:
         if key in known:
@@ -104,7 +100,7 @@ def check_keys(asked: Iterable[str], defaults: DictConfig) -> None:
         members = [name for name in known if name.startswith(f"{key}.")]
         if members:
             raise UserError(f"{key} is a group of keys and cannot be set as a whole; its keys are {', '.join(members)}")
-        leaf = key.rsplit(".", 1)[-1]  # the right name in the wrong group is near as well
+        leaf = key.rsplit(".", 1)[-1]  # the right name in the wrong group is near, too
         near = [name for name in known if name.rsplit(".", 1)[-1] == leaf]
         near += [name for name in difflib.get_close_matches(key, known, n=3, cutoff=0.5) if name not in near]
         nearest = f"the nearest known keys are {', '.join(near)}" if near else "--cfg shows all known keys"
@@ -112,7 +108,7 @@ def check_keys(asked: Iterable[str], defaults: DictConfig) -> None:
 
 
 def check_choice(group: str, name: str, files: Sequence[str]) -> None:
-    """Raise :class:`UserError` unless ``files`` of a group of keys has the chosen one."""
+    """Raise :class:`UserError` unless the group of keys has the chosen file."""
     if name not in files:
         raise UserError(
             f"{group} is {name!r} but must be {', '.join(files[:-1])} or {files[-1]}; single keys of the group are "
@@ -121,11 +117,7 @@ def check_choice(group: str, name: str, files: Sequence[str]) -> None:
 
 
 def validate(config: DictConfig, defaults: DictConfig) -> None:
-    """Check the composed configuration of a training recipe against the shipped one.
-
-    Raises:
-        UserError: for the first fault: what was received, what is allowed.
-    """
+    """Check the composed configuration of a training recipe. Raises UserError for the first error."""
     check_values(config, defaults)
     if config.encoder.kind != defaults.encoder.kind and not is_dotted_path(config.encoder.kind):
         raise UserError(
@@ -145,19 +137,14 @@ def validate(config: DictConfig, defaults: DictConfig) -> None:
 
 
 def check_relations(relations: Iterable[Relation]) -> None:
-    """Raise :class:`UserError` for the first one that doesn't hold."""
+    """Raise :class:`UserError` for the first relation that doesn't hold."""
     for holds, fault in relations:
         if not holds:
             raise UserError(fault)
 
 
 def check_values(config: DictConfig, defaults: DictConfig, rules: Mapping[str, Rule] | None = None) -> None:
-    """Check each value by itself: known key, type of the shipped default, its range. Raises :class:`UserError`.
-
-    Args:
-        config, defaults: what was asked for and what is shipped.
-        rules: the recipe's own, by whole key.
-    """
+    """Raise UserError for a value of unknown key, wrong type, or out of range (``rules`` by whole key come first)."""
     values, shipped = flatten(config), flatten(defaults)
     check_keys(values, defaults)
     for key, value in values.items():
@@ -167,7 +154,7 @@ def check_values(config: DictConfig, defaults: DictConfig, rules: Mapping[str, R
 
 
 def check_words(config: DictConfig, words: Mapping[str, Iterable[str]]) -> None:
-    """Raise :class:`UserError` for a key that has none of its ``words``, nor null."""
+    """Raise :class:`UserError` for a key whose value is neither one of its ``words`` nor null."""
     for key, known in words.items():
         if (value := OmegaConf.select(config, key)) is not None and value not in known:
             raise UserError(f"{key} is {value!r} but must be {' or '.join(known)}")
@@ -183,7 +170,7 @@ def _check_strategy(name: str) -> None:
 
 
 def _check_signatures(config: DictConfig) -> None:
-    """Whether what is handed to the library is such as its signatures say; an encoder of one's own is tried out."""
+    """Checks values against the library's signatures, and tries to build an encoder of the user's own."""
     import torch  # late: the checks above need no torch
 
     from htrmrl_torchrl import TrialGAE, make_env
@@ -220,15 +207,12 @@ def _check_value(key: str, value: Any, default: Any, rule: Rule | None) -> None:
     if not (type(value) is kind or (kind is float and type(value) is int)):
         allowed = KINDS[kind] + (" or null" if default is None else "")
         shown = "null" if value is None else f"{value!r}"
-        raise UserError(f"{key} is {shown} but must be {allowed}{_whole_number_hint(value, kind)}")
+        hint = f": write {int(value)}" if kind is int and isinstance(value, float) and value.is_integer() else ""
+        raise UserError(f"{key} is {shown} but must be {allowed}{hint}")
     if isinstance(value, float) and not math.isfinite(value):
         raise UserError(f"{key} is {value} but must be finite")
     if rule and not rule.test(value):
         raise UserError(f"{key} is {value!r} but must be {rule.allowed}")
-
-
-def _whole_number_hint(value: Any, kind: type) -> str:
-    return f": write {int(value)}" if kind is int and isinstance(value, float) and value.is_integer() else ""
 
 
 def check_device(name: str) -> None:
@@ -266,7 +250,7 @@ def _check_environment(config: DictConfig) -> None:
             raise UserError(f"env.num_workers is {env.num_workers} but must be 0 with a factory, which is {env.name}")
         if config.loss.reward_norm:
             raise UserError(
-                f"loss.reward_norm is True but must be false with a factory, whose tasks nobody knows: {env.name}"
+                f"loss.reward_norm is True but must be false with a factory, whose tasks are unknown: {env.name}"
             )
         return
     try:

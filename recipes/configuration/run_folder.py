@@ -1,7 +1,6 @@
-"""What a run folder says about its run: where it stopped, with which settings, and how it ended.
-
-A start first checks everything (`where_to_start`, and what the recipe builds after it), and only then changes the
-folder (`take_over`): the checkpoints before the curve, so that the run can continue whatever stops it in between.
+"""The state of a run folder: where the run stopped, with which settings, and how it ended. `where_to_start` only
+checks; `take_over` then changes the folder, checkpoints before metrics, so that the run can continue after an
+interruption in between.
 """
 
 import json
@@ -35,29 +34,28 @@ from recipes.configuration.environment import adaptation_episodes
 from recipes.configuration.relations import longer_trials
 from recipes.configuration.rules import FREE, flatten
 
-_REPORT = re.compile(r"(?:val|test)_([0-9]+)\.json")  # of an evaluation beside training
-_STAGE = re.compile(r"\..+\.stage")  # what a kill leaves of a file that was being replaced
+_REPORT = re.compile(r"(?:val|test)_([0-9]+)\.json")  # report of an evaluation beside training
+_STAGE = re.compile(r"\..+\.stage")  # left by a process killed while replacing a file
 
 
 class UnsavedEnd(UserError):
-    """A run that played all its frames and could not save its end: one sentence and exit code 1."""
+    """The end of a completed run could not be saved: one sentence and exit code 1."""
 
     exit_code = 1
 
 
 @dataclass(frozen=True)
 class Start:
-    """Where a run begins: at a checkpoint, or anew; ``damaged`` are newer checkpoints, with what is wrong with each."""
+    """Where a run begins: at a checkpoint, or anew; ``damaged`` are newer checkpoints with the reason for each."""
 
     checkpoint: Path | None
     damaged: dict[Path, str] = field(default_factory=dict)
-    follows: bool = False  # the checkpoint is the newest of the folder: nothing is beyond it
+    follows: bool = False  # the checkpoint is the newest of the folder
 
 
 def where_to_start(config: DictConfig, run_dir: Path) -> Start:
-    """Where the run goes on from, or begins; changes nothing.
-
-    Raises UserError for a run with other settings, and for results without a checkpoint to go on from.
+    """Where the run continues or begins; changes nothing. Raises UserError for a run with other settings, and for
+    results without a checkpoint to continue from.
     """
     if config.resume == "never":
         return Start(None)
@@ -79,19 +77,21 @@ def where_to_start(config: DictConfig, run_dir: Path) -> Start:
     if damaged:
         broken, why = next(iter(damaged.items()))
         raise UserError(
-            f"run_dir '{run_dir}' has no whole checkpoint to go on from, {broken} is damaged ({why}): choose another "
-            "run_dir, or remove this one"
+            f"run_dir '{run_dir}' has no whole checkpoint to continue from, {broken} is damaged ({why}): choose "
+            "another run_dir, or remove this one"
         )
     if results:
+        best = sorted((run_dir / "checkpoints").glob("best-*.torchrl"))
+        resume = f"continue from the best one with resume={best[-1]}, " if best else ""
         raise UserError(
-            f"run_dir '{run_dir}' holds results of a run ({', '.join(results)}) but no checkpoints/step-* to go on "
-            f"from: put its checkpoints back, {_continue_from_best(run_dir)}choose another run_dir, or remove this one"
+            f"run_dir '{run_dir}' holds results of a run ({', '.join(results)}) but no checkpoints/step-* to continue "
+            f"from: put its checkpoints back, {resume}choose another run_dir, or remove this one"
         )
     return Start(None)
 
 
 def _results(run_dir: Path) -> list[str]:
-    """What starting anew would delete or mix with another run, by its name in the folder."""
+    """Files that a new run would delete or mix with its own."""
     names = _entries(run_dir)
     found = [name for name in ("summary.json",) if name in names]
     if "metrics.csv" in names and not _is_without_rows(run_dir / "metrics.csv"):
@@ -110,7 +110,7 @@ def _is_without_rows(path: Path) -> bool:
 
 
 def _entries(folder: Path) -> list[str]:
-    """Names in a folder; none of one that is not there. Raises OSError where it cannot be read, or is a dead link."""
+    """Names in a folder; empty if missing. Raises OSError if it cannot be read, or is a dead link."""
     try:
         return os.listdir(folder)
     except FileNotFoundError:
@@ -119,32 +119,27 @@ def _entries(folder: Path) -> list[str]:
         return []
 
 
-def _continue_from_best(run_dir: Path) -> str:
-    best = sorted((run_dir / "checkpoints").glob("best-*.torchrl"))
-    return f"continue from the best one with resume={best[-1]}, " if best else ""
-
-
 def _check_settings(config: DictConfig, path: Path) -> None:
     try:
         own = flatten(read_component(path, "config"))
     except (OSError, ValueError) as error:
         raise UserError(str(error)) from error
-    before = flatten(load_config("base")) | own  # a key that is younger than the run: base.yaml has what was before it
+    before = flatten(load_config("base")) | own  # base.yaml has the old value of a newer key
     # The encoder's kind first: it changes other keys as well.
     for key, value in sorted(flatten(config).items(), key=lambda item: item[0] != "encoder.kind"):
         if before.get(key) != value and not key.startswith(FREE):
             raise UserError(
-                f"{path} is of a run with {key}={before.get(key)} and this one has {key}={value}: a run goes on with "
+                f"{path} is of a run with {key}={before.get(key)} and this one has {key}={value}: a run continues with "
                 "its own settings, so choose another run_dir"
             )
 
 
 def check_same_run(config: DictConfig, run_dir: Path) -> None:
-    """Raises `UserError` if ``config.yaml`` of a run folder has other settings; a damaged one says nothing."""
+    """Raise `UserError` if ``config.yaml`` of a run folder has other settings; a damaged file is only warned of."""
     path = run_dir / "config.yaml"
     try:
         text = path.read_text(encoding="utf-8")
-        if "${" in text:  # ours has values only, and what another file refers to is not looked up
+        if "${" in text:  # our files have values only; references are not resolved
             raise ValueError("it has references")
         before = flatten(DictConfig(OmegaConf.create(text)))
     except FileNotFoundError:
@@ -163,10 +158,9 @@ def check_same_run(config: DictConfig, run_dir: Path) -> None:
 def take_over(
     run_dir: Path, config: DictConfig, checkpoints: RunCheckpoints, start: Start, *, frames: int
 ) -> RunLogger:
-    """Makes the folder that of a run at ``frames``, the marked boundary, and opens the metrics.
-
-    A new run leaves its first checkpoint. What is beyond ``frames`` is dropped; damaged files get another name. Raises
-    UserError if something cannot be written; the run can still be continued from where it was.
+    """Prepares the folder for a run at ``frames``, the marked state, and opens its metrics. A new run writes its first
+    checkpoint. Anything beyond ``frames`` is dropped; damaged files are renamed. Raises UserError if something cannot
+    be written; the run can still continue from its old state.
     """
     text = OmegaConf.to_yaml(config, resolve=True)
     with _refused(run_dir):
@@ -195,7 +189,7 @@ def take_over(
 
 @contextmanager
 def _refused(run_dir: Path) -> Iterator[None]:
-    """Refuses a folder that cannot be written; nothing empty is left in it."""
+    """Turns an OSError in the folder into a UserError, and removes empty folders."""
     try:
         yield
     except OSError as error:
@@ -207,7 +201,7 @@ def _refused(run_dir: Path) -> Iterator[None]:
 
 
 def remove_records(run_dir: Path) -> None:
-    """Takes back what `take_over` left of a run that never began."""
+    """Removes the files of `take_over` after a run that never began."""
     for name in ("checkpoints", "tensorboard"):
         shutil.rmtree(run_dir / name, ignore_errors=True)
     for name in ("config.yaml", "metrics.csv"):
@@ -215,7 +209,7 @@ def remove_records(run_dir: Path) -> None:
 
 
 def _drop_beyond(run_dir: Path, frames: int) -> None:
-    """Removes the summary of another end than this one, and the training's evaluations that will be played again."""
+    """Removes a summary of other frames than these, and later evaluations of the training."""
     reports = run_dir / "evaluations"
     for name in _entries(reports):
         if (match := _REPORT.fullmatch(name)) and int(match[1]) > frames:
@@ -231,7 +225,7 @@ def _drop_beyond(run_dir: Path, frames: int) -> None:
 
 
 def _set_aside_unreadable(path: Path) -> None:
-    """Gives a file another name that is there and cannot be read: a dead link, a folder, no permission."""
+    """Renames an existing file that cannot be read: a dead link, a folder, no permission."""
     try:
         with path.open("rb") as file:
             file.read(1)
@@ -241,7 +235,7 @@ def _set_aside_unreadable(path: Path) -> None:
 
 
 def read_summary(run_dir: Path) -> dict[str, Any] | None:
-    """What a run left in ``summary.json`` when it ended, if anything. Raises ValueError for a damaged one."""
+    """The run's ``summary.json``, None if missing. Raises ValueError for a damaged one."""
     path = run_dir / "summary.json"
     try:
         summary: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
@@ -261,9 +255,8 @@ def read_summary(run_dir: Path) -> dict[str, Any] | None:
 
 
 def leave_boundary(checkpoints: RunCheckpoints, *, asked: bool) -> None:
-    """Saves where the iteration began that could not end, and says how to go on.
-
-    Raises SystemExit with code 1 if the user has asked to stop and it could not be saved.
+    """Saves the state at the beginning of an unfinished iteration, and prints how to continue. Raises SystemExit with
+    code 1 if the user asked to stop and it could not be saved.
     """
     try:
         saved = checkpoints.save()
@@ -283,8 +276,8 @@ def plain(config: Any) -> dict[str, Any]:
 
 
 def commit_of_code() -> str:
-    """The state of the code, for the record: the commit of a clone, or the version of an installed package."""
-    # A git repository that this package is merely installed into says nothing about it.
+    """The version of the code: the commit of a clone, or the version of an installed package."""
+    # A git repository around an installed package does not describe it.
     if shutil.which("git") is None or not (CONFIG_DIR.parent / ".git").exists():
         return version("htrmrl_torchrl")
     command = ["git", "describe", "--always", "--dirty"]
@@ -292,7 +285,7 @@ def commit_of_code() -> str:
 
 
 def write_summary(run_dir: Path, config: DictConfig, progress: Progress, metrics: dict[str, float]) -> None:
-    """Leaves command, versions, settings and last metrics in ``summary.json``."""
+    """Writes command, versions, settings and last metrics to ``summary.json``."""
     summary = {
         "command": command_line(),
         "versions": versions(),
@@ -304,7 +297,7 @@ def write_summary(run_dir: Path, config: DictConfig, progress: Progress, metrics
 
 
 def complete_summary(run_dir: Path, config: DictConfig, progress: Progress) -> None:
-    """Writes the summary of a run whose end is saved but not summed up, from ``metrics.csv``."""
+    """Writes a missing summary of a completed run, from ``metrics.csv``."""
     if read_summary(run_dir) is not None:  # of this end, or `take_over` had removed it
         return
     rows, _ = read_rows(run_dir / "metrics.csv")

@@ -1,7 +1,6 @@
-"""What a request needs at least in memory, so that one that cannot work ends before anything is built.
-
-These are lower bounds: what is left out (activations, simulators, copies) only adds to them. So nothing is refused that
-would work, and what is refused is refused by much: sizes of terabytes come from a slip in a number.
+"""Lower bounds of the memory that a request needs, so that an impossible one ends before anything is built.
+Activations, simulators and copies are left out: nothing that would work is refused. What is refused, typically after a
+slip in a number, exceeds the memory by far.
 """
 
 import os
@@ -15,14 +14,14 @@ from recipes.configuration.relations import Relation, frames_of_context, frames_
 
 _FLOAT, _ID = 4, 8  # bytes of a float32 and an int64
 _TOKEN = 5 * _FLOAT  # the smallest: an observation, an action, the previous reward, two flags
-_FRAME = 48  # of a stored frame, whatever its sizes: action, log-prob, value, advantage, lane, episode, task, goal
+_FRAME = 48  # at least, for a stored frame: action, log-prob, value, advantage, lane, episode, task, goal
 _LEARNED = 4 * _FLOAT  # a parameter, its gradient and Adam's two averages
 _WORKER = 30_000_000  # a process that has imported a simulator
 _UNITS = ("bytes", "kB", "MB", "GB", "TB", "PB", "EB")
 
 
 def fits_memory(needs: Mapping[str, int], *, device: str = "cpu") -> Relation:
-    """Whether the machine has the memory for all ``needs``, bytes by what they are for, and what is wrong if not."""
+    """Whether the machine has memory for all ``needs`` (bytes by purpose), and the error message if not."""
     available, needed = _memory(device), sum(needs.values())
     what = max(needs, key=lambda name: needs[name])
     return needed <= available, (
@@ -32,7 +31,7 @@ def fits_memory(needs: Mapping[str, int], *, device: str = "cpu") -> Relation:
 
 
 def training_needs(config: DictConfig) -> dict[str, int]:
-    """Of a training recipe: the networks while they learn, the stored batches, one step and one minibatch."""
+    """Bytes of a training recipe: networks with gradients, stored batches, one step and one minibatch."""
     env, encoder, batch = config.env, config.encoder, frames_per_batch(config)
     window, episodes = encoder.get("window", 1), encoder.get("episodes", 1)
     adaptation = config.eval.adaptation_episodes
@@ -58,9 +57,9 @@ def training_needs(config: DictConfig) -> dict[str, int]:
 
 
 def parameters(encoder: DictConfig) -> int:
-    """Of an encoder, at least: its matrices and positions."""
+    """Lower bound of an encoder's parameters: its matrices and positions."""
     if is_dotted_path(encoder.kind):
-        return 0  # who knows
+        return 0  # unknown
     d = int(encoder.d_model)
     if encoder.kind == "mlp":
         return (encoder.mlp_layers - 1) * d * d
@@ -72,7 +71,7 @@ def parameters(encoder: DictConfig) -> int:
 
 
 def trial_needs(*, episodes: int, horizon: int, trials: int) -> dict[str, int]:
-    """Of an evaluation or an inspection: what one lane remembers of its trial, and what is noted of each trial."""
+    """Bytes of an evaluation or an inspection: the memory of one environment's trial, and the outcome of each trial."""
     return {
         f"the memory of a trial ({episodes} episodes of {horizon} steps)": _TOKEN * episodes * (horizon + 1),
         f"the outcomes of {trials} trials of {episodes} episodes": _ID * trials * episodes,
@@ -80,7 +79,7 @@ def trial_needs(*, episodes: int, horizon: int, trials: int) -> dict[str, int]:
 
 
 def benchmark_needs(config: DictConfig) -> dict[str, int]:
-    """Of the benchmark: the batches that are collected, whole trials of ten short episodes."""
+    """Bytes of the benchmark's batches: whole trials of ten short episodes."""
     lanes = max(config.num_envs, config.recipe_lanes, *config.lanes)
     return {
         f"the batches of {lanes} lanes (num_envs, recipe_lanes, lanes)": _FRAME * lanes * 500,
@@ -89,7 +88,7 @@ def benchmark_needs(config: DictConfig) -> dict[str, int]:
 
 
 def _memory(device: str) -> int:
-    """Bytes of the machine, or of its GPU where that has more."""
+    """Bytes of the machine, or of its GPU if that has more."""
     host = sys.maxsize  # Windows does not say
     if hasattr(os, "sysconf"):
         host = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")

@@ -1,4 +1,4 @@
-"""How a training recipe starts: at once able to be stopped, and importing nothing that takes seconds before it is."""
+"""Start of a training recipe: signals are handled first, slow imports follow."""
 
 import sys
 from typing import TYPE_CHECKING
@@ -11,7 +11,7 @@ if TYPE_CHECKING:
 
 def start_training(config_name: str) -> None:
     """Run the recipe of ``configs/<config_name>.yaml`` with the overrides on the command line; several with ``-m``."""
-    # Until there is an iteration to lose, a signal loses nothing: what is on disk is where the run stands.
+    # Before the first iteration a signal loses nothing: the run's state is on disk.
     with ending_at_once(sentence=_stopped, status=0):
         from recipes.configuration.compose import run_recipe
         from recipes.configuration.sweep import MULTIRUN, sweep

@@ -1,10 +1,9 @@
-"""Hydra's own multirun of a training recipe, with any launcher that is installed.
+"""Hydra's own multirun of a training recipe, with any installed launcher.
 
     python recipes/toy_ppo.py -m seed=1,2 encoder.window=3,5 run_dir='runs/toy_${encoder.window}_${seed}'
     python recipes/toy_ppo.py -m seed=range(1,5) hydra/launcher=joblib
 
-Each job is the run that its overrides make of the recipe, in a run_dir of its own: the same command continues it.
-``recipes/ablate.py`` makes a table of a sweep as well.
+Each job is the run of its overrides in its own run_dir, so the same command continues it.
 """
 
 import sys
@@ -25,14 +24,14 @@ MULTIRUN = {"-m", "--multirun"}
 
 
 def sweep(train: Callable[[DictConfig], object], *, config_name: str) -> None:
-    """Hands the command line to Hydra; every job's configuration is checked before the first one begins."""
+    """Hands the command line to Hydra, after checking every job's configuration."""
     given = [in_hydras_words(argument) for argument in sys.argv[1:] if argument not in MULTIRUN]
     with refusing():
         _check([argument for argument in given if not argument.startswith("hydra")], config_name)
 
     def job(_: DictConfig) -> None:
         with refusing():
-            GlobalHydra.instance().clear()  # Hydra composes one configuration at a time, and `load_config` its own
+            GlobalHydra.instance().clear()  # `load_config` composes its own configuration
             config = load_config(config_name, HydraConfig.get().overrides.task)
             train(config)
             if Cell({}, [], Path(config.run_dir), config.total_frames).summary() is None:

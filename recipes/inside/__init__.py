@@ -1,1 +1,1 @@
-"""What `look_inside` is made of."""
+"""The parts of `look_inside`."""

@@ -1,4 +1,4 @@
-"""The figures, numbers and page of an inspection, from its recordings."""
+"""Figures, numbers and page of an inspection, from its recordings."""
 
 import math
 from collections.abc import Iterator, Mapping
@@ -26,7 +26,7 @@ MOMENTS = {"first decision": 0, "last decision": -1}
 
 
 def write_inspection(folder: Path, inspected: Inspected, recordings: Recordings) -> dict[str, Any]:
-    """Leaves ``index.html`` and its figures in ``folder``; returns the numbers that are on the page."""
+    """Writes ``index.html`` and its figures into ``folder``; returns the numbers on the page."""
     folder.mkdir(parents=True, exist_ok=True)
     looked = list(recordings)[-1]  # the split that was asked for
     told = {split: _separations(by_network) for split, by_network in recordings.items()}
@@ -70,7 +70,7 @@ def _adaptation(folder: Path, recordings: Recordings) -> Section:
     curves = {f"{split}, {label}": one for split, of in recordings.items() for label, one in of.items()}
     return Section(
         title="Adaptation",
-        text="Success by episode of the trial. What a memory is worth shows in later episodes above earlier ones.",
+        text="Success by episode of the trial. A gain from memory shows as higher success in later episodes.",
         pictures=[
             _save(points.plot_success(curves), folder / "adaptation.png", "Success at any step of an episode; band: "
                   "95% over goals, within tasks. Sampled actions in all episodes.")
@@ -90,8 +90,8 @@ def _attention(
     ]
     upper = trained.slot_attention is not None
     pictures = [
-        _save(looks.plot_heads(recordings), folder / "heads.png", "How evenly each head looks around, in decisions "
-              "that leave a choice: 1 at all places alike, 0 at a single one.")
+        _save(looks.plot_heads(recordings), folder / "heads.png", "Relative entropy of each head, in decisions with "
+              "more than one valid position: 1 is uniform attention, 0 is all on one position.")
     ]  # fmt: skip
     for label, recording in recordings.items():
         pictures.append(
@@ -100,8 +100,8 @@ def _attention(
         )  # fmt: skip
     yield Section(
         title="Attention by head",
-        text="Relative entropy is entropy over that of looking at all places alike. A head at 1 tells nothing apart, "
-        "one at 0 always looks at one place; the untrained network shows where training began."
+        text="Relative entropy is entropy over that of uniform attention. A head at 1 attends uniformly, a head at 0 "
+        "to one position; the untrained network shows where training began."
         + ("" if upper else " This encoder has one level: it attends within the running episode's window alone."),
         tables=[Table(head=[f"split {split}", *numbers], rows=rows)],
         pictures=pictures,
@@ -110,14 +110,14 @@ def _attention(
         return
     yield Section(
         title="Attention through a trial",
-        text="Which episodes of its trial a decision looks at, before and after the first success (green).",
+        text="Attention of each decision on the episodes of its trial, before and after the first success (green).",
         pictures=[
             _save(looks.plot_trials(recordings, titles=names), folder / "trials.png", "Columns: decisions in the "
-                  "order of time; rows: the episode whose windows are looked at, 'now' is the running one. Last layer "
+                  "order of time; rows: the episode of the attended windows, 'now' is the running one. Last layer "
                   "of the upper level, mean over heads. Green: success."),
-            _save(looks.plot_around_success(recordings), folder / "around_success.png", "What is looked at before "
-                  "and after the first success, over all trials that have one. Dashed: if all windows were looked at "
-                  "alike. Trained lines away from their dashed ones are what training made of the memory."),
+            _save(looks.plot_around_success(recordings), folder / "around_success.png", "Attention before "
+                  "and after the first success, over all trials that have one. Dashed: uniform attention. The "
+                  "distance of trained lines from their dashed ones is learned."),
         ],
     )  # fmt: skip
     encoder, last = inspected.networks[TRAINED].encoder, trained.tokens.shape[1] - 1
@@ -131,8 +131,8 @@ def _attention(
         f"'{_strategy_of(inspected)}'; with another strategy it sees what it was not trained on.",
         pictures=[
             _save(looks.plot_retrieval(trained, shown, trial=trial, window=encoder.window),
-                  folder / "retrieval.png", "Boxes are windows, their colour the attention on them (in the title: what "
-                  "is left for the present); blue: rewards; green: first success.")
+                  folder / "retrieval.png", "Boxes are windows, their colour the attention on them (in the title: on "
+                  "the present); blue: rewards; green: first success.")
         ],
     )  # fmt: skip
 
@@ -150,22 +150,22 @@ def _embeddings(folder: Path, inspected: Inspected, recordings: Recordings, told
         pictures.append(
             _save(points.plot_separation(told[split]), folder / f"separation_{split}.png",
                   f"{split}: share of context vectors whose nearest other one (of the same episode of other trials) is "
-                  f"of the same of {kinds}. At the first decision nothing of the episode is known but where it starts, "
-                  "so what is told apart beyond the first episode comes from memory.")
+                  f"of the same of {kinds}. At the first decision only the episode's start is known, so any separation "
+                  "beyond the first episode's comes from memory.")
         )  # fmt: skip
         tables += [_separation_table(split, moment, by_label) for moment, by_label in told[split].items()]
     return Section(
         title="Embeddings",
-        text="Whether the context vectors tell similar tasks apart (goals, where there is one task), as a number: "
-        "nearest-neighbour purity and mean silhouette by episode. Where tasks start from different observations an "
-        "untrained network tells them apart too, so it is the control that counts, and the rise over episodes.",
+        text="How well the context vectors separate tasks (or goals of one task): nearest-neighbour purity and mean "
+        "silhouette by episode. If tasks start from different observations, an untrained network separates them too, "
+        "so compare with it, and look for a rise over episodes.",
         tables=tables,
         pictures=pictures,
     )
 
 
 def _separations(recordings: Mapping[str, Recording]) -> dict[str, dict[str, list[Separation | None]]]:
-    """By moment, then by network: one for each episode."""
+    """By moment, then by network: one per episode."""
     return {
         moment: {
             label: [
@@ -191,7 +191,6 @@ def _separation_table(split: str, moment: str, told: Mapping[str, list[Separatio
 
 
 def _attention_numbers(recording: Recording) -> dict[str, float]:
-    """What attention comes to in a few numbers."""
     numbers: dict[str, float] = {}
     for name, entropies in (
         ("relative entropy within the window", attention.window_entropy(recording)),
@@ -213,7 +212,6 @@ def _attention_numbers(recording: Recording) -> dict[str, float]:
 
 
 def _names(inspected: Inspected, recording: Recording, split: str) -> list[str]:
-    """Of each trial: its task, or its goal where there is one task."""
     tasks = inspected.tasks[split]
     if len(tasks) == 1:
         return [f"goal {goal}" for goal in recording.goal.tolist()]

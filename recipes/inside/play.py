@@ -1,4 +1,4 @@
-"""`recipes/look_inside.py` without its first lines: play, look, measure, draw, and write one page."""
+"""The recipe `look_inside`: play trials, record, and write the page."""
 
 import json
 import time
@@ -43,7 +43,7 @@ class Inspected:
 
 
 def check(config: DictConfig, defaults: DictConfig) -> None:
-    """Raise UserError for the first fault that shows before a checkpoint is read."""
+    """Raise UserError for the first error that shows before a checkpoint is read."""
     check_values(config, defaults)
     check_words(config, {"split": SPLITS})
     check_device(config.device)
@@ -73,7 +73,7 @@ def run(config: DictConfig) -> None:
 
 
 def _table(recordings: dict[str, dict[str, "Recording"]]) -> str:
-    """Success by episode, which would otherwise be lost with a disk that takes no figures."""
+    """Success by episode, printed in case the figures cannot be written."""
     return "\n".join(
         f"success on {split}, {label + ',':10} by episode "
         + " ".join(f"{share:.2f}" for share in recording.success.double().mean(0).tolist())
@@ -83,7 +83,7 @@ def _table(recordings: dict[str, dict[str, "Recording"]]) -> str:
 
 
 def _play(config: DictConfig, path: Path) -> tuple[Inspected, dict[str, dict[str, "Recording"]]]:
-    """What was inspected and how, and recordings by split and by network."""
+    """What was inspected and how, and recordings by split and network."""
     import torch
 
     from htrmrl_torchrl.agent.networks import build_networks, load_networks

@@ -1,1 +1,1 @@
-"""What `benchmark` measures, stage by stage."""
+"""The measurements of `benchmark`, stage by stage."""

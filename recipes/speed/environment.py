@@ -13,11 +13,11 @@ from htrmrl_torchrl.envs import TrialEnv
 from htrmrl_torchrl.envs.lanes import BoolArray, FloatArray, IntArray, Picture
 from htrmrl_torchrl.progress import progress_bar
 
-EPISODE = 500  # steps; a measurement is one whole episode on every lane, its reset included
+EPISODE = 500  # steps; a measurement is one episode in every environment, its reset included
 
 
 def interleaved(contenders: dict[str, Callable[[], float]], *, rounds: int) -> dict[str, list[float]]:
-    """``rounds`` measurements of each contender, which take turns."""
+    """``rounds`` measurements of each contender, in turns."""
     measured: dict[str, list[float]] = {name: [] for name in contenders}
     with progress_bar(total=rounds * len(contenders)) as bar:
         for _ in range(rounds):
@@ -29,12 +29,12 @@ def interleaved(contenders: dict[str, Callable[[], float]], *, rounds: int) -> d
 
 
 def ratio(measured: dict[str, list[float]], name: str, reference: str) -> float:
-    """Median over the rounds of how much higher ``name`` is than ``reference``."""
+    """Median over the rounds of the ratio of ``name`` to ``reference``."""
     return statistics.median(a / b for a, b in zip(measured[name], measured[reference], strict=True))
 
 
 def environment(config: DictConfig) -> list[dict[str, Any]]:
-    """Steps per second on ML10's training tasks with random actions, an episode of 500 steps at a time."""
+    """Steps per second on ML10's training tasks with random actions, in episodes of 500 steps."""
     import metaworld
 
     from htrmrl_torchrl import make_env
@@ -83,7 +83,7 @@ def environment(config: DictConfig) -> list[dict[str, Any]]:
 
 
 def _play(env: Any, lanes: int, rng: np.random.Generator) -> Callable[[], float]:
-    """Steps per second of one episode on all lanes of a gymnasium vector environment, one of ours, or lanes alone."""
+    """Measures steps per second of one episode in all environments (gymnasium's, ours, or lanes alone)."""
     ours = None if hasattr(env, "call") else env._lanes if isinstance(env, TrialEnv) else env
 
     def measure() -> float:
@@ -99,16 +99,12 @@ def _play(env: Any, lanes: int, rng: np.random.Generator) -> Callable[[], float]
                 ours.step(action)
         return lanes * (EPISODE - 1) / (time.perf_counter() - start)
 
-    measure()  # caches, simulators that are built at the first use
+    measure()  # warm-up: caches and simulators are built at first use
     return measure
 
 
 class Physics:
-    """What is left when all Python is gone: lanes that run an environment step's physics on the same models, no more.
-
-    Args:
-        num_lanes: of ML10's training tasks, in turn.
-    """
+    """The upper bound of speed: environments that only run the physics of ML10's training tasks, on the same models."""
 
     obs_dim, divergences = 1, 0
     action_low, action_high = np.full(4, -1, np.float32), np.full(4, 1, np.float32)
@@ -123,11 +119,10 @@ class Physics:
         self._lanes.reset(np.arange(num_lanes), np.arange(num_lanes) % 10, np.zeros(num_lanes, dtype=np.int64))
 
     def reset(self, lanes: IntArray, tasks: IntArray, goals: IntArray, draws: IntArray | None = None) -> FloatArray:
-        """Nothing: a reset is not part of the ceiling."""
         return np.zeros((len(lanes), self.obs_dim), np.float32)
 
     def step(self, actions: FloatArray) -> tuple[FloatArray, FloatArray, BoolArray]:
-        """The hand follows the action, MuJoCo makes its steps, and nobody looks."""
+        """The hand follows the action and MuJoCo steps; no observation, reward or success is computed."""
         import mujoco
 
         for simulator, action in zip(self._lanes._simulators, actions, strict=True):
@@ -140,9 +135,7 @@ class Physics:
         return np.zeros((n, self.obs_dim), np.float32), np.zeros(n, np.float32), np.zeros(n, np.bool_)
 
     def render(self, lane: int, *, size: int) -> Picture:
-        """Not drawn."""
         raise ValueError(f"Physics alone has no picture of lane {lane} in {size} pixels.")
 
     def close(self) -> None:
-        """Free the simulators."""
         self._lanes.close()

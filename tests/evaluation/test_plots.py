@@ -80,7 +80,7 @@ def test_reports_made_in_different_ways_are_not_drawn_together(plot):
 def test_the_official_evaluator_knows_no_episodes_and_its_bars_say_biased():
     nothing = [[[NAN], [NAN]]]
     report = hand_made([[[0.5], [1.0]]], returns=nothing, steps=nothing, protocol=PROTOCOLS["metaworld"])
-    with pytest.raises(ValueError, match="protocol metaworld does not tell success by episode"):
+    with pytest.raises(ValueError, match="protocol metaworld reports no success by episode"):
         plot_adaptation({"x": report})
     (axes,) = plot_tasks({"x": report}).axes
     assert "biased" in axes.get_title()

@@ -45,7 +45,7 @@ CASES = {
     "saturated memory, alike": (
         {"memory/window_distance": health.ALIKE},
         {"memory/window_distance": health.ALIKE - A_LITTLE},
-        "look alike",
+        "nearly equal",
     ),
     "forgotten tasks": (
         {"eval/val_forgetting/push-v3": health.FORGOTTEN},

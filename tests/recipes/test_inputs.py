@@ -130,7 +130,7 @@ ROWS = {
     "export: a link to it": ("export", ["checkpoint=agent.torchrl", "out=link.torchrl"], "the checkpoint itself"),
     "export: its input by a link": ("export", ["checkpoint=link.torchrl", "out=agent.torchrl"], "checkpoint itself"),
     "export: its other name": ("export", ["checkpoint=agent.torchrl", "out=twin.torchrl"], "the checkpoint itself"),
-    "export: another checkpoint": ("export", ["checkpoint=run", "out=agent.torchrl"], "that a run goes on from"),
+    "export: another checkpoint": ("export", ["checkpoint=run", "out=agent.torchrl"], "that a run continues from"),
     "evaluate: an added key": ("evaluate", ["+a=1"], "not added or removed"),
     "evaluate: a removed key": ("evaluate", ["~checkpoint"], "not added or removed"),
     "evaluate: an option": ("evaluate", ["--unknown"], "--unknown"),

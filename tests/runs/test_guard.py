@@ -302,7 +302,7 @@ def test_a_run_survives_an_observation_that_is_not_finite(tmp_path):
     run = Run(tmp_path / "run", fault="nan:30")
     assert run.code == 0, run.stderr
     assert run.faults() == [
-        "fault while collecting, all lanes begin new trials: observation is not finite on lane 7 (nan)"
+        "fault while collecting, all environments begin new trials: observation is not finite on lane 7 (nan)"
     ]
     assert run.metrics("faults/collecting", "env/divergences") == [[0.0, 1.0, 1.0], [0.0, 0.0, 0.0]]
     assert json.loads((run.dir / "summary.json").read_text())["progress"]["frames"] == 576  # the lost ones don't count
