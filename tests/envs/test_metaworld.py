@@ -129,7 +129,7 @@ def test_the_official_backend_steps_meta_worlds_own_classes():
         lanes.reset(np.array([0]), np.array([0]), np.array([0]))
         assert (type(lanes._simulators[0]) is ALL_V3_ENVIRONMENTS["reach-v3"]) == (backend == "official")
         lanes.close()
-    with pytest.raises(ValueError, match="one of fast, official, received 'quick'"):
+    with pytest.raises(ValueError, match="backend='quick' is unknown; choose one of fast, official"):
         MetaWorldLanes(["reach-v3"], goals, num_lanes=1, backend="quick")
 
 

@@ -12,6 +12,7 @@ import pytest
 from htrmrl_torchrl.evaluation import PROTOCOLS, EvaluationReport, ProtocolMismatchError
 from htrmrl_torchrl.evaluation.intervals import DIFFERENCES, SHARES, interval_over_goals, interval_over_runs
 from tests.evaluation.reports import NAN, hand_made, two_runs
+from tests.recipes.runs import leaves_a_mark
 
 
 def assert_equal(received, expected):
@@ -269,7 +270,7 @@ CORRUPT = {
     "half a task": lambda content: {**content, "task": [0, 0, 0, 0.5]},
     "a goal without end": lambda content: {**content, "goal": [0, 1, 2, 10**30]},
     "a goal of minus two": lambda content: {**content, "goal": [0, 1, 2, -2]},
-    "a benchmark to import": lambda content: {**content, "benchmark": "os.path:join"},
+    "a benchmark that is no path": lambda content: {**content, "benchmark": "os.path:join()"},
     "a benchmark of numbers": lambda content: {**content, "benchmark": 10},
     "another split": lambda content: {**content, "split": "tset"},
     "a text for a horizon": lambda content: {**content, "horizon": "500"},
@@ -295,6 +296,16 @@ def test_a_corrupt_report_is_refused_by_name(fault, tmp_path):
     path.write_text(json.dumps(CORRUPT[fault](content)))
     with pytest.raises(ValueError, match=r"corrupt\.json is not an evaluation report"):
         EvaluationReport.load(path)
+
+
+def test_a_benchmark_of_ones_own_is_not_imported_to_read_its_report(tmp_path, monkeypatch):
+    path, mark = leaves_a_mark(tmp_path, monkeypatch)
+    two_runs().save(tmp_path / "report.json")
+    content = json.loads((tmp_path / "report.json").read_text())
+    (tmp_path / "own.json").write_text(json.dumps({**content, "benchmark": path}))
+    report = EvaluationReport.load(tmp_path / "own.json")
+    assert report.benchmark == path and report.has_success and str(report)
+    assert not mark.exists()
 
 
 def written(tmp_path, report):

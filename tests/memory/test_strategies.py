@@ -336,6 +336,7 @@ def test_names():
     own = Uniform()
     assert make_strategy(own) is own
     with pytest.raises(
-        ValueError, match=r"'recnt' is unknown.* recent, uniform, uniform_last, best_return, diverse, similar\."
+        ValueError,
+        match=r"'recnt' is unknown.* recent, uniform, uniform_last, best_return, diverse, similar, and a path",
     ):
         make_strategy("recnt")

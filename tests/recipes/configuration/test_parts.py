@@ -100,6 +100,7 @@ def test_there_is_room_for_remembered_episodes_and_the_one_that_a_batch_cuts():
     """Episodes of 1, 4, 4, 4, 1 ... steps in batches of 4."""
     sizes = ["env.num_envs=1", "env.num_workers=0", "env.episodes_per_trial=1", "env.horizon=4"]
     sizes += ["memory.scope=lane", "memory.max_episodes=1", "loss.segment_frames=2", "loss.minibatch_frames=4"]
+    sizes += ["encoder.episodes=2"]
     config = load_config("toy_ppo", sizes)
     networks = build_networks(
         observation_dim=2, action_low=[-1.0], action_high=[1.0], window=2, episodes=2, scope="lane", max_episodes=1
