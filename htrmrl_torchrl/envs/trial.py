@@ -13,7 +13,7 @@ observation after an episode's last step; it is never acted on, so only ``final`
 """
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -134,6 +134,18 @@ class TrialCounter:
         return spec
 
 
+class Step(NamedTuple):
+    """What a step of N lanes led to, and what they play. Nobody writes into it."""
+
+    observation: Tensor  # [N, o]
+    action: Tensor  # [N, a], the executed one
+    reward: Tensor  # [N, 1]
+    success: Tensor  # [N, 1], bool
+    episode: Tensor  # [N, 1]
+    pair: Tensor  # [N, 2], task and goal
+    ended: bool  # whether an episode has ended in some lane
+
+
 class TrialEnv(EnvBase):
     """``N`` lanes that play trials: ``batch_size=[N]``, every key of ``keys.py`` that an environment owes.
 
@@ -233,7 +245,7 @@ class TrialEnv(EnvBase):
             self._observation = self._observation.index_copy(0, started, observation)
             check_finite([(keys.OBSERVATION, self._observation)])
             self._steps = self._steps.index_fill(0, started, 0)
-        return self._row(self._steps >= self.horizon)
+        return self.row()
 
     def _draw_starts(self) -> IntArray:
         """A random number for the next start of each lane [N], which follows from the seed and how often there was one.
@@ -247,20 +259,32 @@ class TrialEnv(EnvBase):
     def _step(self, tensordict: TensorDictBase) -> TensorDictBase:
         if "_step" in tensordict.keys():
             raise RuntimeError("TrialEnv steps all lanes together; use rollout(..., break_when_any_done=False).")
-        action = tensordict.get(keys.ACTION).detach()
+        step = self.advance(tensordict.get(keys.ACTION).detach())
+        result = self.row().set(keys.REWARD, step.reward)
+        if self._says_success:
+            result.set(keys.SUCCESS, step.success)
+        return result
+
+    def advance(self, action: Tensor) -> Step:
+        """Steps all lanes with ``action`` ``[N, a]``: what `step` does, on plain tensors.
+
+        Where an episode has ended, go on with ``maybe_reset(row())``.
+
+        Raises:
+            NonFiniteError, WorkerFault: as `step` does.
+        """
         check_finite([(keys.ACTION, action)])  # a policy's fault, but this is where it would do harm
         action = torch.clamp(action, self._low, self._high)
         observation, reward, success = (torch.from_numpy(x) for x in self._lanes.step(action.numpy()))
         check_finite([(keys.OBSERVATION, observation), (keys.REWARD, reward)])
-        self._observation, self._steps = observation, self._steps + 1
-        self._counter.step(observation, action, reward[:, None])
-        result = self._row(self._steps >= self.horizon)
-        result.set(keys.REWARD, reward[:, None])
-        if self._says_success:
-            result.set(keys.SUCCESS, success[:, None])
-        return result
+        self._observation, self._steps, reward = observation, self._steps + 1, reward[:, None]
+        self._counter.step(observation, action, reward)
+        ended = bool((self._steps >= self.horizon).any())
+        return Step(observation, action, reward, success[:, None], self._counter.episode, self._pair, ended)
 
-    def _row(self, truncated: Tensor) -> TensorDictBase:
+    def row(self) -> TensorDictBase:
+        """What the lanes show now, after a reset as well as after a step."""
+        truncated = self._steps >= self.horizon
         row = {
             keys.OBSERVATION: self._observation.clone(),
             keys.TASK: self._pair[:, :1].clone(),

@@ -1,0 +1,169 @@
+"""TorchRL's collector, whose rollout does at each step only what the step needs.
+
+TorchRL's own makes a TensorDict at every step, of all that the environment shows, and stacks them. Here a step adds
+rows of plain tensors, and a batch is one TensorDict. What the environment shows of trials follows from the rows, but
+where an episode ends: there, and at the batch's start, it is asked for a whole row as TorchRL does.
+
+::
+
+    step         0      1      2      3    ||  4      5
+    asked for    row                       ||  row
+    next              o1     o2     o3     o4 ||     o6      observation, action and reward of each step
+    root         row    o1     o2     o3   ||  row    o5     the row, and then what came next
+"""
+
+from collections import defaultdict
+from typing import Any
+
+import torch
+from tensordict import TensorDict, TensorDictBase
+from tensordict.utils import NestedKey
+from torch import Tensor
+from torchrl.collectors import Collector
+from torchrl.envs.utils import ExplorationType
+from torchrl.modules import IndependentNormal
+
+from htrmrl_torchrl import keys
+from htrmrl_torchrl.agent.acting import Acting, Decision
+from htrmrl_torchrl.envs.trial import Step, TrialEnv
+from htrmrl_torchrl.memory.windows import token_after
+
+_SAMPLED = {ExplorationType.RANDOM: False, ExplorationType.DETERMINISTIC: True}
+_AT_SEAMS: tuple[NestedKey, ...] = (
+    keys.IS_INIT, keys.TRIAL_INIT, keys.FINAL_OBSERVATION, keys.FINAL_ACTION, keys.FINAL_REWARD,
+)  # fmt: skip
+_SHOWN: tuple[NestedKey, ...] = (
+    keys.OBSERVATION, keys.PREV_ACTION, keys.PREV_REWARD, keys.EPISODE, keys.TASK, keys.GOAL, *_AT_SEAMS
+)  # fmt: skip
+_DONE = (keys.DONE, keys.TERMINATED, keys.TRUNCATED)
+_TRAJECTORY = ("collector", "traj_ids")
+
+
+class TrialCollector(Collector):
+    """A `Collector` that gives the same batches in a fraction of the time where it plays a `TrialEnv` with a policy of
+    `make_actor_critic`; with anything else, or where somebody looks on by a forward hook, it is TorchRL's own.
+
+    Arguments, devices, hooks, weight updates and state dict are the `Collector`'s.
+
+    Example:
+        >>> from htrmrl_torchrl import make_env
+        >>> from htrmrl_torchrl.agent.networks import build_networks
+        >>> networks = build_networks(observation_dim=3, action_low=[-1.0] * 2, action_high=[1.0] * 2)
+        >>> env = make_env("toy", num_envs=4, horizon=6, episodes_per_trial=2)
+        >>> collector = TrialCollector(env, networks.policy, frames_per_batch=48, auto_register_policy_transforms=False)
+        >>> next(collector.iterator()).shape
+        torch.Size([4, 12])
+    """
+
+    @torch.no_grad()
+    def rollout(self) -> TensorDictBase | None:
+        acting = Acting.of(self._wrapped_policy) if self._is_plain() else None
+        if acting is None:
+            return super().rollout()  # type: ignore[no-any-return]
+        if self.pre_collect_hook is not None:
+            self.pre_collect_hook()
+        acting.prepare()
+        return self._play(acting)
+
+    def _is_plain(self) -> bool:
+        """Whether nothing was asked for that `_play` does not do."""
+        special = (
+            self.replay_buffer, self.interruptor, self.reset_at_each_iter, self.init_random_frames, self.compiled_policy,
+            self.cudagraphed_policy, self._compact_next_keys, self._truncated_keys,
+        )  # fmt: skip
+        return (
+            type(self.env) is TrialEnv
+            and self.exploration_type in _SAMPLED
+            and bool(self._use_buffers)
+            and not any(special)
+        )
+
+    def _play(self, acting: Acting) -> TensorDictBase:
+        device, sampled = self.policy_device or self.env.device, _SAMPLED[self.exploration_type]
+        batch, token = _Batch(), None
+        row: TensorDictBase | None = self._carrier.select(*_SHOWN, *_DONE)
+        trajectories = self._carrier.get("collector", None)
+        try:
+            for _ in range(self.frames_per_batch):
+                if row is not None:
+                    batch.begin(row)
+                decision = acting.step(None if row is None else row.to(device), token, deterministic=sampled)
+                step, row = self.env.advance(decision.action.to(self.env.device)), None
+                batch.add(decision, step, acting.memory.noted(), trajectories)
+                if step.ended:
+                    self._carrier = batch.end(self.env.row())
+                    if trajectories is not None:
+                        self._carrier = self._carrier.copy().set("collector", trajectories)
+                        self._update_traj_ids(TensorDict(next=self._carrier, batch_size=self._carrier.batch_size))
+                        trajectories = self._carrier.get("collector")
+                    row = self.env.maybe_reset(self._carrier.exclude("collector"))
+                token = token_after(step.observation, step.action, step.reward).to(device)
+        finally:  # an interrupted rollout leaves the collector where the environment is
+            self._carrier = (self.env.row() if row is None else row).copy()
+            if self._carrier_has_no_device:
+                self._carrier.clear_device_()
+            if trajectories is not None:
+                self._carrier.set("collector", trajectories)
+        return batch.write(self._final_rollout)
+
+
+class _Batch:
+    """The steps of a batch, and how they make the TensorDict of it."""
+
+    def __init__(self) -> None:
+        self._columns: dict[NestedKey, list[Tensor]] = defaultdict(list)  # [N, ...] of each step
+        self._loc: list[Tensor] = []
+        self._scale: list[Tensor] = []
+        self._rows: list[tuple[int, TensorDictBase]] = []
+        self._ends: list[tuple[int, TensorDictBase]] = []
+
+    def begin(self, row: TensorDictBase) -> None:
+        """The next step's row is this one."""
+        self._rows.append((len(self._loc), row))
+
+    def add(
+        self, decision: Decision, step: Step, noted: dict[NestedKey, Tensor], trajectories: TensorDictBase | None
+    ) -> None:
+        self._loc.append(decision.loc)
+        self._scale.append(decision.scale)
+        columns: dict[NestedKey, Tensor | None] = {
+            keys.ACTION: decision.action,
+            keys.STATE_VALUE: decision.value,
+            ("next", keys.OBSERVATION): step.observation,
+            ("next", keys.PREV_ACTION): step.action,
+            ("next", keys.PREV_REWARD): step.reward,
+            ("next", keys.REWARD): step.reward,
+            ("next", keys.SUCCESS): step.success,
+            ("next", keys.EPISODE): step.episode,
+            ("next", keys.TASK): step.pair[:, :1],
+            ("next", keys.GOAL): step.pair[:, 1:],
+            _TRAJECTORY: None if trajectories is None else trajectories.get("traj_ids"),
+            **noted,
+        }
+        for key, value in columns.items():
+            if value is not None:
+                self._columns[key].append(value)
+
+    def end(self, row: TensorDictBase) -> TensorDictBase:
+        """Some lane's episode has ended with the last step, and this is what it shows."""
+        self._ends.append((len(self._loc) - 1, row))
+        return row
+
+    def write(self, out: TensorDictBase) -> TensorDictBase:
+        """Fills ``out`` ``[N, T]``, which has all keys of an environment and a policy of ours, and returns it."""
+        for key, steps in self._columns.items():
+            if (column := out.get(key, None)) is not None:  # else a benchmark that knows no success
+                column.copy_(torch.stack(steps, 1))
+        loc, scale = torch.stack(self._loc, 1), torch.stack(self._scale, -2)
+        action = torch.stack(self._columns[keys.ACTION], 1)
+        out.get(keys.LOG_PROB).copy_(IndependentNormal(loc, scale.expand_as(loc)).log_prob(action))
+        for key in (*_AT_SEAMS, *_DONE):
+            after = out.get(("next", *((key,) if isinstance(key, str) else key))).zero_()
+            for time, row in self._ends:
+                after[:, time] = row.get(key)
+        for key in (*_SHOWN, *_DONE):
+            column, after = out.get(key), out.get(("next", *((key,) if isinstance(key, str) else key)))
+            column[:, 1:] = after[:, :-1]
+            for time, row in self._rows:
+                column[:, time] = row.get(key)
+        return out
