@@ -42,27 +42,5 @@ __all__ = [
     "make_env",
 ]
 
-__getattr__ = lazy_names(
-    __name__,
-    {
-        "EpisodicMemory": "memory.episodic",
-        "EpisodicReplayBuffer": "replay.buffer",
-        "EpisodicStorage": "replay.storage",
-        "EvaluationReport": "evaluation",
-        "HTrMRLAgent": "agent",
-        "HierarchicalEncoder": "encoders.hierarchical",
-        "MemorylessEncoder": "encoders.mlp",
-        "MetaWorldAgent": "agent",
-        "NormalizedClipPPOLoss": "ppo.objectives",
-        "RecurrentEncoder": "encoders.recurrent",
-        "RecurrentMemory": "memory.recurrent",
-        "TaskRewardNormalizer": "ppo.reward_norm",
-        "TrialGAE": "ppo.objectives",
-        "TrialTransform": "envs",
-        "evaluate": "evaluation",
-        "final_values": "ppo.objectives",
-        "make_actor_critic": "agent",
-        "make_env": "envs",
-    },
-    before=check_import,  # an unusable MUJOCO_GL makes the import of TorchRL fail without saying why
-)
+# An unusable MUJOCO_GL makes the import of TorchRL fail without saying why.
+__getattr__ = lazy_names(__name__, __file__, before=check_import)

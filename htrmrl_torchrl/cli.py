@@ -72,7 +72,8 @@ def _train(recipe: str, *arguments: str) -> None:
 def _run(script: str, arguments: Sequence[str], *, program: Sequence[str]) -> None:
     """Runs a file of ``recipes/`` as ``python recipes/<script>.py`` does."""
     console.program[:] = ["htrmrl", *program]
-    sys.path.insert(0, str(shipped()))  # where `recipes` is; environment workers inherit the path
+    # `recipes` first; code of the user's own, named by a dotted path, in the current folder too. Workers inherit both.
+    sys.path[:] = [str(shipped()), *sys.path, os.getcwd()]
     sys.argv = [str(shipped() / "recipes" / f"{script}.py"), *arguments]
     runpy.run_path(sys.argv[0], run_name="__main__")
 

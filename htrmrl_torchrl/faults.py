@@ -1,7 +1,4 @@
-"""What may go wrong while a run goes on, and can be survived: by a fresh start of all lanes, or a skipped update.
-
-This module imports nothing: environment workers know it too.
-"""
+"""Faults that a run can survive, by a reset of all environments or a skipped update. Imported by workers: no torch."""
 
 from collections.abc import Iterable
 from math import isfinite
@@ -27,9 +24,8 @@ def check_finite(tensors: Iterable[tuple[Any, "Tensor"]], *, axis: str = "lane")
     """Refuse the first tensor that is not finite everywhere.
 
     Args:
-        tensors: pairs of name (a tensordict's key will do) and tensor ``[N, ...]`` or ``[]``. Whole numbers and flags
-            are passed over.
-        axis: what the first axis counts; the message names the entries concerned.
+        tensors: pairs of name (or tensordict's key) and tensor ``[N, ...]`` or ``[]``; integers and flags are skipped.
+        axis: what the first axis counts.
 
     Raises:
         NonFiniteError: naming the tensor, the lanes, and the first wrong value of each (ten lanes at most).

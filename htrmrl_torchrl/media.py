@@ -61,10 +61,7 @@ def check_frames(frames: Frames) -> None:
 
 
 def encode_gif(frames: Frames, *, fps: float) -> bytes:
-    """An endlessly repeated GIF of ``frames`` [n, H, W, 3].
-
-    GIF counts time in hundredths of a second, and viewers slow down what is faster than 50 pictures a second. Equal
-    neighbouring pictures become one that stays longer. All pictures share one palette of 256 colours.
+    """An endlessly repeated GIF of ``frames`` [n, H, W, 3], of at most 50 pictures a second and 256 colours in all.
 
     Example:
         >>> encode_gif(np.zeros((2, 8, 8, 3), np.uint8), fps=10)[:6]
@@ -85,8 +82,6 @@ def encode_gif(frames: Frames, *, fps: float) -> bytes:
 
 def write_frames(frames: Frames, path: str | os.PathLike[str], *, fps: float) -> Path:
     """Write ``frames`` [n, H, W, 3] as ``.mp4`` or ``.gif``; folders are created where they are missing.
-
-    An MP4 has an even number of rows and columns: an odd one is completed by repeating the last.
 
     Raises:
         ValueError: for another suffix, or frames of another shape or type.

@@ -23,7 +23,7 @@ from htrmrl_torchrl.runs.signals import Interrupts, end_with_parent, ending_at_o
 from recipes.configuration.cells import Cell, Row, plan, tabulate
 from recipes.configuration.compose import CONFIG_DIR, run_recipe
 from recipes.configuration.paths import check_folder, writing
-from recipes.configuration.rules import NOT_EMPTY, Rule, at_least, check_values, one_of
+from recipes.configuration.rules import Rule, check_values, one_of
 
 OWN = ("recipe", "seeds", "axis", "metric", "out", "jobs")
 AXES = (
@@ -35,10 +35,7 @@ RULES: dict[str, Rule] = {
     "seeds": Rule(
         "a list of numbers of at least 0", lambda value: bool(value) and all(type(x) is int and x >= 0 for x in value)
     ),
-    "axis": one_of(*AXES, kind=str),
-    "metric": NOT_EMPTY,
-    "out": NOT_EMPTY,
-    "jobs": at_least(1),
+    "axis": one_of(*AXES),
     **{f"axes.{name}": Rule("a list of overrides", lambda value: bool(value)) for name in AXES},
 }
 

@@ -17,20 +17,14 @@ from htrmrl_torchrl.runs.console import command_line, spared
 from htrmrl_torchrl.runs.signals import ending_at_once
 from recipes.configuration.compose import run_recipe
 from recipes.configuration.paths import check_folder, writing
-from recipes.configuration.rules import NOT_EMPTY, Rule, at_least, check_device, check_relations, check_values
+from recipes.configuration.rules import Rule, at_least, check_device, check_relations, check_values
 from recipes.configuration.sizes import benchmark_needs, fits_memory
 
 PARTS = ("environment", "collection", "update", "recipe")
 RULES = {
     "parts": Rule(f"some of {', '.join(PARTS)}", lambda value: bool(value) and all(part in PARTS for part in value)),
-    "rounds": at_least(1),
-    "num_envs": at_least(1),
     "num_workers": at_least(1),
     "lanes": Rule("numbers of at least 1", lambda value: bool(value) and all(type(n) is int and n > 0 for n in value)),
-    "recipe_lanes": at_least(1),
-    "device": NOT_EMPTY,
-    "threads": Rule("from 0 to 1024", lambda value: 0 <= value <= 1024),
-    "out": NOT_EMPTY,
 }
 
 
@@ -68,7 +62,7 @@ def run(config: DictConfig) -> None:
         "commit": commit_of_code(),
         "machine": {"processor": _processor(), "cores": os.cpu_count()},
         "versions": versions(),
-        "load_before": os.getloadavg()[0],
+        "load_before": os.getloadavg()[0] if hasattr(os, "getloadavg") else None,  # Windows has none
     }
     path = Path(config.out) / "benchmark.json"
     for part in config.parts:
@@ -104,7 +98,8 @@ def _shown(value: Any) -> str:
 
 def _processor() -> str:
     info = Path("/proc/cpuinfo")
-    names = [line.split(":", 1)[1].strip() for line in info.read_text().splitlines() if line.startswith("model name")]
+    lines = info.read_text().splitlines() if info.exists() else []  # Linux
+    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
     return names[0] if names else platform.processor()
 
 

@@ -9,12 +9,13 @@ import json
 import re
 import time
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, get_args
 
 from omegaconf import DictConfig
 
+from htrmrl_torchrl.envs.benchmarks import SPLITS
+from htrmrl_torchrl.evaluation.protocols import PROTOCOLS, Actions
 from htrmrl_torchrl.faults import UserError
 from htrmrl_torchrl.runs.console import command_line
 from htrmrl_torchrl.runs.signals import ending_at_once
@@ -28,44 +29,18 @@ from recipes.configuration.find import (
 )
 from recipes.configuration.paths import check_folder, safe_name, writing
 from recipes.configuration.relations import longer_trials
-from recipes.configuration.rules import (
-    NOT_EMPTY,
-    SEED,
-    TIMEOUT,
-    at_least,
-    check_device,
-    check_relations,
-    check_values,
-    one_of,
-)
+from recipes.configuration.rules import check_device, check_relations, check_values, check_words
 from recipes.configuration.sizes import fits_memory, trial_needs
 
 if TYPE_CHECKING:
     from htrmrl_torchrl.evaluation import EvaluationReport
 
-RULES = {
-    "checkpoint": replace(NOT_EMPTY, kind=str),
-    "benchmark": replace(NOT_EMPTY, kind=str),
-    "split": one_of("train", "val", "test"),
-    "protocol": one_of("strict", "garage", "metaworld"),
-    "goals_per_task": at_least(1, kind=int),
-    "adaptation_episodes": at_least(0, kind=int),
-    "evaluation_episodes": at_least(1, kind=int),
-    "evaluation_actions": one_of("mean", "sampled", kind=str),
-    "horizon": at_least(1, kind=int),
-    "benchmark_seed": at_least(0, kind=int),
-    "seed": SEED,
-    "device": NOT_EMPTY,
-    "num_envs": at_least(1),
-    "num_workers": at_least(0),
-    "worker_timeout": TIMEOUT,
-    "out": replace(NOT_EMPTY, kind=str),
-}
-
 
 def check(config: DictConfig, defaults: DictConfig) -> None:
     """Raise UserError for the first fault that shows before a checkpoint is read."""
-    check_values(config, defaults, RULES)
+    check_values(config, defaults)
+    actions = get_args(Actions)
+    check_words(config, {"split": SPLITS, "protocol": PROTOCOLS, "evaluation_actions": actions})
     check_device(config.device)
     episodes = (config.adaptation_episodes or 0) + (config.evaluation_episodes or 1)
     check_relations([fits_memory(trial_needs(episodes=episodes, horizon=config.horizon or 1, trials=1))])
@@ -79,11 +54,11 @@ def run(config: DictConfig) -> None:
     check_checkpoints(paths)
     started = time.perf_counter()
     try:
-        from htrmrl_torchrl.envs.benchmarks import OWN
+        from htrmrl_torchrl.envs.benchmarks import is_metaworld
         from htrmrl_torchrl.evaluation import evaluate
 
         benchmark, benchmark_seed = goals_of(config, paths)
-        if config.stages and benchmark in OWN:
+        if config.stages and not is_metaworld(benchmark):
             raise UserError(
                 f"stages is true but {benchmark} is not of Meta-World, whose simulators say how far an episode came: "
                 "write stages=false"
@@ -109,6 +84,7 @@ def run(config: DictConfig) -> None:
             worker_timeout=config.worker_timeout,
             progress=True,
             command=command_line(),
+            trust=config.trust,
         )
     except (ValueError, FileNotFoundError) as error:
         raise UserError(str(error)) from error
@@ -149,7 +125,6 @@ def _name(config: DictConfig, report: "EvaluationReport", paths: Sequence[Path])
 def _unusual(report: "EvaluationReport", *, own: bool) -> str:
     """What else tells this report from others in its folder, for its name; ``own``: the folder is this run's own."""
     from htrmrl_torchrl.envs.benchmarks import find_benchmark
-    from htrmrl_torchrl.evaluation import PROTOCOLS
 
     actions, horizon = report.protocol.evaluation_actions, report.horizon
     parts = {
@@ -175,14 +150,10 @@ def _write_stages(config: DictConfig, checkpoint: Path, benchmark: str, report: 
     from htrmrl_torchrl.evaluation.stages import play_stages
 
     stages = play_stages(
-        ExactPolicy(acting_policy(load_networks(checkpoint), seed=config.seed)).to(config.device),
+        ExactPolicy(acting_policy(load_networks(checkpoint, trust=config.trust), seed=config.seed)).to(config.device),
         benchmark,
+        report.protocol,
         split=config.split,
-        goals_per_task=report.protocol.goals_per_task,
-        adaptation_episodes=report.protocol.adaptation_episodes,
-        evaluation_episodes=report.protocol.evaluation_episodes,
-        mean_action=report.protocol.evaluation_actions == "mean",
-        separate=report.protocol.separate,
         horizon=report.horizon,
         benchmark_seed=report.benchmark_seed,
         seed=config.seed,

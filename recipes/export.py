@@ -1,6 +1,5 @@
 """Write an agent as one small file: ``python recipes/export.py checkpoint=RUN_OR_CHECKPOINT out=agent.torchrl``."""
 
-from dataclasses import replace
 from pathlib import Path
 
 from omegaconf import DictConfig
@@ -10,14 +9,12 @@ from htrmrl_torchrl.runs.signals import ending_at_once
 from recipes.configuration.compose import run_recipe
 from recipes.configuration.find import check_checkpoints, one_checkpoint
 from recipes.configuration.paths import check_file, kind_of, writing
-from recipes.configuration.rules import NOT_EMPTY, check_values
-
-RULES = {"checkpoint": replace(NOT_EMPTY, kind=str), "out": replace(NOT_EMPTY, kind=str)}
+from recipes.configuration.rules import check_values
 
 
 def check(config: DictConfig, defaults: DictConfig) -> None:
     """Raise UserError for the first fault that shows before a checkpoint is read."""
-    check_values(config, defaults, RULES)
+    check_values(config, defaults)
 
 
 def run(config: DictConfig) -> None:
@@ -42,7 +39,7 @@ def run(config: DictConfig) -> None:
 
 def _check_replaceable(out: Path, checkpoint: Path) -> None:
     """Raise UserError if a run would lose a checkpoint: an agent alone is nothing to go on from."""
-    from htrmrl_torchrl.checkpoints.checkpoint import check_archive
+    from htrmrl_torchrl.checkpoints.archive import check_archive
 
     if kind_of("out", out) is None:
         return

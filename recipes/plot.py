@@ -46,10 +46,8 @@ Curve = tuple[np.ndarray, np.ndarray]  # x and y, both [points]
 def read_metrics(run_dir: Path) -> dict[str, Curve]:
     """Read a run's ``metrics.csv`` into curves over frames; the last value logged at the same frames counts.
 
-    A last row without its end is not read: a run that goes on has not written all of it yet.
-
-    Raises:
-        UserError: if it is not there, cannot be read, or has a damaged row.
+    A last row without its end, which a run may still be writing, is left out. Raises UserError if the file is not
+    there, cannot be read, or has a damaged row.
     """
     path = run_dir / "metrics.csv"
     kind = kind_of("RUN_DIR", path)
@@ -123,10 +121,7 @@ def mean_and_range(curves: Sequence[Curve]) -> tuple[np.ndarray, np.ndarray, np.
 def draw(
     axes: Axes, curves: Sequence[Curve], *, label: str, color: str, marker: str = "", linestyle: str = "-"
 ) -> None:
-    """Draw the runs of one metric: each thin, their mean thick, the range as a band.
-
-    Where no point is common to all runs, there is no mean, which is said on stderr.
-    """
+    """Draw the runs of one metric: each thin, their mean (if they have points in common) thick, the range as a band."""
     if len(curves) == 1:
         axes.plot(*curves[0], color=color, marker=marker, linestyle=linestyle, label=label)
         return
@@ -155,12 +150,8 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("run_dirs", nargs="+", metavar="RUN_DIR")
     parser.add_argument("--metric", nargs="+", default=["train/success"], help="one or more metrics over frames")
     parser.add_argument("--smooth", type=int, default=1, metavar="FRAMES", help="of --metric: mean over the last")
-    parser.add_argument(
-        "--by-episode",
-        nargs="+",
-        metavar="SOURCE",
-        help="success (or return) by episode instead: train, eval/val, eval/test",
-    )
+    by_episode = "success (or return) by episode instead: train, eval/val, eval/test"
+    parser.add_argument("--by-episode", nargs="+", metavar="SOURCE", help=by_episode)
     parser.add_argument("--last", type=int, default=1, metavar="FRAMES", help="of --by-episode: mean over these")
     parser.add_argument("--label", default="", help="what the runs are")
     parser.add_argument(
@@ -196,11 +187,7 @@ def check(args: argparse.Namespace) -> None:
 
 
 def groups_of(args: argparse.Namespace) -> list[tuple[str, list[Path]]]:
-    """Label and runs of every group, in the order of the command line; equal labels are numbered.
-
-    Raises:
-        UserError: for a group without a run.
-    """
+    """Label and runs of every group, in the order of the command line; equal labels are numbered."""
     groups = [(args.label, args.run_dirs)]
     for label, *runs in args.compare:
         if not runs:

@@ -6,25 +6,27 @@ The other recipes named ``*_ppo.py`` call `train` with their configuration.
 import time
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import torch
 from omegaconf import DictConfig
 from tensordict import TensorDictBase
 from torchrl import torchrl_logger
 
-from htrmrl_torchrl import HierarchicalEncoder, keys
+from htrmrl_torchrl import keys
 from htrmrl_torchrl.agent.networks import Networks, build_networks
-from htrmrl_torchrl.checkpoints.checkpoint import RunCheckpoints, checkpoints_of, frames_of
+from htrmrl_torchrl.checkpoints.checkpoint import checkpoints_of, frames_of
 from htrmrl_torchrl.envs import TrialEnv
 from htrmrl_torchrl.faults import UserError
 from htrmrl_torchrl.inspection.progress import look_inside
-from htrmrl_torchrl.ppo.metrics import attention_entropy, critic_metrics, process_metrics, training_metrics
+from htrmrl_torchrl.inspection.training import attention_entropy
+from htrmrl_torchrl.ppo.metrics import critic_metrics, process_metrics, training_metrics
 from htrmrl_torchrl.ppo.update import Learner, Updated, update
 from htrmrl_torchrl.progress import progress_bar
+from htrmrl_torchrl.runs.checkpoint import RunCheckpoints
 from htrmrl_torchrl.runs.console import STDERR, say, spared
 from htrmrl_torchrl.runs.guard import FaultGuard
 from htrmrl_torchrl.runs.lock import LOCK, locked
+from htrmrl_torchrl.runs.progress import Progress
 from htrmrl_torchrl.runs.signals import Interrupts
 from htrmrl_torchrl.specs import MismatchError
 from recipes.configuration.environment import (
@@ -107,10 +109,7 @@ def _train(config: DictConfig) -> None:
     collector = collector_of(config, env, networks)
 
     # A run goes on from its last checkpoint as if nothing had happened.
-    progress: dict[str, Any] = {
-        "frames": 0, "evaluated": 0, "saved": 0, "best_val_success": LOWEST, "rate_share": 1.0, "commits": [],
-        "faults": {}, "divergences": 0, "worker_restarts": 0, "best_by_task": {}, "warned": [],
-    }  # fmt: skip
+    progress = Progress(best_val_success=LOWEST)
     checkpoints = RunCheckpoints(
         run_dir / "checkpoints",
         keep=config.checkpoint.keep,
@@ -131,8 +130,8 @@ def _train(config: DictConfig) -> None:
         except (OSError, ValueError) as error:
             raise UserError(f"cannot continue: {error}") from error
         collector.reset()  # it has reset the environment already, before the task deck was restored
-        print(f"continuing {run_dir} at {progress['frames']:,} of {config.total_frames:,} frames")
-    progress["commits"] = sorted({*progress["commits"], commit_of_code()})
+        print(f"continuing {run_dir} at {progress.frames:,} of {config.total_frames:,} frames")
+    progress.commits = sorted({*progress.commits, commit_of_code()})
     guard = FaultGuard(
         max_in_a_row=config.faults.max_in_a_row,
         restart_workers=config.env.restart_workers,
@@ -144,9 +143,9 @@ def _train(config: DictConfig) -> None:
     )
     # What ends an iteration in its middle, a signal or a fault, leaves its beginning on disk: the boundary marked last.
     checkpoints.mark()
-    logger = take_over(run_dir, config, checkpoints, start, frames=progress["frames"])
+    logger = take_over(run_dir, config, checkpoints, start, frames=progress.frames)
     bar = progress_bar(
-        total=config.total_frames, initial=progress["frames"], unit=" frames", unit_scale=True, smoothing=0.1,
+        total=config.total_frames, initial=progress.frames, unit=" frames", unit_scale=True, smoothing=0.1,
         file=STDERR,
     )  # fmt: skip
 
@@ -154,14 +153,14 @@ def _train(config: DictConfig) -> None:
     networks.encoder.register_forward_pre_hook(interrupts.leave_before())
     interrupts.hold()
 
-    if progress["frames"] >= config.total_frames:
+    if progress.frames >= config.total_frames:
         complete_summary(run_dir, config, progress)
 
     # While acting, more than one thread only gets in the way of the environment workers.
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     clock = time.perf_counter()
-    batches = guard.batches(collector) if progress["frames"] < config.total_frames else iter(())
+    batches = guard.batches(collector) if progress.frames < config.total_frames else iter(())
     try:
         for batch in grown(batches, config, progress):
             collected = time.perf_counter()
@@ -174,11 +173,11 @@ def _train(config: DictConfig) -> None:
 
             # 2. One PPO update, as a whole or not at all.
             updated = None
-            rate = learning_rate(config, frames=progress["frames"], share=progress["rate_share"])
+            rate = learning_rate(config, frames=progress.frames, share=progress.rate_share)
             with guard.update():
                 updated = update(learner, batch, frames, learning_rate=rate)
             collector.update_policy_weights_()
-            progress["frames"] += batch.numel()
+            progress.frames += batch.numel()
             learned = time.perf_counter()
             torch.set_num_threads(1)
 
@@ -186,22 +185,22 @@ def _train(config: DictConfig) -> None:
             metrics = training_metrics(batch, names_of_tasks(config, "train")) | guard.metrics(env)
             if updated is not None:
                 metrics |= _learning_metrics(config, networks, batch, updated)
-                progress["rate_share"] = next_share(config, progress["rate_share"], kl=metrics["ppo/kl"])
-            finished = progress["frames"] >= config.total_frames
-            if finished or progress["frames"] - progress["evaluated"] >= config.eval.every_frames:
+                progress.rate_share = next_share(config, progress.rate_share, kl=metrics["ppo/kl"])
+            finished = progress.frames >= config.total_frames
+            if finished or progress.frames - progress.evaluated >= config.eval.every_frames:
                 folder = run_dir / "evaluations"
                 metrics |= guard.evaluate(
-                    partial(evaluate_on_held_out, config, networks, folder, frames=progress["frames"])
+                    partial(evaluate_on_held_out, config, networks, folder, frames=progress.frames)
                 )
                 minibatch = None if updated is None else updated.minibatch
                 metrics |= look_inside(networks, minibatch, metrics, progress, logger, total_frames=config.total_frames)
-                progress["evaluated"] = progress["frames"]
+                progress.evaluated = progress.frames
             metrics |= _timings(batch, begun=clock, collected=collected, learned=learned) | process_metrics()
             clock = time.perf_counter()
 
             # 4. Log and save.
             with spared("metrics"):
-                logger.log(metrics, frames=progress["frames"])
+                logger.log(metrics, frames=progress.frames)
             _save(config, checkpoints, progress, score=score_on_val(metrics), finished=finished)
             shown = "success" if "train/success" in metrics else "return"
             bar.set_postfix_str(f"{shown} {metrics.get(f'train/{shown}', float('nan')):.2f}", refresh=False)
@@ -214,7 +213,7 @@ def _train(config: DictConfig) -> None:
         raise
     except BaseException as error:
         bar.close()  # before there is more to read
-        if not (isinstance(error, MismatchError) and not progress["frames"]):  # else there is nothing to go on from
+        if not (isinstance(error, MismatchError) and not progress.frames):  # else there is nothing to go on from
             leave_boundary(checkpoints, asked=interrupts.requested)
         if not interrupts.requested:
             raise
@@ -224,15 +223,18 @@ def _train(config: DictConfig) -> None:
             logger.close()
         collector.shutdown()
         interrupts.release()
+        torch.set_num_threads(threads)
 
 
+@torch.no_grad()
 def _learning_metrics(
     config: DictConfig, networks: Networks, batch: TensorDictBase, updated: Updated
 ) -> dict[str, float]:
     """What an update says of itself, of the critic, the std and the attention."""
     metrics = dict(updated.metrics)
     metrics |= critic_metrics(batch, updated.targets[keys.VALUE_TARGET], names_of_tasks(config, "train"))
-    return metrics | _inspect(networks, updated.minibatch)
+    metrics["ppo/std"] = networks.actor.get_dist(updated.minibatch.copy()).stddev.mean().item()
+    return metrics | attention_entropy(networks.encoder, updated.minibatch)
 
 
 def _timings(batch: TensorDictBase, *, begun: float, collected: float, learned: float) -> dict[str, float]:
@@ -245,14 +247,12 @@ def _timings(batch: TensorDictBase, *, begun: float, collected: float, learned: 
     }
 
 
-def _save(
-    config: DictConfig, checkpoints: RunCheckpoints, progress: dict[str, Any], *, score: float, finished: bool
-) -> None:
+def _save(config: DictConfig, checkpoints: RunCheckpoints, progress: Progress, *, score: float, finished: bool) -> None:
     """The best checkpoint and the periodic one, where they are due."""
-    is_best = score > progress["best_val_success"]
-    progress["best_val_success"] = max(score, progress["best_val_success"])
-    is_due = finished or progress["frames"] - progress["saved"] >= config.checkpoint.every_frames
-    progress["saved"] = progress["frames"] if is_due else progress["saved"]
+    is_best = score > progress.best_val_success
+    progress.best_val_success = max(score, progress.best_val_success)
+    is_due = finished or progress.frames - progress.saved >= config.checkpoint.every_frames
+    progress.saved = progress.frames if is_due else progress.saved
     checkpoints.mark()
     with spared("the best checkpoint"):
         if is_best:
@@ -260,13 +260,3 @@ def _save(
     with spared("the checkpoint"):
         if is_due:
             checkpoints.save()
-
-
-@torch.no_grad()
-def _inspect(networks: Networks, minibatch: TensorDictBase) -> dict[str, float]:
-    metrics = {"ppo/std": networks.actor.get_dist(minibatch.copy()).stddev.mean().item()}
-    if not isinstance(networks.encoder, HierarchicalEncoder):  # nothing attends
-        return metrics
-    intra, inter = networks.encoder.attention_weights(minibatch[keys.CONTEXT])
-    metrics["attention/intra_entropy"] = attention_entropy(intra)
-    return metrics | ({"attention/inter_entropy": attention_entropy(inter)} if inter.shape[1] else {})

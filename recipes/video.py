@@ -1,40 +1,27 @@
 """Record trials of a trained agent as videos: ``python recipes/video.py checkpoint=RUN_OR_CHECKPOINT split=test``."""
 
-from dataclasses import replace
+from contextlib import closing
 from pathlib import Path
+from typing import get_args
 
 from omegaconf import DictConfig
 
+from htrmrl_torchrl.envs.benchmarks import SPLITS
+from htrmrl_torchrl.evaluation.protocols import PROTOCOLS, Actions
 from htrmrl_torchrl.faults import UserError
 from htrmrl_torchrl.runs.signals import ending_at_once
 from recipes.configuration.compose import run_recipe
 from recipes.configuration.find import check_checkpoints, goals_of, one_checkpoint, run_folder_of
 from recipes.configuration.paths import check_folder, writing
-from recipes.configuration.rules import NOT_EMPTY, SEED, Rule, at_least, check_values, one_of
-
-RULES = {
-    "checkpoint": replace(NOT_EMPTY, kind=str),
-    "benchmark": replace(NOT_EMPTY, kind=str),
-    "split": one_of("train", "val", "test"),
-    "tasks": Rule("a list of names", lambda tasks: bool(tasks) and all(type(task) is str for task in tasks), list),
-    "goal": at_least(0),
-    "protocol": one_of("strict", "garage", "metaworld"),
-    "adaptation_episodes": at_least(0, kind=int),
-    "evaluation_episodes": at_least(1, kind=int),
-    "evaluation_actions": one_of("mean", "sampled", kind=str),
-    "horizon": at_least(1, kind=int),
-    "benchmark_seed": at_least(0, kind=int),
-    "seed": SEED,
-    "every": at_least(1),
-    "size": at_least(128),
-    "format": one_of("mp4", "gif"),
-    "out": replace(NOT_EMPTY, kind=str),
-}
+from recipes.configuration.rules import Rule, at_least, check_values, check_words
 
 
 def check(config: DictConfig, defaults: DictConfig) -> None:
     """Raise UserError for the first fault that shows before a checkpoint is read."""
-    check_values(config, defaults, RULES)
+    tasks = Rule("a list of names", lambda names: bool(names) and all(type(name) is str for name in names), list)
+    check_values(config, defaults, {"tasks": tasks, "goal": at_least(0), "every": at_least(1), "size": at_least(128)})
+    words = {"split": SPLITS, "protocol": PROTOCOLS, "evaluation_actions": get_args(Actions), "format": ("mp4", "gif")}
+    check_words(config, words)
 
 
 def run(config: DictConfig) -> None:
@@ -54,7 +41,6 @@ def _record_all(config: DictConfig, path: Path, folder: Path) -> None:
     from htrmrl_torchrl.checkpoints.checkpoint import read_component
     from htrmrl_torchrl.envs import num_goals, task_names
     from htrmrl_torchrl.evaluation import ExactPolicy, record_trial, write_video
-    from htrmrl_torchrl.evaluation.protocols import named_protocol
     from htrmrl_torchrl.progress import progress_bar
     from htrmrl_torchrl.runs.loggers import EventFile
 
@@ -64,27 +50,24 @@ def _record_all(config: DictConfig, path: Path, folder: Path) -> None:
         raise UserError(f"tasks has {unknown[0]!r} but {benchmark} has {', '.join(names)} in its split {config.split}")
     if config.goal >= num_goals(benchmark):
         raise UserError(f"goal is {config.goal} but must be below {num_goals(benchmark)}, the goals of each task")
-    rules = named_protocol(config.protocol).changed(
+    protocol = PROTOCOLS[config.protocol].changed(
         adaptation_episodes=config.adaptation_episodes,
         evaluation_episodes=config.evaluation_episodes,
         evaluation_actions=config.evaluation_actions,
     )
-    policy = ExactPolicy(acting_policy(load_networks(path), seed=config.seed))
+    policy = ExactPolicy(acting_policy(load_networks(path, trust=config.trust), seed=config.seed))
     frames = read_component(path, "progress")["frames"]
     with writing(f"{folder / 'tensorboard'}"):
         log = EventFile(folder / "tensorboard")
-    with log:
+    with closing(log):
         for name in progress_bar(iterable=config.tasks or names, desc="videos"):
             video = record_trial(
                 policy,
                 benchmark,
+                protocol,
                 split=config.split,
                 task=names.index(name),
                 goal=config.goal,
-                adaptation_episodes=rules.adaptation_episodes,
-                evaluation_episodes=rules.evaluation_episodes,
-                mean_action=rules.evaluation_actions == "mean",
-                separate=rules.separate,
                 horizon=config.horizon,
                 seed=config.seed,
                 benchmark_seed=benchmark_seed,

@@ -16,6 +16,7 @@ from torchrl.envs import EnvBase, SerialEnv, TransformedEnv
 from htrmrl_torchrl import TrialTransform, keys
 from htrmrl_torchrl.agent.networks import Networks, build_networks
 from htrmrl_torchrl.envs.opengl import RenderingError, choose_backend
+from htrmrl_torchrl.evaluation.protocols import Protocol
 from htrmrl_torchrl.memory.past import PastEpisodes
 from tests.reference import Context, Episode, make_context
 
@@ -55,6 +56,16 @@ def networks_for_toy(*, observation_dim: int = 3, **choices: Any) -> Networks:
     return build_networks(
         observation_dim=observation_dim, action_low=[-1.0] * 2, action_high=[1.0] * 2, **(sizes | choices)
     )
+
+
+def rules(
+    adaptation_episodes: int, evaluation_episodes: int = 1, *, mean_action: bool = True, separate: bool = False
+) -> Protocol:
+    """A protocol that no report compares."""
+    return Protocol(
+        name="test", adaptation_episodes=adaptation_episodes, evaluation_episodes=evaluation_episodes,
+        evaluation_actions="mean" if mean_action else "sampled", goals_per_task=1, separate=separate,
+    )  # fmt: skip
 
 
 # ---------------------------------------------------------------------------------------------- recorded lanes

@@ -9,14 +9,12 @@ import torch
 from htrmrl_torchrl import EpisodicReplayBuffer, EpisodicStorage, keys, make_env
 from htrmrl_torchrl.agent.networks import build_networks
 from htrmrl_torchrl.faults import UserError
-from htrmrl_torchrl.memory.past import SCOPES
-from htrmrl_torchrl.memory.strategies import STRATEGIES
 from recipes import ablate, benchmark, evaluate, export
 from recipes.configuration import rules
-from recipes.configuration.compose import CONFIG_DIR, Check, load_config
+from recipes.configuration.compose import CONFIG_DIR, load_config
 from recipes.configuration.parts import agent_arguments
 from recipes.configuration.relations import frames_per_batch
-from recipes.configuration.rules import Rule, flatten
+from recipes.configuration.rules import flatten
 from recipes.inside import play as look_inside
 from tests.helpers import assert_same
 
@@ -108,12 +106,6 @@ def test_the_comment_check_can_fail() -> None:
     assert keys_without_comment(text) == ["b", "d", "e", "f"]
 
 
-def test_rules_name_every_strategy_and_scope() -> None:
-    for key, known in (("memory.strategy", STRATEGIES), ("memory.scope", SCOPES)):
-        rule = rules.RULES[key]
-        assert all(rule.test(name) for name in known) and rule.allowed == rules.one_of(*known).allowed
-
-
 def test_the_shipped_files_are_these() -> None:
     training = ["base", "locomotion_ppo", "ml10_ppo", "ml1_ppo", "ml45_ppo", "toy_ppo"]
     encoders = [f"encoder/{name}" for name in ("htrmrl", "htrmrl_shallow", "htrmrl_toy", "mlp", "rl2", "trmrl")]
@@ -121,24 +113,22 @@ def test_the_shipped_files_are_these() -> None:
     assert [name_of(path) for path in FILES] == sorted([*OTHERS, *training, *encoders])
 
 
-@pytest.mark.parametrize(
-    "name,check,rules",
-    [
-        ("ablate", ablate.check, ablate.RULES),
-        ("base", rules.validate, rules.RULES),
-        ("benchmark", benchmark.check, benchmark.RULES),
-        ("evaluate", evaluate.check, evaluate.RULES),
-        ("export", export.check, export.RULES),
-        ("look_inside", look_inside.check, look_inside.RULES),
-    ],
-    ids=["ablate", "base", "benchmark", "evaluate", "export", "look_inside"],
-)
-def test_every_key_has_a_rule_and_every_rule_a_key(name: str, check: Check, rules: dict[str, Rule]) -> None:
-    values = flatten(load_config(name, check=check))
-    if name == "base":
-        for encoder in ENCODERS:
-            values |= flatten(load_config(name, [f"encoder={encoder.stem}"]))
-    assert set(rules) == {key for key, value in values.items() if not isinstance(value, bool)}
+def values_of_all_recipes() -> dict[str, object]:
+    values = {key: value for path in TRAINING for key, value in flatten(load_config(name_of(path))).items()}
+    for encoder in ENCODERS:
+        values |= flatten(load_config("base", [f"encoder={encoder.stem}"]))
+    for name, recipe in OTHERS.items():
+        values |= flatten(load_config(name, check=recipe.check))
+    return values
+
+
+def test_every_number_has_a_range_and_every_range_a_key() -> None:
+    values = values_of_all_recipes()
+    own = {*ablate.RULES, *benchmark.RULES}
+    numbers = {key for key, value in values.items() if type(value) in (int, float) or value is None}
+    without = {key for key in numbers - own if key.rpartition(".")[2] not in rules.RANGES}
+    assert without == {"evaluation_actions"}  # a word
+    assert {key.rpartition(".")[2] for key in values} >= {*rules.RANGES} and {*values} >= own
 
 
 def test_the_command_line_overrides_and_the_result_is_frozen() -> None:

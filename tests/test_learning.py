@@ -21,6 +21,7 @@ from htrmrl_torchrl import (
 from htrmrl_torchrl.agent.heads import value_head
 from htrmrl_torchrl.agent.networks import acting_policy, build_networks, load_networks
 from htrmrl_torchrl.evaluation import ExactPolicy, play_trials
+from tests.helpers import rules
 from tests.recipes.runs import train_here
 
 AGENTS = Path(__file__).resolve().parents[1] / "results" / "trial_length"
@@ -104,7 +105,7 @@ def success_in_long_trials(checkpoint, *, lanes=400, episodes=8):
     pairs = [(0, lane % 4) for lane in range(lanes)]
     env = make_env("toy", split="test", num_envs=lanes, episodes_per_trial=episodes, pairs=pairs)
     policy = ExactPolicy(acting_policy(load_networks(checkpoint), seed=0))
-    outcomes = play_trials(policy, env, adaptation_episodes=episodes - 1, mean_action=False)
+    outcomes = play_trials(policy, env, rules(episodes - 1, mean_action=False))
     return outcomes["success"].double().mean(0)
 
 

@@ -21,16 +21,4 @@ __all__ = [
     "make_actor_critic",
 ]
 
-__getattr__ = lazy_names(
-    __name__,
-    {
-        "HTrMRLAgent": "agent",
-        "MetaWorldAgent": "metaworld",
-        "Networks": "networks",
-        "acting_policy": "networks",
-        "build_networks": "networks",
-        "load_networks": "networks",
-        "make_actor_critic": "heads",
-    },
-    before=check_import,
-)
+__getattr__ = lazy_names(__name__, __file__, before=check_import)

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple, Self
 
 import torch
 from tensordict import TensorDictBase
-from tensordict.nn import TensorDictModule, TensorDictModuleBase, TensorDictSequential
+from tensordict.nn import TensorDictModule, TensorDictSequential
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torchrl.modules import ProbabilisticActor, ValueOperator
@@ -78,7 +78,7 @@ class Acting:
     @torch.no_grad()
     def prepare(self) -> None:
         """Takes from the weights what stays the same until they change."""
-        self._step = encoder_step(self._encoder)
+        self._step: Any = encoder_step(self._encoder)
         self._shift, self._factor = self._encoder.tokens.affine()
         self._mlp = _Plain(self._head.mlp)
         spread = self._head.scale
@@ -86,7 +86,7 @@ class Acting:
         self._scale = spread(torch.zeros_like(spread.state_independent_scale))[1] if same_for_all else None
         if self._value is not None:
             self._value_mlp, self._norm = _Plain(self._value.mlp), self._value.affine()
-            self._own = encoder_step(self._reads) if isinstance(self._reads, ContextEncoder) else None
+            self._own: Any = encoder_step(self._reads) if isinstance(self._reads, ContextEncoder) else None
 
     @torch.no_grad()
     def step(self, row: TensorDictBase | None, token: Tensor | None = None, *, deterministic: bool = False) -> Decision:

@@ -8,6 +8,7 @@
     action = agent.act(observation)      decide again, perhaps in the next episode, knowing the last one
 """
 
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any, Self, TypeVar
 
@@ -95,16 +96,18 @@ class HTrMRLAgent:
         *,
         seed: int = 0,
         scope: Scope = "trial",
+        trust: Collection[str] = (),
     ) -> Self:
         """The agent of a checkpoint, for instance ``runs/ml10_ppo_seed1/checkpoints/best-....torchrl``.
 
-        Nothing else is needed, and nothing in the file is executed.
+        Nothing else is needed, and nothing in the file is executed. `trust` is for agents with parts that are not of
+        this package, see `load_networks`.
 
         Raises:
             FileNotFoundError: if there is none at `path`.
             ValueError: if it is not a checkpoint of this package.
         """
-        return cls(load_networks(path), num_envs=num_envs, device=device, seed=seed, scope=scope)
+        return cls(load_networks(path, trust=trust), num_envs=num_envs, device=device, seed=seed, scope=scope)
 
     def check_env(self, env: Any) -> None:
         """Whether this agent can play a gymnasium environment, vectorised or not.

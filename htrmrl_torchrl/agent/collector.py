@@ -13,7 +13,6 @@ where an episode ends: there, and at the batch's start, it is asked for a whole 
 """
 
 from collections import defaultdict
-from typing import Any
 
 import torch
 from tensordict import TensorDict, TensorDictBase
@@ -55,6 +54,8 @@ class TrialCollector(Collector):
         torch.Size([4, 12])
     """
 
+    _carrier: TensorDictBase  # what the environment shows now
+
     @torch.no_grad()
     def rollout(self) -> TensorDictBase | None:
         acting = Acting.of(self._wrapped_policy) if self._is_plain() else None
@@ -68,8 +69,8 @@ class TrialCollector(Collector):
     def _is_plain(self) -> bool:
         """Whether nothing was asked for that `_play` does not do."""
         special = (
-            self.replay_buffer, self.interruptor, self.reset_at_each_iter, self.init_random_frames, self.compiled_policy,
-            self.cudagraphed_policy, self._compact_next_keys, self._truncated_keys,
+            self.replay_buffer, self.interruptor, self.reset_at_each_iter, self.init_random_frames,
+            self.compiled_policy, self.cudagraphed_policy, self._compact_next_keys, self._truncated_keys,
         )  # fmt: skip
         return (
             type(self.env) is TrialEnv
@@ -152,8 +153,7 @@ class _Batch:
     def write(self, out: TensorDictBase) -> TensorDictBase:
         """Fills ``out`` ``[N, T]``, which has all keys of an environment and a policy of ours, and returns it."""
         for key, steps in self._columns.items():
-            if (column := out.get(key, None)) is not None:  # else a benchmark that knows no success
-                column.copy_(torch.stack(steps, 1))
+            out.get(key).copy_(torch.stack(steps, 1))
         loc, scale = torch.stack(self._loc, 1), torch.stack(self._scale, -2)
         action = torch.stack(self._columns[keys.ACTION], 1)
         out.get(keys.LOG_PROB).copy_(IndependentNormal(loc, scale.expand_as(loc)).log_prob(action))

@@ -20,17 +20,13 @@ from torchrl.modules import (
 
 from htrmrl_torchrl import keys
 from htrmrl_torchrl.encoders.contract import ContextEncoder
-from htrmrl_torchrl.encoders.recurrent import RecurrentEncoder
 from htrmrl_torchrl.encoders.tokens import TokenNormalizer
+from htrmrl_torchrl.envs.lanes import check_choice
 from htrmrl_torchrl.memory.contract import Memory
-from htrmrl_torchrl.memory.episodic import EpisodicMemory
-from htrmrl_torchrl.memory.recurrent import RecurrentMemory
 from htrmrl_torchrl.specs import MismatchError, check_action
 
 Std = Literal["independent", "dependent"]
 CriticKind = Literal["shared", "separate", "single_step"]
-STDS = ("independent", "dependent")
-CRITIC_KINDS = ("shared", "separate", "single_step")
 
 
 class NewestToken(TensorDictModuleBase):
@@ -103,14 +99,15 @@ def make_actor_critic(
     observe_token: bool = False,
     critic_kind: CriticKind = "shared",
     critic_encoder: ContextEncoder | None = None,
-    value_norm: bool = False,
+    value_norm: bool = True,
 ) -> tuple[TensorDictSequential, ProbabilisticActor, TensorDictModuleBase]:
     """Builds policy, actor and critic around an encoder and its memory.
 
     Args:
         encoder: the actor's encoder.
-        memory: writes the context during rollouts: an `EpisodicMemory`, which caches the past if it has the same
-            encoder (and the critic's), or for a `RecurrentEncoder` a `RecurrentMemory` of it (and the critic's).
+        memory: writes the context during rollouts, and says whether it can do so for these encoders
+            (`Memory.check_encoders`): an `EpisodicMemory`, which caches the past if it has the same encoder (and the
+            critic's), or for a `RecurrentEncoder` a `RecurrentMemory` of it (and the critic's).
         action_spec: of the environment; an unbounded or bounded continuous action ``[a]``, of one lane or of all.
             Actions are not squashed: the environment clips them, and the unclipped action stays beside its log-prob.
         hidden: channels of the tanh layers of both heads.
@@ -138,7 +135,7 @@ def make_actor_critic(
 
     Example:
         >>> from torchrl.data import Bounded
-        >>> from htrmrl_torchrl import HierarchicalEncoder
+        >>> from htrmrl_torchrl import EpisodicMemory, HierarchicalEncoder
         >>> encoder = HierarchicalEncoder(observation_dim=3, action_dim=1)
         >>> policy, actor, critic = make_actor_critic(
         ...     encoder=encoder, memory=EpisodicMemory(encoder), action_spec=Bounded(-1, 1, (1,)))
@@ -151,7 +148,7 @@ def make_actor_critic(
         encoder=encoder,
         critic_encoder=critic_encoder,
     )
-    _check_memory(memory, encoder, critic_encoder)
+    memory.check_encoders([encoder] if critic_encoder is None else [encoder, critic_encoder])
     check_action(action_spec, lanes=action_spec.shape[:-1])
     action_dim = action_spec.shape[-1]
     if encoder.action_dim != action_dim:
@@ -310,14 +307,12 @@ def _check_kinds(
     encoder: ContextEncoder,
     critic_encoder: ContextEncoder | None,
 ) -> None:
-    if std not in STDS:
-        raise ValueError(f"std={std!r} is unknown; choose one of {', '.join(STDS)}.")
+    check_choice(Std, std=std)
+    check_choice(CriticKind, critic_kind=critic_kind)
     if init_std <= 0:
         raise ValueError(f"init_std={init_std} must be positive.")
     if not 0 < min_std <= init_std:
         raise ValueError(f"min_std={min_std} must be positive and at most init_std={init_std}.")
-    if critic_kind not in CRITIC_KINDS:
-        raise ValueError(f"critic_kind={critic_kind!r} is unknown; choose one of {', '.join(CRITIC_KINDS)}.")
     if (critic_kind == "separate") != (critic_encoder is not None):
         raise ValueError(
             f"critic_kind={critic_kind!r} and critic_encoder={type(critic_encoder).__name__} do not fit: give a "
@@ -328,28 +323,4 @@ def _check_kinds(
     ):
         raise ValueError(
             "Actor and critic encoders share hidden_key, cache_key or state_key; give the critic's keys of its own."
-        )
-
-
-def _check_memory(memory: Memory, encoder: ContextEncoder, critic_encoder: ContextEncoder | None) -> None:
-    """Refuses a memory whose contexts the encoders cannot read, or which encodes the past with other ones."""
-    encoders = [encoder] if critic_encoder is None else [encoder, critic_encoder]
-    recurrent = [isinstance(e, RecurrentEncoder) for e in encoders]
-    if recurrent != [isinstance(memory, RecurrentMemory)] * len(encoders):
-        raise MismatchError(
-            f"{' and '.join(type(e).__name__ for e in encoders)} cannot read what a {type(memory).__name__} writes; a "
-            "RecurrentEncoder wants a RecurrentMemory of it (and of the critic's), and any other an EpisodicMemory."
-        )
-    if isinstance(memory, EpisodicMemory) and (memory.window, memory.episodes) != (encoder.window, encoder.episodes):
-        raise MismatchError(
-            f"The memory has window={memory.window} and episodes={memory.episodes}, and the encoder was built for "
-            f"window={encoder.window} and episodes={encoder.episodes}; give both the same."
-        )
-    if not isinstance(memory, EpisodicMemory | RecurrentMemory):
-        return  # one of the user's own
-    own = {id(e) for e in encoders}
-    if any(id(e) not in own for e in memory._encoders) or (all(recurrent) and len(memory._encoders) < len(encoders)):
-        raise MismatchError(
-            "The memory was built with another encoder than the actor or critic; build it with the one (or both) "
-            "given here."
         )

@@ -4,10 +4,10 @@
 (no YAML, no recipe) is needed to run a trained agent.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Collection, Sequence
+from functools import partial
 from pathlib import Path
-from types import UnionType
-from typing import Any, Literal, NamedTuple, get_args, get_origin, get_type_hints
+from typing import Any, NamedTuple
 
 import torch
 from tensordict.nn import TensorDictModuleBase, TensorDictSequential
@@ -15,34 +15,30 @@ from torchrl.data import Bounded
 from torchrl.modules import ProbabilisticActor
 
 from htrmrl_torchrl import keys
-from htrmrl_torchrl.agent.heads import CriticKind, Std, make_actor_critic
+from htrmrl_torchrl.agent.heads import make_actor_critic
+from htrmrl_torchrl.agent.registry import (
+    build_encoder,
+    build_memory,
+    check_settings,
+    find_kind,
+    is_of,
+    known_settings,
+    read_by,
+)
 from htrmrl_torchrl.checkpoints.archive import read_states, refused_by_name
+from htrmrl_torchrl.dotted import check_trusted
 from htrmrl_torchrl.encoders.contract import ContextEncoder
-from htrmrl_torchrl.encoders.hierarchical import HierarchicalEncoder
-from htrmrl_torchrl.encoders.inter import AttentionMode
-from htrmrl_torchrl.encoders.mlp import MemorylessEncoder
-from htrmrl_torchrl.encoders.recurrent import RecurrentEncoder
-from htrmrl_torchrl.encoders.transformer import Norm
 from htrmrl_torchrl.memory.contract import Memory
-from htrmrl_torchrl.memory.episodic import EpisodicMemory
 from htrmrl_torchrl.memory.past import Scope
-from htrmrl_torchrl.memory.recurrent import RecurrentMemory
 from htrmrl_torchrl.memory.strategies import WindowStrategy
 from htrmrl_torchrl.specs import MismatchError
 
-EncoderKind = Literal["htrmrl", "trmrl", "rl2", "mlp"]
-# What each kind reads of the arguments of `build_networks`, beside those that all encoders have.
-_READ_BY: dict[EncoderKind, tuple[str, ...]] = {
-    "htrmrl": ("window", "episodes", "num_heads", "intra_layers", "inter_layers", "attention", "norm"),
-    "trmrl": ("window", "num_heads", "intra_layers", "norm"),
-    "rl2": ("mlp_layers",),
-    "mlp": ("mlp_layers",),
-}
-ENCODER_KINDS = tuple(_READ_BY)
-
 
 class Networks(NamedTuple):
-    """The parts of an agent; `policy` is memory, actor and critic in one, for collectors."""
+    """The parts of an agent; `policy` is memory, actor and critic in one, for collectors.
+
+    ``make_memory(encoders, **changed)`` makes another memory with the same settings but those that are changed.
+    """
 
     policy: TensorDictSequential
     actor: ProbabilisticActor
@@ -50,6 +46,7 @@ class Networks(NamedTuple):
     encoder: ContextEncoder
     memory: Memory
     action_spec: Bounded
+    make_memory: Callable[..., Memory]
 
 
 def build_networks(
@@ -57,27 +54,8 @@ def build_networks(
     observation_dim: int,
     action_low: Sequence[float],
     action_high: Sequence[float],
-    encoder_kind: EncoderKind = "htrmrl",
-    window: int = 5,
-    episodes: int = 10,
-    d_model: int = 64,
-    num_heads: int = 4,
-    intra_layers: int = 2,
-    inter_layers: int = 2,
-    mlp_layers: int = 2,
-    attention: AttentionMode = "causal",
-    norm: Norm = "pre_ln",
-    reward_scale: float = 1.0,
-    strategy: str = "uniform",
-    scope: Scope = "trial",
-    max_episodes: int | None = None,
-    std: Std = "independent",
-    init_std: float = 1.0,
-    min_std: float = 1e-4,
-    observe_token: bool = False,
-    critic_kind: CriticKind = "shared",
-    value_norm: bool = True,
-    seed: int = 0,
+    encoder_kind: str = "htrmrl",
+    **settings: Any,
 ) -> Networks:
     """Builds encoder, memory, actor and critic for observations ``[o]`` and bounded actions ``[a]``.
 
@@ -86,43 +64,37 @@ def build_networks(
         action_low, action_high: bounds of each action dimension.
         encoder_kind: ``"htrmrl"``: a `HierarchicalEncoder`; ``"trmrl"``: one of the running episode's newest window
             alone (one episode, no inter-episode layers); ``"rl2"``: a `RecurrentEncoder`; ``"mlp"``: a
-            `MemorylessEncoder`. An argument below that the kind has no use for is not read.
-        d_model, reward_scale: of any encoder.
-        window, episodes, num_heads, intra_layers, inter_layers, attention, norm: see `HierarchicalEncoder`.
-        mlp_layers: see `RecurrentEncoder` and `MemorylessEncoder`.
-        strategy, scope, max_episodes: see `EpisodicMemory`.
-        std, init_std, min_std, observe_token, critic_kind, value_norm: see `make_actor_critic`.
-        seed: of the memory's random streams. Weights come from torch's global generator.
+            `MemorylessEncoder`; or your own by its path, ``package.module:name``, see `htrmrl_torchrl.agent.registry`.
+        settings: arguments of the parts, whose signatures and docstrings say what they are and what is the default:
+
+            * of the encoder, for instance ``window``, ``episodes``, ``d_model``, ``num_heads``, ``intra_layers``,
+              ``inter_layers``, ``attention``, ``norm`` and ``reward_scale`` of a `HierarchicalEncoder`, ``mlp_layers``
+              of the other two. One that another kind has and this one has no use for is not read.
+            * of the memory: ``strategy``, ``scope``, ``max_episodes`` and ``seed``, of its random streams, see
+              `EpisodicMemory`. Weights come from torch's global generator.
+            * ``std``, ``init_std``, ``min_std``, ``observe_token``, ``critic_kind``, ``value_norm``: see
+              `make_actor_critic`.
 
     Raises:
+        TypeError: for a setting that none of the parts has.
         ValueError: as the parts do.
 
     Example:
-        >>> networks = build_networks(observation_dim=3, action_low=[-1.0], action_high=[1.0])
+        >>> networks = build_networks(observation_dim=3, action_low=[-1.0], action_high=[1.0], window=4)
         >>> networks.encoder.token_dim
         6
     """
-    sizes: dict[str, Any] = {
-        "observation_dim": observation_dim,
-        "action_dim": len(action_low),
-        "window": window,
-        "episodes": episodes,
-        "d_model": d_model,
-        "num_heads": num_heads,
-        "intra_layers": intra_layers,
-        "inter_layers": inter_layers,
-        "mlp_layers": mlp_layers,
-        "attention": attention,
-        "norm": norm,
-        "reward_scale": reward_scale,
-    }
-    encoder = _make_encoder(encoder_kind, sizes)
-    critic_encoder = _make_encoder(encoder_kind, sizes, of_critic=True) if critic_kind == "separate" else None
-    encoders = [encoder]
-    if critic_encoder is not None:
-        critic_encoder.tokens = encoder.tokens  # one adapts for both
-        encoders.append(critic_encoder)
-    memory = _make_memory(encoders, strategy=strategy, scope=scope, max_episodes=max_episodes, seed=seed)
+    kind = find_kind(encoder_kind)
+    check_settings(kind, settings)
+    make_encoder = partial(
+        build_encoder, kind, settings=settings, observation_dim=observation_dim, action_dim=len(action_low)
+    )
+    encoders = [make_encoder()]
+    if settings.get("critic_kind") == "separate":
+        encoders.append(make_encoder(of_critic=True))
+        encoders[1].tokens = encoders[0].tokens  # one adapts for both
+    make_memory = partial(build_memory, kind.memory, settings)
+    memory = make_memory(encoders)
     if len(action_low) != len(action_high):
         raise MismatchError(
             f"action_low has {len(action_low)} bounds and action_high {len(action_high)}; give one of each for every "
@@ -132,18 +104,13 @@ def build_networks(
     low, high = (torch.tensor(bound, dtype=floats, device="cpu") for bound in (action_low, action_high))
     action_spec = Bounded(low, high, device="cpu")
     policy, actor, critic = make_actor_critic(
-        encoder=encoder,
+        **read_by(make_actor_critic, settings),
+        encoder=encoders[0],
         memory=memory,
         action_spec=action_spec,
-        std=std,
-        init_std=init_std,
-        min_std=min_std,
-        observe_token=observe_token,
-        critic_kind=critic_kind,
-        critic_encoder=critic_encoder,
-        value_norm=value_norm,
+        critic_encoder=encoders[1] if len(encoders) > 1 else None,
     )
-    return Networks(policy, actor, critic, encoder, memory, action_spec)
+    return Networks(policy, actor, critic, encoders[0], memory, action_spec, make_memory)
 
 
 def acting_policy(
@@ -168,27 +135,26 @@ def acting_policy(
     Raises:
         ValueError: for ``"lane"`` without `max_episodes`, or with an encoder that sees no windows.
     """
-    max_episodes = None
-    if isinstance(networks.memory, EpisodicMemory):
-        strategy, max_episodes = strategy or networks.memory.strategy, networks.memory.max_episodes
-    memory = _make_memory(
-        [networks.encoder], strategy=strategy or "uniform", scope=scope, max_episodes=max_episodes, seed=seed
-    )
+    changed = {} if strategy is None else {"strategy": strategy}
+    memory = networks.make_memory([networks.encoder], scope=scope, seed=seed, **changed)
     return TensorDictSequential(memory, networks.actor, selected_out_keys=[keys.ACTION])
 
 
-def load_networks(path: str | Path) -> Networks:
+def load_networks(path: str | Path, *, trust: Collection[str] = ()) -> Networks:
     """The agent of a checkpoint, for example ``runs/toy_ppo_seed1/checkpoints/best-000000050688.torchrl``.
 
     Args:
         path: a checkpoint file of a training run.
+        trust: the dotted paths of encoders and strategies of your own that the checkpoint may import; by default none.
 
     Raises:
         FileNotFoundError: if there is none at `path`.
-        ValueError: if it is not a checkpoint of this package.
+        ValueError: if it is not a checkpoint of this package, or names code that is not trusted.
     """
     states = read_states(path, ["agent", "actor", "critic"])
     weights = {name: states[name] for name in ("actor", "critic")}
+    named = states["agent"] if isinstance(states["agent"], dict) else {}
+    check_trusted(path, [named.get("encoder_kind"), named.get("strategy")], trust)
     with refused_by_name(path), torch.random.fork_rng(devices=[]):  # weights that are drawn here are overwritten
         agent = _checked_arguments(states["agent"], weights)
         with torch.device("meta"):  # shapes without numbers: nothing is allocated that the file does not hold
@@ -203,30 +169,20 @@ def _checked_arguments(agent: Any, weights: dict[str, Any]) -> dict[str, Any]:
     """Arguments of `build_networks` that have the types it asks for; no more layers than there are tensors."""
     if not isinstance(agent, dict) or not all(isinstance(state, dict) for state in weights.values()):
         raise ValueError("agent, actor and critic must be names with values")
-    hints = get_type_hints(build_networks)
-    for name, value in agent.items():
-        if name not in hints or name == "return":
-            raise ValueError(f"build_networks has no argument {name!r}")
-        if not _is_of(hints[name], value):
-            raise ValueError(f"{name}={value!r} is not of {hints[name]}")
+    kind = find_kind(agent.get("encoder_kind", "htrmrl"))
+    hints: dict[str, Any] = {"observation_dim": int, "action_low": Sequence[float], "action_high": Sequence[float]}
+    hints |= {name: parameter.annotation for name, parameter in known_settings(kind).items()}
     most = sum(map(len, weights.values()))
-    for name in ("intra_layers", "inter_layers", "mlp_layers"):
-        if agent.get(name, 0) > most:
-            raise ValueError(f"{name}={agent[name]} where the file holds {most} tensors")
+    for name, value in agent.items():
+        if name == "encoder_kind":
+            continue
+        if name not in hints:
+            raise ValueError(f"build_networks has no argument {name!r}")
+        if not is_of(hints[name], value):
+            raise ValueError(f"{name}={value!r} is not of {hints[name]}")
+        if name.endswith("_layers") and value > most:
+            raise ValueError(f"{name}={value} where the file holds {most} tensors")
     return agent
-
-
-def _is_of(hint: Any, value: Any) -> bool:
-    """Whether a value from JSON is of an argument's type; numbers must be such that torch can take them."""
-    if get_origin(hint) is Literal:
-        return type(value) is str and value in get_args(hint)
-    if get_origin(hint) is UnionType:
-        return any(_is_of(option, value) for option in get_args(hint))
-    if get_origin(hint) is Sequence:
-        return type(value) is list and all(type(entry) in (int, float) and entry == entry for entry in value)
-    if hint is float:
-        return type(value) in (int, float) and abs(value) <= torch.finfo().max
-    return type(value) is hint and (hint is not int or abs(value) < 2**63)
 
 
 def _check_shapes(networks: Networks, weights: dict[str, Any]) -> None:
@@ -240,36 +196,3 @@ def _check_shapes(networks: Networks, weights: dict[str, Any]) -> None:
                     f"{part}'s {name} is of {found.get(name, 'no shape')} in the file and of "
                     f"{expected.get(name, 'no shape')} by the agent's arguments"
                 )
-
-
-def _make_encoder(kind: EncoderKind, sizes: dict[str, Any], *, of_critic: bool = False) -> ContextEncoder:
-    if kind not in ENCODER_KINDS:
-        raise ValueError(f"encoder_kind={kind!r} is unknown; choose one of {', '.join(ENCODER_KINDS)}.")
-    names = ("observation_dim", "action_dim", "d_model", "reward_scale", *_READ_BY[kind])
-    arguments: dict[str, Any] = {name: sizes[name] for name in names}
-    if of_critic:
-        arguments["hidden_key"] = keys.CRITIC_HIDDEN
-    if kind == "rl2":
-        return RecurrentEncoder(**arguments, state_key=keys.CRITIC_STATE if of_critic else "state")
-    if kind == "mlp":
-        return MemorylessEncoder(**arguments)
-    if kind == "trmrl":
-        arguments |= {"episodes": 1, "inter_layers": 0}
-    return HierarchicalEncoder(**arguments, cache_key=keys.CRITIC_CACHE if of_critic else keys.PAST_CACHE)
-
-
-def _make_memory(
-    encoders: Sequence[ContextEncoder],
-    *,
-    strategy: str | WindowStrategy,
-    scope: Scope,
-    max_episodes: int | None,
-    seed: int,
-) -> Memory:
-    if scope != "trial" and not isinstance(encoders[0], HierarchicalEncoder):
-        raise ValueError(f"scope={scope!r} must be 'trial' with an encoder that sees no windows of earlier episodes.")
-    if recurrent := [encoder for encoder in encoders if isinstance(encoder, RecurrentEncoder)]:
-        return RecurrentMemory(recurrent)
-    if hierarchical := [encoder for encoder in encoders if isinstance(encoder, HierarchicalEncoder)]:
-        return EpisodicMemory(hierarchical, strategy=strategy, scope=scope, max_episodes=max_episodes, seed=seed)
-    return EpisodicMemory(window=encoders[0].window, episodes=encoders[0].episodes, seed=seed)  # draws nothing

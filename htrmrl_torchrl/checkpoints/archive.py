@@ -6,8 +6,8 @@ comment, are the SHA-256 of all bytes before them:
     manifest.json  components/0000-actor/tree.json  components/0000-actor/tensors.bin ...  directory  comment
     |<------------------------------------ hashed ------------------------------------------------->| digest |
 
-So every flipped bit and every missing byte shows, also in what zip's own checksums leave out. The checksum tells
-damage, not origin: whoever forges a file seals it too, hence the checks on what is inside.
+So every flipped bit and every missing byte shows. The checksum detects damage, not forgery, hence the checks on what
+is inside.
 """
 
 import hashlib
@@ -66,12 +66,9 @@ class NotACheckpoint(ValueError):
 class TensorFiles(CheckpointAdapter):
     """Saves what has a ``state_dict`` as a tree in JSON and the bytes of its tensors.
 
-    TorchRL's own adapter maps a file into memory for each tensor. On a full disk a write into such a map is no error
-    but a SIGBUS, which kills the run; and when it reads, it follows paths and unpickles objects that the file names.
-    Here writing is plain writing, and reading (`read_states`) makes numbers only.
-
-    A state may hold tensors, numbers, strings, None, and dictionaries, lists and tuples of these. Tensors come back on
-    the CPU, whatever device they were on.
+    TorchRL's own adapter maps a file into memory for each tensor: on a full disk a write is a SIGBUS, which kills the
+    run. And when it reads, it follows paths and unpickles objects that the file names. Here reading makes tensors on
+    the CPU, numbers, strings, None, and dictionaries, lists and tuples of these.
     """
 
     adapter_id = "htrmrl_torchrl.tensors"
@@ -109,10 +106,7 @@ def _encode(value: Any, file: BinaryIO) -> Any:
 
 
 def _decode(tree: bytes, numbers: bytes) -> Any:
-    """What `_encode` wrote; ValueError (or another that `refused_by_name` knows) for what it never writes.
-
-    Each byte of ``numbers`` is of one tensor, in the order of the tree, so that nothing takes more than the file has.
-    """
+    """What `_encode` wrote; ValueError (or another that `refused_by_name` knows) for what it never writes."""
     taken = 0
 
     def tensor(dtype: Any, shape: Any, offset: Any) -> torch.Tensor:
@@ -168,9 +162,6 @@ def seal(path: Path) -> None:
 def check_archive(path: str | Path) -> list[str]:
     """The names of a checkpoint's components, after refusing damage and whatever is not tensors and JSON.
 
-    The checksum, every entry's name (no absolute or parent path, no link, no name twice) and size (nothing is
-    compressed and nothing overlaps, so that a small file cannot grow), and that the manifest lists just these.
-
     Raises:
         FileNotFoundError: if there is nothing at `path`.
         ValueError: if it is not a checkpoint of a training run, damaged, cannot be read, or holds anything else.
@@ -179,13 +170,9 @@ def check_archive(path: str | Path) -> list[str]:
 
 
 def read_states(path: str | Path, components: Collection[str] | None = None) -> dict[str, Any]:
-    """What some components of a checkpoint (by default all) hold: states, and what was plain JSON.
+    """What some components of a checkpoint (by default all) hold; nothing in it is imported, resolved or executed.
 
-    Nothing is unpacked to the disk, and nothing in the file is imported, resolved or run: there are numbers, strings
-    and tensors on the CPU.
-
-    Raises:
-        FileNotFoundError, ValueError: as `check_archive`, and if one of `components` is not inside.
+    Raises as `check_archive` does, and ValueError if one of `components` is not inside.
     """
     records = _checked(path)["components"]
     names = list(records) if components is None else list(components)

@@ -1,26 +1,19 @@
-"""What a training run saves, and how it goes on from there, on top of `torchrl.checkpoint`.
+"""The checkpoints of a run on disk, what each says of itself, and an agent alone to hand on.
 
-A checkpoint is one file of the boundary between two iterations, where every lane has just begun a new trial: no
+A checkpoint is one file of the boundary between two iterations, where every environment has just begun a new trial: no
 simulator state is needed. It holds weights, optimizer, the task deck, all random streams, counters, and the resolved
-configuration. `htrmrl_torchrl.checkpoints.archive` says how the file is made.
+configuration. `htrmrl_torchrl.checkpoints.archive` says how the file is made, `htrmrl_torchrl.runs.checkpoint` when.
 """
 
-import errno
 import math
 import os
 import re
 import shutil
 from collections.abc import Mapping
-from contextlib import suppress
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
-import torch
-from tensordict.nn import TensorDictModuleBase
-from torch import nn
-from torch.optim import Optimizer
-from torchrl import torchrl_logger
-from torchrl.checkpoint import Checkpoint, GlobalRNGState
+from torchrl.checkpoint import Checkpoint
 
 from htrmrl_torchrl.checkpoints.archive import (
     NotACheckpoint,
@@ -30,294 +23,16 @@ from htrmrl_torchrl.checkpoints.archive import (
     refused_by_name,
     seal,
 )
-from htrmrl_torchrl.checkpoints.files import set_aside, sync_folder
-from htrmrl_torchrl.checkpoints.versions import versions
+from htrmrl_torchrl.checkpoints.files import sync_folder
 
-__all__ = [
-    "Resumable",
-    "RunCheckpoints",
-    "TrainedOn",
-    "check_archive",
-    "checkpoints_of",
-    "export_agent",
-    "frames_of",
-    "latest_checkpoint",
-    "read_component",
-    "read_environment",
-    "set_aside",
-]
-
-_STAGE = ".stage"  # where a file is made before it gets its name
 _NAME = re.compile(r"(step|best)-([0-9]{12,18})\.torchrl")  # by frames
 _LONGEST_ENVIRONMENT = 4000  # characters; a custom benchmark names up to 50 tasks
 
 
-class Resumable(Protocol):
-    """An environment or a memory whose state at a trial boundary can be saved."""
-
-    def checkpoint_state(self) -> dict[str, Any]: ...
-
-    def load_checkpoint_state(self, state: dict[str, Any]) -> None: ...
-
-
-class _State:
-    """Gives a `Resumable` the method names that `torchrl.checkpoint` looks for."""
-
-    def __init__(self, owner: Resumable) -> None:
-        self._owner = owner
-
-    def state_dict(self) -> dict[str, Any]:
-        return self._owner.checkpoint_state()
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        self._owner.load_checkpoint_state(state)
-
-
-class _RandomStreams:
-    """The global random streams; those of GPUs are left behind where there are not as many of them.
-
-    `GlobalRNGState` alone refuses to go on there.
-    """
-
-    def state_dict(self) -> dict[str, Any]:
-        return GlobalRNGState().state_dict()
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        if len(state.get("torch_cuda", [])) == torch.cuda.device_count():
-            GlobalRNGState().load_state_dict(state)
-            return
-        GlobalRNGState().load_state_dict({name: stream for name, stream in state.items() if name != "torch_cuda"})
-        with torch.random.fork_rng(devices=[]):  # what is drawn on GPUs follows from the CPU's stream, which stays put
-            torch.cuda.manual_seed_all(int(torch.randint(2**62, ())))
-
-
-class _Marked:
-    """Something with a state, and a copy of the state that it had at the last boundary."""
-
-    def __init__(self, owner: Any) -> None:
-        self._owner = owner
-        self._state: Any = None
-
-    def mark(self) -> None:
-        self._state = _copied(self._owner.state_dict())
-
-    def state_dict(self) -> Any:
-        return self._state
-
-    def load_state_dict(self, state: Any) -> None:
-        self._owner.load_state_dict(state)
-
-
-def _copied(value: Any) -> Any:
-    """As `copy.deepcopy`, but quicker, for it happens in every iteration: only tensors and containers can change."""
-    if isinstance(value, torch.Tensor):
-        return value.detach().clone()
-    if isinstance(value, Mapping):
-        return {key: _copied(entry) for key, entry in value.items()}
-    if isinstance(value, list | tuple):
-        return type(value)(_copied(entry) for entry in value)
-    return value
-
-
-class RunCheckpoints:
-    """The ``checkpoints/`` folder of a run: the latest few, and the best one on ``val``.
-
-    `mark` copies, in memory, where the run stands between two iterations; `save` writes what was marked. So the
-    beginning of an iteration can be saved from anywhere in its middle, where networks, streams and environments have
-    moved on already.
-
-    A file appears under its name when all of it, sealed, is on the disk: at any moment a kill leaves the files that
-    were there, whole, and at most a hidden folder that the next `rewind` or `save` removes. (TorchRL's
-    `CheckpointRotation` renames too, but does not wait for the disk, and opens every file of the folder to order them.)
-
-    Only files with exactly the names that are written here, ``step-<frames>.torchrl`` and ``best-<frames>.torchrl``,
-    are looked at or removed.
-
-    Args:
-        folder: where they go; created with the first of them. Once it is there it is never created again: a run whose
-            folder was moved away does not write to another one in its place.
-        keep: how many of the latest stay.
-        agent: JSON-compatible arguments of `htrmrl_torchrl.agent.build_networks`, which make a checkpoint
-            self-contained.
-        config: the resolved configuration.
-        progress: mutable mapping with at least ``frames``, of counts, other numbers, dictionaries of numbers and lists
-            of words; restored in place. What a checkpoint says must be of the same kind.
-        actor, critic, optimizer, rewards: what is trained, and the unit of its rewards.
-        env, memory: whose streams and counters continue. A foreign environment cannot be saved (``None``): it begins
-            anew.
-        storage: whose context-only frames later trials may still be shown (``scope="lane"``); ``None`` for others.
-
-    Example:
-        see ``recipes/ppo.py``.
-    """
-
-    def __init__(
-        self,
-        folder: Path,
-        *,
-        keep: int,
-        agent: dict[str, Any],
-        config: dict[str, Any],
-        progress: dict[str, Any],
-        actor: TensorDictModuleBase,
-        critic: TensorDictModuleBase,
-        optimizer: Optimizer,
-        rewards: nn.Module,
-        env: Resumable | None,
-        memory: Resumable,
-        storage: Resumable | None = None,
-    ) -> None:
-        self._folder, self._keep = folder, keep
-        self._identity = _identity(folder) if folder.is_dir() else None
-        self._progress, self._marked_progress = progress, dict(progress)
-        self._optimizer = optimizer
-        self._marked = {
-            "actor": _Marked(actor),
-            "critic": _Marked(critic),
-            "optimizer": _Marked(optimizer),
-            "rewards": _Marked(rewards),
-            "memory": _Marked(_State(memory)),
-            "rng": _Marked(_RandomStreams()),
-            **({} if env is None else {"env": _Marked(_State(env))}),
-            **({} if storage is None else {"storage": _Marked(_State(storage))}),
-        }
-        self._checkpoint = Checkpoint(
-            format="archive", agent=agent, config=config, versions=versions(), progress=self._marked_progress
-        )
-        for name, component in self._marked.items():
-            self._checkpoint.register(name, component, adapter=TensorFiles())
-        self._saved: Path | None = None  # where the marked boundary is on disk
-
-    def mark(self) -> None:
-        """Remember the present, a boundary between two iterations, for `save` and `save_best`.
-
-        Raises:
-            RuntimeError: in the middle of a trial.
-        """
-        for component in self._marked.values():
-            component.mark()
-        self._copy_progress(self._progress, self._marked_progress)
-        self._saved = None
-
-    def save(self) -> Path:
-        """Saves the marked boundary, unless it is on disk already; older ones beyond `keep` go.
-
-        Raises:
-            OSError: if it could not be written, for example to a full disk; what was saved before stays.
-        """
-        if self._saved is None:
-            self._saved = self._write("step", {})
-        self._prune("step", self._keep)
-        return self._saved
-
-    def save_best(self, val_success: float) -> None:
-        """Saves the marked boundary as the best one, in the place of the one before. Raises OSError as `save` does."""
-        self._write("best", {"val_success": val_success})
-        self._prune("best", 1)
-
-    def restore(self, path: Path) -> None:
-        """Puts everything back to where it was at `path`; the global random state last, after what might draw.
-
-        Raises:
-            FileNotFoundError: if there is nothing at `path`.
-            ValueError: if it is damaged, no checkpoint, one of other networks, or an agent alone (`export_agent`).
-        """
-        states = read_states(path)
-        if missing := sorted({*self._marked} - {*states}):
-            raise ValueError(
-                f"{path} has no {missing[0]}, which a run needs to go on: an exported agent plays and is evaluated; "
-                "continue from a checkpoint of a run's checkpoints/ folder."
-            )
-        _say_other_versions(path, states.get("versions"))
-        with refused_by_name(path):
-            progress = _checked_progress(states.get("progress"), like=self._progress)
-        with refused_by_name(path, "optimizer"):
-            _check_optimizer(states["optimizer"], self._optimizer)
-        for name in (*sorted({*self._marked} - {"rng"}), "rng"):
-            with refused_by_name(path, name):
-                self._marked[name].load_state_dict(states[name])
-        self._copy_progress(progress, self._marked_progress)
-        self._copy_progress(progress, self._progress)
-
-    def rewind(self) -> None:
-        """Makes the marked boundary the latest: what another continuation of the run saved beyond it goes.
-
-        Raises:
-            OSError: if the boundary could not be written; then nothing goes.
-        """
-        self._saved = self._write("step", {})
-        for prefix in ("best", "step"):
-            for path in checkpoints_of(self._folder, prefix):
-                if frames_of(path) > self._marked_progress["frames"]:
-                    path.unlink()
-        self._prune("step", self._keep)  # last: until the newer ones are gone, the marked one is the oldest
-
-    def _write(self, prefix: str, metadata: dict[str, Any]) -> Path:
-        self._check_folder()
-        path = self._folder / f"{prefix}-{self._marked_progress['frames']:012d}.torchrl"
-        _remove(self._folder / _STAGE)  # of a killed process
-        return _write_whole(self._checkpoint, path, stage=self._folder / _STAGE, metadata=metadata)
-
-    def _check_folder(self) -> None:
-        """Raises FileNotFoundError where the folder is gone, or another one is in its place."""
-        if self._identity is None:
-            self._folder.mkdir(parents=True, exist_ok=True)
-            self._identity = _identity(self._folder)
-        elif not self._folder.exists():
-            raise FileNotFoundError(errno.ENOENT, "its folder was moved or removed", str(self._folder))
-        elif _identity(self._folder) != self._identity:
-            raise FileNotFoundError(errno.ENOENT, "its folder was moved, another is in its place", str(self._folder))
-
-    def _prune(self, kind: str, keep: int) -> None:
-        """Removes older ones; one that cannot be removed costs room, not the run.
-
-        What lies beyond the marked boundary does not count: nobody has checked it, and a whole one would go for it.
-        """
-        with suppress(OSError):
-            found = [p for p in checkpoints_of(self._folder, kind) if frames_of(p) <= self._marked_progress["frames"]]
-            for path in found[:-keep]:
-                path.unlink()
-
-    @staticmethod
-    def _copy_progress(source: dict[str, Any], target: dict[str, Any]) -> None:
-        target.clear()
-        target.update(_copied(source))
-
-
-def _write_whole(checkpoint: Checkpoint, path: Path, *, stage: Path, metadata: dict[str, Any]) -> Path:
-    """Makes the file in a hidden folder beside it and gives it its name when all of it is on the disk."""
-    try:
-        staged = checkpoint.save(stage / path.name, metadata=metadata)
-        seal(staged)
-        os.replace(staged, path)
-        sync_folder(path.parent)
-    finally:
-        shutil.rmtree(stage, ignore_errors=True)
-    return path
-
-
-def _identity(folder: Path) -> tuple[int, int]:
-    found = os.stat(folder)
-    return found.st_dev, found.st_ino
-
-
-def _remove(path: Path) -> None:
-    """Removes a folder or a file; it need not be there."""
-    if path.is_dir() and not path.is_symlink():
-        shutil.rmtree(path)
-    else:
-        path.unlink(missing_ok=True)
-
-
 def checkpoints_of(folder: Path, kind: str) -> list[Path]:
-    """The checkpoints of a run's ``checkpoints/`` folder, oldest first; whatever else is there is passed over.
+    """The checkpoints of kind ``"step"`` or ``"best"`` in a run's ``checkpoints/`` folder, oldest first.
 
-    Args:
-        folder: may be missing.
-        kind: ``"step"``, the periodic ones, or ``"best"`` on ``val``.
-
-    Raises:
-        OSError: if the folder cannot be read, or is a link to nothing.
+    The folder may be missing. Raises OSError if it cannot be read, or is a link to nothing.
     """
     return [path for path in _named(folder, kind) if path.is_file() and not path.is_symlink()]
 
@@ -340,14 +55,7 @@ def frames_of(path: Path) -> int:
 
 
 def latest_checkpoint(folder: Path) -> tuple[Path | None, dict[Path, str]]:
-    """The newest periodic checkpoint in a run's ``checkpoints/`` folder that is whole, if there is one.
-
-    Returns:
-        tuple: its path, and newer ones that are damaged or cannot be read with what is wrong with each.
-
-    Raises:
-        OSError: if the folder cannot be read, or is a link to nothing; one that is not there has no checkpoint.
-    """
+    """The newest whole periodic checkpoint, and what is wrong with each newer one; raises as `checkpoints_of` does."""
     damaged: dict[Path, str] = {}
     for path in reversed(_named(folder, "step")):
         try:
@@ -366,8 +74,7 @@ def read_component(path: str | Path, name: str) -> dict[str, Any]:
 
     Args:
         path: of the checkpoint.
-        name: ``"config"`` (of the run), ``"agent"`` (arguments of `build_networks`), ``"versions"`` (of packages) or
-            ``"progress"`` (``frames`` trained, commits of the code, ...).
+        name: ``"config"``, ``"agent"`` (arguments of `build_networks`), ``"versions"`` or ``"progress"``.
 
     Raises:
         FileNotFoundError: if there is nothing at `path`.
@@ -376,7 +83,7 @@ def read_component(path: str | Path, name: str) -> dict[str, Any]:
     component = read_states(path, [name])[name]
     with refused_by_name(path):
         if name == "progress":
-            return _checked_progress(component, like={"frames": 0})
+            return checked_progress(component, like={"frames": 0})
         if not isinstance(component, dict):
             raise ValueError(f"{name} is {component!r} where names with values should be")
         return component
@@ -406,7 +113,7 @@ def read_environment(path: str | Path) -> TrainedOn:
         return found
 
 
-def _checked_progress(saved: Any, *, like: Mapping[str, Any]) -> dict[str, Any]:
+def checked_progress(saved: Any, *, like: Mapping[str, Any]) -> dict[str, Any]:
     """The counters of a run, each of the kind that it has in ``like``; what is younger than the file is as there."""
     if not isinstance(saved, dict) or "frames" not in saved:
         raise ValueError("its progress does not say how many frames it was trained for")
@@ -422,28 +129,6 @@ def _checked_progress(saved: Any, *, like: Mapping[str, Any]) -> dict[str, Any]:
     return {**like, **saved}
 
 
-def _check_optimizer(state: Any, optimizer: Optimizer) -> None:
-    """Raise ValueError for what an optimizer would load, and fail with in its first step."""
-    own = optimizer.state_dict()["param_groups"]
-    if [*map(len, (group["params"] for group in state["param_groups"]))] != [len(group["params"]) for group in own]:
-        raise ValueError("it is of other parameters")
-    for group, like in zip(state["param_groups"], own, strict=True):
-        for name in group.keys() & like.keys():
-            if _kinds(group[name]) != _kinds(like[name]):
-                raise ValueError(f"{name} is {group[name]!r} where such as {like[name]!r} should be")
-    shapes = [parameter.shape for group in optimizer.param_groups for parameter in group["params"]]
-    if beyond := {*state["state"]} - {*range(len(shapes))}:
-        raise ValueError(f"it has moments of {beyond} and there are {len(shapes)} parameters")
-    for index, moments in state["state"].items():
-        for name, value in moments.items():
-            if value.shape not in (torch.Size(), shapes[index]) or not value.is_floating_point():
-                raise ValueError(f"{name} of parameter {index} is of shape {list(value.shape)}, not {[*shapes[index]]}")
-
-
-def _kinds(value: Any) -> Any:
-    return [*map(_kinds, value)] if isinstance(value, list | tuple) else type(value)
-
-
 def _is_number(value: Any) -> bool:
     """Whether it can be counted with: not negative if it counts, finite if it measures."""
     return _is_count(value) or (type(value) is float and math.isfinite(value))
@@ -451,16 +136,6 @@ def _is_number(value: Any) -> bool:
 
 def _is_count(value: Any) -> bool:
     return type(value) is int and 0 <= value < 2**63
-
-
-def _say_other_versions(path: Path, saved: Any) -> None:
-    """A run that goes on with other packages than it began with may give other numbers."""
-    now, before = versions(), saved if isinstance(saved, dict) else {}
-    differing = [
-        f"{name} {before[name]} then and {now[name]} now" for name in now if before.get(name, now[name]) != now[name]
-    ]
-    if differing:
-        torchrl_logger.warning(f"{path} was saved with other versions: {', '.join(differing)}.")
 
 
 class _Held:
@@ -474,28 +149,27 @@ class _Held:
 
 
 def export_agent(path: str | Path, out: str | Path) -> Path:
-    """Writes the agent of a run's checkpoint to a file of its own, to hand on: a third of the size.
+    """Writes the agent of the checkpoint at ``path`` to the file ``out``, which is replaced: a third of the size.
 
-    It is read wherever a checkpoint is, to act, to evaluate or to look inside, and gives the same numbers. What only
-    training needs (optimizer, task deck, random streams) is left out, so no run goes on from it.
-
-    Args:
-        path: of the checkpoint.
-        out: of the new file; its folder is made, a file that is there is replaced.
-
-    Raises:
-        FileNotFoundError: if there is nothing at `path`.
-        ValueError: if it is not a checkpoint of a training run.
-
-    Example:
-        ``export_agent("runs/ml10_ppo_seed1/checkpoints/step-000020000000.torchrl", "agent.torchrl")``
+    It acts, is evaluated and inspected like the checkpoint. What only training needs (optimizer, task deck, random
+    streams) is left out, so no run goes on from it. Raises as `read_component` does.
     """
-    out, described = (
-        Path(out),
-        {name: read_component(path, name) for name in ("agent", "config", "versions", "progress")},
-    )
+    out = Path(out)
+    described = {name: read_component(path, name) for name in ("agent", "config", "versions", "progress")}
     target = Checkpoint(format="archive", **described)
     for name, state in read_states(path, ["actor", "critic"]).items():
         target.register(name, _Held(state), adapter=TensorFiles())
     out.parent.mkdir(parents=True, exist_ok=True)
-    return _write_whole(target, out, stage=out.with_name(f".{out.name}.stage"), metadata={})
+    return save_whole(target, out, stage=out.with_name(f".{out.name}.stage"), metadata={})
+
+
+def save_whole(checkpoint: Checkpoint, path: Path, *, stage: Path, metadata: dict[str, Any]) -> Path:
+    """Makes the file in a hidden folder beside it and gives it its name when all of it is on the disk."""
+    try:
+        staged = checkpoint.save(stage / path.name, metadata=metadata)
+        seal(staged)
+        os.replace(staged, path)
+        sync_folder(path.parent)
+    finally:
+        shutil.rmtree(stage, ignore_errors=True)
+    return path

@@ -46,11 +46,9 @@ def read_regular(path: str | Path, *, largest: int) -> bytes:
 def read_json(data: bytes, *, constants: bool = False) -> Any:
     """What a JSON file says that anybody may have written.
 
-    Python's reader takes the last of two equal keys, NaN and Infinity (here only with ``constants``), and nests as far
-    as the interpreter can; what is nested less deep still fails later, in whatever walks through it.
-
     Raises:
-        ValueError: for text that is not UTF-8 or not JSON, a key twice in one object, or more than 64 levels.
+        ValueError: for text that is not UTF-8 or not JSON, NaN or Infinity (unless ``constants``), a key twice in one
+            object, or more than 64 levels.
 
     Example:
         >>> read_json(b'{"frames": 1, "frames": 2}')
@@ -101,7 +99,10 @@ def set_aside(path: Path) -> Path:
 
 def sync_folder(folder: Path) -> None:
     """A rename has reached the disk when its folder has."""
-    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        descriptor = os.open(folder, os.O_RDONLY)
+    except PermissionError:  # Windows opens no folders
+        return
     try:
         os.fsync(descriptor)
     finally:
@@ -109,35 +110,20 @@ def sync_folder(folder: Path) -> None:
 
 
 class RecordFile:
-    """A file that grows by whole records.
+    """A file that grows by whole records, created where it is missing.
 
-    Where the disk takes a record only in part, the part is taken back and the record waits in memory for the next call:
-    the file is readable at any time, and complete as soon as there is room again.
-
-    Args:
-        path: the file, created where it is missing.
-
-    Example:
-        >>> import tempfile
-        >>> path = Path(tempfile.mkdtemp(), "records")
-        >>> file = RecordFile(path)
-        >>> file.write(b"one")
-        >>> file.close()
-        >>> path.read_text()
-        'one'
+    What the disk takes only in part is taken back and waits in memory for the next call: the file is readable at any
+    time, and complete as soon as there is room again.
     """
 
     def __init__(self, path: Path) -> None:
-        self._descriptor = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o666)
+        binary = getattr(os, "O_BINARY", 0)  # Windows would write other line ends
+        self._descriptor = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | binary, 0o666)
         self._waiting = b""
         self._closed = False
 
     def write(self, record: bytes) -> None:
-        """Append a record, after those that still wait.
-
-        Raises:
-            OSError: if there was no room; what waits is then written with the next call.
-        """
+        """Append a record, after those that still wait. Raises OSError if there was no room; then it waits too."""
         self._waiting += record
         self.flush()
 

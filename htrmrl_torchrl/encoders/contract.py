@@ -41,7 +41,16 @@ class ContextEncoder(TensorDictModuleBase):
 
     An encoder is a pure function of its context. The memory (rollouts) and the storage (updates) write it, and what
     they both hand out has to give the same vector: this is what the tests of parity are about. An encoder of your own
-    derives from this class; what it reads beyond a window of tokens is up to its memory and storage.
+    derives from this class, is named by its path (``encoder_kind="package.module:Name"``, see
+    `htrmrl_torchrl.agent.registry`) and can be put through ``tests/encoders/test_contract.py``.
+
+    It finds ``("context", "current")`` ``[*batch, T, x]`` and ``current_mask`` ``[*batch, T]``, windows that end with
+    the newest token, and of earlier episodes ``past`` ``[*batch, E-1, T, x]``, ``past_mask`` ``[*batch, E-1, T]``,
+    ``past_id`` (equal windows have equal ones) and ``slot_mask`` ``[*batch, E-1]``, which slots hold a window.
+    ``*batch`` is ``[N]`` in rollouts and ``[segments, steps]`` in updates.
+
+    Attributes:
+        recurrent: whether it reads a state that a `RecurrentMemory` carries instead, see `RecurrentEncoder`.
 
     Args:
         observation_dim: size o of an observation.
@@ -54,18 +63,32 @@ class ContextEncoder(TensorDictModuleBase):
 
     Raises:
         ValueError: for sizes below 1.
+
+    Example:
+        >>> class Newest(ContextEncoder):  # an MLP on the newest token, with a setting of its own, depth
+        ...     def __init__(self, *, depth: int = 1, **others) -> None:
+        ...         super().__init__(**others)
+        ...         self.mlp = MLP(self.token_dim, self.d_model, depth=depth, num_cells=self.d_model)
+        ...     def forward(self, tensordict: TensorDictBase) -> TensorDictBase:
+        ...         newest = self.tokens(tensordict.get(keys.CURRENT)[..., -1, :])
+        ...         return tensordict.set(self.out_keys[0], self.mlp(newest))
+        >>> from torchrl.modules import MLP
+        >>> Newest(observation_dim=3, action_dim=1, d_model=8, depth=2).token_dim
+        6
     """
+
+    recurrent = False
 
     def __init__(
         self,
         *,
         observation_dim: int,
         action_dim: int,
-        window: int,
-        episodes: int,
-        d_model: int,
-        reward_scale: float,
-        hidden_key: NestedKey,
+        window: int = 1,
+        episodes: int = 1,
+        d_model: int = 64,
+        reward_scale: float = 1.0,
+        hidden_key: NestedKey = keys.HIDDEN,
     ) -> None:
         super().__init__()
         check_sizes(
@@ -91,6 +114,22 @@ class ContextEncoder(TensorDictModuleBase):
     def own_key(self) -> str | None:
         """Where in the context the memory leaves something for this encoder alone, if it does."""
         return None
+
+    @property
+    def remembers(self) -> bool:
+        """Whether the memory is to encode past windows for it once per episode, see `HierarchicalEncoder.encode_past`.
+
+        It leaves the result under `own_key`. Without, the encoder finds the raw windows in every context.
+        """
+        return False
+
+    def encode_past(self, past: Tensor, past_mask: Tensor, past_id: Tensor, slot_mask: Tensor) -> Tensor:
+        """What it makes of past windows, for the memory to keep; only of encoders that `remembers`."""
+        raise NotImplementedError(f"{type(self).__name__} remembers, so it has to define encode_past.")
+
+    def embed_windows(self, tokens: Tensor, mask: Tensor) -> Tensor:
+        """Embeddings ``[W, D]`` of windows ``[W, T, x]`` with masks ``[W, T]``, for strategies that compare windows."""
+        raise ValueError(f"{type(self).__name__} embeds no windows, which this window strategy asks for; use another.")
 
 
 def check_sizes(*, least: int = 1, **sizes: int) -> None:

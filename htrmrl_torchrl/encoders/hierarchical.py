@@ -17,9 +17,10 @@ from torch import Tensor
 
 from htrmrl_torchrl import keys
 from htrmrl_torchrl.encoders.contract import ContextEncoder, Inside, check_sizes
-from htrmrl_torchrl.encoders.inter import ATTENTION_MODES, AttentionMode, InterEpisodeEncoder
+from htrmrl_torchrl.encoders.inter import AttentionMode, InterEpisodeEncoder
 from htrmrl_torchrl.encoders.intra import IntraEpisodeEncoder
 from htrmrl_torchrl.encoders.transformer import Norm
+from htrmrl_torchrl.envs.lanes import check_choice
 
 
 class HierarchicalEncoder(ContextEncoder):
@@ -88,8 +89,7 @@ class HierarchicalEncoder(ContextEncoder):
     ) -> None:
         check_sizes(window=window, episodes=episodes, intra_layers=intra_layers)
         check_sizes(least=0, inter_layers=inter_layers)
-        if attention not in ATTENTION_MODES:
-            raise ValueError(f"attention={attention!r} is unknown; choose one of {', '.join(ATTENTION_MODES)}.")
+        check_choice(AttentionMode, attention=attention)
         super().__init__(
             observation_dim=observation_dim,
             action_dim=action_dim,
@@ -126,7 +126,6 @@ class HierarchicalEncoder(ContextEncoder):
 
     @property
     def remembers(self) -> bool:
-        """Whether earlier episodes have any influence."""
         return self.episodes > 1 and len(self.inter.layers) > 0
 
     def forward(self, tensordict: TensorDictBase) -> TensorDictBase:
@@ -161,13 +160,13 @@ class HierarchicalEncoder(ContextEncoder):
         """Where the last layer of each level looks, for inspection; changes nothing.
 
         Returns:
-            ``[F, T, H]`` over the current window and ``[F, E, H]`` over the slots (the present last), F decisions.
-            Without inter-episode layers the second is empty, ``[F, 0, H]``.
+            ``[F, H, T]`` over the current window and ``[F, H, E]`` over the slots (the present last), F decisions.
+            Without inter-episode layers the second is empty, ``[F, H, 0]``.
         """
         tokens, mask = self._flat_current(context)
         intra = self.intra.attention(self.tokens(tokens), mask)
         if not len(self.inter.layers):
-            return intra, intra[:, :0]
+            return intra, intra[..., :0]
         current = self.intra(self.tokens(tokens), mask)
         flat = context.reshape(-1)
         slot_mask = flat["slot_mask"]

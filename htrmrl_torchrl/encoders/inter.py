@@ -8,7 +8,6 @@ from torch import Tensor, nn
 from htrmrl_torchrl.encoders.transformer import Norm, TransformerStack, attend_through, causal_mask
 
 AttentionMode = Literal["causal", "full"]
-ATTENTION_MODES = ("causal", "full")
 
 
 class InterEpisodeEncoder(nn.Module):
@@ -62,7 +61,7 @@ class InterEpisodeEncoder(nn.Module):
         return self.norm(self.layers[-1].newest(x, newest))[:, 0]
 
     def attention(self, current: Tensor, past: Tensor, slot_mask: Tensor, *, mode: AttentionMode) -> Tensor:
-        """How the present attends over past slots and itself in the last layer: ``[F, E, H]``."""
+        """How the present attends over past slots and itself in the last layer: ``[F, H, E]``."""
         x, where, newest = self._sequence(current, past, slot_mask, mode)
         for layer in self.layers[:-1]:
             x = layer(x, where)

@@ -46,7 +46,7 @@ class IntraEpisodeEncoder(nn.Module):
         return x
 
     def attention(self, tokens: Tensor, mask: Tensor) -> Tensor:
-        """How the newest token attends over its window in the last layer: ``[W, T, H]``."""
+        """How the newest token attends over its window in the last layer: ``[W, H, T]``."""
         return self.layers[-1].newest_weights(self._before_last_layer(tokens, mask), _with_newest(mask))
 
     def attend(self, tokens: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:

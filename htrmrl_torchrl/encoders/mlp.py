@@ -10,10 +10,9 @@ from htrmrl_torchrl.encoders.contract import ContextEncoder, check_sizes
 
 
 class MemorylessEncoder(ContextEncoder):
-    """An MLP on the newest observation: the control that no adaptation can come from.
+    """An MLP on the newest observation: the control without memory, which cannot adapt.
 
-    Neither the previous action and reward (they are a memory of one step) nor the flag of an episode's first step are
-    read. What it reaches is what a task can be solved to without finding out which one it is.
+    The rest of the token (previous action and reward, the flag of an episode's first step) is not read.
 
     Args:
         observation_dim: size o of an observation.
@@ -52,8 +51,6 @@ class MemorylessEncoder(ContextEncoder):
         super().__init__(
             observation_dim=observation_dim,
             action_dim=action_dim,
-            window=1,
-            episodes=1,
             d_model=d_model,
             reward_scale=reward_scale,
             hidden_key=hidden_key,

@@ -27,11 +27,9 @@ from htrmrl_torchrl.encoders.mlp import feature_mlp
 class RecurrentEncoder(ContextEncoder):
     """MLP and GRU over a trial: TensorDict module from ``"context"`` to ``"_hidden"``, which is the GRU's state.
 
-    In rollouts the `RecurrentMemory` has run it already and left the state after the newest token; it is passed on. In
-    updates the last axis of the batch is time: sequences start from the given states where ``starts`` is True, and run
-    on where it is not.
-
-    A collector must not add primers for the state (``auto_register_policy_transforms=False``): the memory keeps it.
+    In rollouts the `RecurrentMemory` has run it already and left the state after the newest token. In updates the last
+    axis of the batch is time: sequences start from the given states where ``starts`` is True. The memory keeps the
+    state, so a collector must not add primers for it (``auto_register_policy_transforms=False``).
 
     Args:
         observation_dim: size o of an observation.
@@ -61,6 +59,8 @@ class RecurrentEncoder(ContextEncoder):
         torch.Size([2, 5, 8])
     """
 
+    recurrent = True
+
     def __init__(
         self,
         *,
@@ -76,8 +76,6 @@ class RecurrentEncoder(ContextEncoder):
         super().__init__(
             observation_dim=observation_dim,
             action_dim=action_dim,
-            window=1,
-            episodes=1,
             d_model=d_model,
             reward_scale=reward_scale,
             hidden_key=hidden_key,
@@ -137,11 +135,8 @@ class RecurrentEncoder(ContextEncoder):
 
 @contextmanager
 def _full_precision(token: Tensor) -> Iterator[None]:
-    """For the GRU itself: its state is fed back to it, and torch's CPU kernel wants one type.
-
-    On a GPU TF32, cuDNN's default, would make the state of single steps and that of whole sequences differ in their
-    fifth digit.
-    """
+    """On a GPU, cuDNN's default TF32 makes the states of single steps and of whole sequences differ in their fifth
+    digit."""
     with (
         torch.autocast(token.device.type, enabled=False),
         torch.backends.cudnn.flags(enabled=True, allow_tf32=False),

@@ -15,15 +15,11 @@ class TokenNormalizer(nn.Module):
 
     A token is [observation, previous action, previous reward, first]. The observation becomes ``(o - mean) / std``, the
     reward is multiplied by `reward_scale`, the rest stays. Mean and std are those of everything that `adapt` was given,
-    before its first call 0 and 1. They move in `adapt` alone: between an update and the next collection, or the
-    log-probs of a rollout could not be computed again.
-
-    A dimension that varies by less than 0.05 is divided by 0.05, and one that has never varied by 1: held-out tasks may
-    move what training tasks leave at rest.
+    at first 0 and 1; call it between an update and the next collection, since log-probs of the rollout depend on them.
+    A dimension whose std is below 0.05 is divided by 0.05, and a constant one by 1.
 
     Args:
-        observation_dim: size o of an observation.
-        action_dim: size a of an action.
+        observation_dim, action_dim: sizes o and a.
         reward_scale: factor on the previous reward.
 
     Example:

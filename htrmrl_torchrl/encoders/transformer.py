@@ -14,8 +14,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from htrmrl_torchrl.envs.lanes import check_choice
+
 Norm = Literal["pre_ln", "tfixup"]
-NORMS = ("pre_ln", "tfixup")
 
 
 class Attention(nn.Module):
@@ -95,8 +96,7 @@ class TransformerLayer(nn.Module):
 
     def __init__(self, *, d_model: int, num_heads: int, d_feedforward: int, norm: Norm, num_layers: int) -> None:
         super().__init__()
-        if norm not in NORMS:
-            raise ValueError(f"norm={norm!r} is unknown; choose one of {', '.join(NORMS)}.")
+        check_choice(Norm, norm=norm)
         self.attention = Attention(d_model=d_model, num_heads=num_heads)
         self.widen = nn.Linear(d_model, d_feedforward)
         self.narrow = nn.Linear(d_feedforward, d_model)
@@ -144,9 +144,9 @@ class TransformerLayer(nn.Module):
         return self._feed(x + self.attention.extend(self.norm_attention(x), keys, values, mask))
 
     def newest_weights(self, x: Tensor, mask: Tensor) -> Tensor:
-        """Attention of the last position over all: ``[W, L, D]``, ``[W, L]`` -> ``[W, L, H]``."""
+        """Attention of the last position over all: ``[W, L, D]``, ``[W, L]`` -> ``[W, H, L]``."""
         x = self.norm_attention(x)
-        return self.attention.weights(x[:, -1], self.attention.key(x), mask).transpose(1, 2)
+        return self.attention.weights(x[:, -1], self.attention.key(x), mask)
 
 
 class TransformerStack(nn.ModuleList):

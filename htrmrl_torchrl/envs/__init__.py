@@ -12,14 +12,4 @@ if TYPE_CHECKING:
 
 __all__ = ["TrialEnv", "TrialTransform", "check_name", "make_env", "num_goals", "task_names"]
 
-__getattr__ = lazy_names(
-    __name__,
-    {
-        "TrialEnv": "trial",
-        "TrialTransform": "transform",
-        "check_name": "factory",
-        "make_env": "factory",
-        "num_goals": "benchmarks",
-        "task_names": "benchmarks",
-    },
-)
+__getattr__ = lazy_names(__name__, __file__)

@@ -10,6 +10,7 @@ name                          tasks
 ``HalfCheetah-Vel``           one task, 50 target velocities in each split
 ``Ant-Dir``                   one task, 50 directions in the plane in each split
 ``toy``                       one task, ``hidden-goal``, whose 4 goals are those of every split
+``package.module:name``       a `Benchmark` of your own, see ``lanes.py``
 ============================  ==================================================================================
 
 In Meta-World the 50 goals per task are exactly those of the official classes, ``metaworld.ML10(seed=benchmark_seed)``
@@ -36,6 +37,7 @@ from typing import Any, Literal, get_args
 import numpy as np
 import numpy.typing as npt
 
+from htrmrl_torchrl.dotted import is_dotted_path, resolve
 from htrmrl_torchrl.envs import locomotion, metaworld, toy
 from htrmrl_torchrl.envs.lanes import Benchmark, LaneKind
 
@@ -66,11 +68,21 @@ class MetaWorldBenchmark:
         return benchmark_seed + {"train": 0, "val": VAL_SEED_OFFSET, "test": self.test_seed_offset}[split]
 
 
-def find_benchmark(name: str) -> Benchmark:
-    """What a built-in name stands for. Builds nothing.
+def is_factory(name: str) -> bool:
+    """Whether a name is the path of an environment factory, of which tasks and goals are not known. It is imported."""
+    return is_dotted_path(name) and not isinstance(resolve(name), Benchmark)
+
+
+def is_metaworld(name: str) -> bool:
+    """Whether a name is of Meta-World's benchmarks. Imports nothing."""
+    return name not in OWN and not is_dotted_path(name)
+
+
+def find_benchmark(name: str, *, backend: metaworld.Backend = "fast") -> Benchmark:
+    """What a name stands for. Builds nothing; a dotted path is imported.
 
     Raises:
-        ValueError: if the name or a task in it is unknown, with the nearest known ones.
+        ValueError: if the name or a task in it is unknown, with the nearest known ones, or is that of a factory.
 
     Example:
         >>> find_benchmark("HalfCheetah-Vel").default_horizon
@@ -78,19 +90,27 @@ def find_benchmark(name: str) -> Benchmark:
     """
     if name in OWN:
         return OWN[name]
+    if is_dotted_path(name):
+        if is_factory(name):
+            raise ValueError(
+                f"{name!r} is a factory, whose tasks and goals nobody knows: name a Benchmark of your own (see "
+                "htrmrl_torchrl.envs.lanes), or a built-in one."
+            )
+        benchmark: Benchmark = resolve(name)
+        return benchmark
     official = parse_name(name)
     return Benchmark(
         name=official.name,
         train=tuple(sorted(official.train)),
         test=tuple(sorted(official.test)),
         num_goals=GOALS_PER_TASK,
-        lanes=partial(_metaworld_lanes, name),
+        lanes=partial(_metaworld_lanes, name, backend),
         default_horizon=metaworld.MAX_HORIZON,
         max_horizon=metaworld.MAX_HORIZON,
     )
 
 
-def _metaworld_lanes(name: str, split: str, horizon: int, benchmark_seed: int, backend: str) -> LaneKind:
+def _metaworld_lanes(name: str, backend: str, split: str, horizon: int, benchmark_seed: int) -> LaneKind:
     goals = draw_goals(name, split, benchmark_seed)
     builder = partial(metaworld.build_lanes, task_names(name, split), goals, backend)
     kind = metaworld.MetaWorldLanes
@@ -120,7 +140,7 @@ def parse_name(name: str) -> MetaWorldBenchmark:
     nearest = difflib.get_close_matches(name, known, n=3, cutoff=0.3) or known
     raise ValueError(
         f"Unknown environment {name!r}; nearest known: {', '.join(nearest)}. Known are {', '.join(known)} and the "
-        "dotted path of an environment factory (package.module:factory)."
+        "dotted path of an environment of your own (package.module:name)."
     )
 
 
@@ -159,7 +179,7 @@ def task_names(name: str, split: str = "train") -> list[str]:
     """Sorted task names of a split: entry ``i`` is what the environment's ``task`` index ``i`` means. Builds nothing.
 
     Args:
-        name: any name ``make_env`` takes except a dotted path.
+        name: any name ``make_env`` takes except the path of a factory.
         split: ``train``, ``val`` (the training tasks) or ``test``.
 
     Raises:
@@ -242,7 +262,7 @@ def official_arguments(name: str, split: str, benchmark_seed: int) -> dict[str, 
     Raises:
         ValueError: for our own and custom benchmarks, which it does not know.
     """
-    if name in OWN or name.startswith("custom:"):
+    if not is_metaworld(name) or name.startswith("custom:"):
         raise ValueError(f"{name!r} is none of Meta-World's own benchmarks; they are ML1:<task>, ML10, ML25 and ML45.")
     benchmark = parse_name(name)
     half = "test" if split == "test" else "train"

@@ -10,16 +10,12 @@ import numpy as np
 class TaskDeck:
     """Deals (task, goal) pairs to ``num_lanes`` lanes, balanced at every moment and over time.
 
-    A lane that ends its trial hands its task back and gets one of the tasks that fewest lanes play, among these one
-    that was dealt least often so far, ties drawn at random. Taking only least-played tasks keeps the lanes' task
-    counts within one of each other at any time, however staggered the trial ends; where tasks don't divide lanes
-    evenly, it makes lanes move from task to task. Taking the least dealt ones is a shuffled deck: every task once
-    before any task twice. Goals come from a shuffled deck per task.
+    A lane that ends its trial gets one of the tasks that fewest lanes play, among these one that was dealt least often
+    so far, ties drawn at random. So the lanes' task counts stay within one of each other at any time, and every task is
+    dealt once before any task twice. Goals come from a shuffled deck per task.
 
     Args:
-        num_tasks: tasks are numbered ``0 .. num_tasks - 1``.
-        num_goals: goals of every task are numbered ``0 .. num_goals - 1``.
-        num_lanes: lanes are numbered ``0 .. num_lanes - 1``.
+        num_tasks, num_goals, num_lanes: tasks, goals of every task, and lanes are numbered from 0.
         seed: the same seed and the same order of trial ends give the same deals.
 
     Example:

@@ -1,6 +1,5 @@
 """``make_env``: from a name to a trial environment."""
 
-import importlib
 import inspect
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -9,9 +8,10 @@ import numpy as np
 from torchrl.envs import EnvBase, TransformedEnv
 
 from htrmrl_torchrl import keys
+from htrmrl_torchrl.dotted import resolve
 from htrmrl_torchrl.envs import benchmarks, metaworld
 from htrmrl_torchrl.envs.deck import FixedGrid, TaskDeck
-from htrmrl_torchrl.envs.lanes import Deck, LaneKind, Lanes, check_positive
+from htrmrl_torchrl.envs.lanes import Deck, LaneKind, Lanes, check_choice, check_positive
 from htrmrl_torchrl.envs.transform import TrialTransform
 from htrmrl_torchrl.envs.trial import TrialEnv
 from htrmrl_torchrl.envs.workers import WORKER_TIMEOUT, WorkerLanes
@@ -29,7 +29,7 @@ def make_env(
     benchmark_seed: int = 0,
     num_workers: int = 0,
     worker_timeout: float = WORKER_TIMEOUT,
-    backend: str = "fast",
+    backend: metaworld.Backend = "fast",
     pairs: Sequence[tuple[int, int]] | None = None,
     **factory_kwargs: Any,
 ) -> EnvBase:
@@ -40,8 +40,9 @@ def make_env(
 
     Args:
         name: ``ML1:<task>``, ``ML10``, ``ML25``, ``ML45``, ``custom:[a,b]/[c]``, ``HalfCheetah-Dir``,
-            ``HalfCheetah-Vel``, ``Ant-Dir`` or ``toy`` (``benchmarks.py`` says what they are), or the dotted path of a
-            factory (``package.module:factory`` or ``package.module.factory``), called as
+            ``HalfCheetah-Vel``, ``Ant-Dir`` or ``toy`` (``benchmarks.py`` says what they are), or a dotted path
+            (``package.module:name`` or ``package.module.name``). That names a `Benchmark` of your own (``lanes.py``
+            says how), which is played like the built-in ones, or a factory, called as
             ``factory(split=, num_envs=, seed=, **factory_kwargs)`` and wrapped in :class:`TrialTransform` unless it
             provides ``trial_init``.
         split: ``train``, ``val`` (training tasks, goals of another benchmark seed) or ``test``.
@@ -70,8 +71,8 @@ def make_env(
     """
     check_positive(num_envs=num_envs, episodes_per_trial=episodes_per_trial)
     benchmarks.check_split(split)
-    metaworld.check_backend(backend)
-    if is_dotted_path(name):
+    check_choice(metaworld.Backend, backend=backend)
+    if benchmarks.is_factory(name):
         given = {"horizon": horizon is not None, "pairs": pairs is not None, "num_workers": num_workers != 0}
         given["backend"] = backend != metaworld.BACKENDS[0]
         _refuse(name, [argument for argument, was_given in given.items() if was_given])
@@ -82,14 +83,14 @@ def make_env(
     horizon = resolve_horizon(name, horizon)
     _check_workers(num_workers, num_envs, worker_timeout)
     benchmarks.check_benchmark_seed(benchmark_seed)
-    benchmark = benchmarks.find_benchmark(name)
-    goals, deck_seed = benchmark.num_goals, _check_seed(seed)
+    benchmark = benchmarks.find_benchmark(name, backend=backend)
+    goals, deck_seed = benchmark.num_goals, check_seed(seed)
     deck: Deck
     if pairs is None:
         deck = TaskDeck(num_tasks=len(tasks), num_goals=goals, num_lanes=num_envs, seed=deck_seed)
     else:
         deck = FixedGrid(_check_pairs(pairs, num_envs, len(tasks), goals), num_lanes=num_envs)
-    kind = benchmark.lanes(split, horizon, benchmark_seed, backend)
+    kind = benchmark.lanes(split, horizon, benchmark_seed)
     return TrialEnv(
         _make_lanes(kind, num_envs=num_envs, num_workers=num_workers, worker_timeout=worker_timeout),
         deck,
@@ -103,9 +104,9 @@ def make_env(
 def check_name(name: str) -> None:
     """Raise ValueError, with the nearest known names, unless ``make_env`` knows this name. Builds nothing.
 
-    A dotted path is imported, to see that it names something callable.
+    A dotted path is imported, to see that it names a `Benchmark` or something callable.
     """
-    if is_dotted_path(name):
+    if benchmarks.is_factory(name):
         _load_factory(name)
     else:
         benchmarks.find_benchmark(name)
@@ -122,13 +123,6 @@ def check_factory(name: str) -> None:
         ) from error
     except ValueError:  # a builtin that does not say what it takes
         return
-
-
-def is_dotted_path(name: str) -> bool:
-    """Whether ``name`` has the shape of a factory's path; built-in names have none of it."""
-    module, separator, attribute = name.partition(":") if ":" in name else name.rpartition(".")
-    parts = [*module.split("."), attribute]
-    return bool(separator) and module not in ("ML1", "custom") and all(part.isidentifier() for part in parts)
 
 
 def wrap_foreign(env: EnvBase, *, name: str, num_envs: int, episodes_per_trial: int) -> EnvBase:
@@ -153,16 +147,8 @@ def wrap_foreign(env: EnvBase, *, name: str, num_envs: int, episodes_per_trial: 
 
 
 def _load_factory(path: str) -> Callable[..., EnvBase]:
-    module_name, _, attribute = path.partition(":") if ":" in path else path.rpartition(".")
-    try:
-        module = importlib.import_module(module_name)
-    except ModuleNotFoundError as error:
-        if error.name is None or not f"{module_name}.".startswith(f"{error.name}."):
-            raise  # the module is there, but something it imports is not: its own error says more
-        raise ValueError(f"{path!r}: there is no module {module_name!r}; is it installed or on PYTHONPATH?") from error
-    factory = getattr(module, attribute, None)
-    if not callable(factory):
-        raise ValueError(f"{path!r}: {module_name} has no callable {attribute!r}.")
+    if not callable(factory := resolve(path)):
+        raise ValueError(f"{path!r} is {type(factory).__name__}, neither a Benchmark nor a factory of environments.")
     return factory  # type: ignore[no-any-return]
 
 
@@ -203,7 +189,8 @@ def _check_workers(num_workers: int, num_envs: int, timeout: float) -> None:
         raise ValueError(f"worker_timeout must be a number of seconds above 0, received {timeout!r}.")
 
 
-def _check_seed(seed: int) -> int:
+def check_seed(seed: int) -> int:
+    """The seed, if it is one (else ValueError)."""
     if isinstance(seed, bool) or not isinstance(seed, int | np.integer) or seed < 0:
         raise ValueError(f"seed must be a whole number of at least 0, received {seed!r}.")
     return int(seed)

@@ -2,11 +2,35 @@
 
 A *lane* is one of the ``N`` environments that run side by side. Simulators know nothing about trials, episodes or
 horizons: they are told which (task, goal) each lane plays and they step.
+
+An environment of your own that says what its tasks, goals and success are is a `Benchmark`, in any module. Its path
+``package.module:NAME`` is then a name like ``ML10``: `make_env` plays it (in worker processes too), the recipes train
+on it, evaluate it on the splits ``val`` and ``test``, choose the best checkpoint on ``val`` and look inside. (On a
+factory, which returns a TorchRL environment, they train alone.) ``toy.py`` is a complete one. The parts:
+
+    >>> class Guess(Lanes):  # one number to guess; what ``Lanes`` defines itself need not be there
+    ...     obs_dim = 1
+    ...     action_low, action_high = np.array([-1.0], np.float32), np.array([1.0], np.float32)
+    ...     def __init__(self, num_lanes: int) -> None:
+    ...         self.num_lanes, self._number = num_lanes, np.zeros(num_lanes, np.float32)
+    ...     def reset(self, lanes, tasks, goals, draws=None):
+    ...         self._number[lanes] = goals / 10
+    ...         return np.zeros((len(lanes), 1), np.float32)
+    ...     def step(self, actions):
+    ...         off = np.abs(actions[:, 0] - self._number)
+    ...         return np.zeros((self.num_lanes, 1), np.float32), -off, off < 0.05
+    >>> def lanes(split: str, horizon: int, benchmark_seed: int) -> LaneKind:
+    ...     return LaneKind(Guess, Guess.obs_dim, Guess.action_low, Guess.action_high)
+    >>> GUESS = Benchmark(name="guess", train=("guess",), test=("guess",), num_goals=10, lanes=lanes, default_horizon=5)
+
+    >>> from htrmrl_torchrl import make_env
+    >>> make_env("htrmrl_torchrl.envs.toy:BENCHMARK", num_envs=2).reset()["task"].flatten().tolist()
+    [0, 0]
 """
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Protocol, get_args
 
 import numpy as np
 import numpy.typing as npt
@@ -28,7 +52,7 @@ class Lanes(Protocol):
     @property
     def divergences(self) -> int:
         """How often a simulator has diverged in a step so far, all lanes together (see ``divergence.py``)."""
-        ...
+        return 0
 
     def reset(self, lanes: IntArray, tasks: IntArray, goals: IntArray, draws: IntArray | None = None) -> FloatArray:
         """Start an episode of ``(tasks[i], goals[i])`` on lane ``lanes[i]``; returns ``[len(lanes), obs_dim]``.
@@ -44,11 +68,10 @@ class Lanes(Protocol):
 
     def render(self, lane: int, *, size: int) -> Picture:
         """A picture [size, size, 3] (RGB) of what ``lane`` plays now. The lanes go on as if nobody had looked."""
-        ...
+        raise ValueError(f"{type(self).__name__} has no method render, so there are no pictures of it.")
 
     def close(self) -> None:
         """Free the simulators; calling it twice is harmless."""
-        ...
 
 
 LaneBuilder = Callable[[int], Lanes]  # number of lanes -> lanes; pickled into worker processes
@@ -66,13 +89,13 @@ class LaneKind:
 
 @dataclass(frozen=True)
 class Benchmark:
-    """What a built-in name stands for; nothing of it is built.
+    """Tasks, goals and simulators of an environment; nothing of it is built.
 
     Attributes:
         name: its canonical form.
         train, test: task names, sorted; ``val`` has those of ``train``.
         num_goals: of each task, in each split.
-        lanes: called as ``lanes(split, horizon, benchmark_seed, backend)``.
+        lanes: called as ``lanes(split, horizon, benchmark_seed)``; what differs between splits does so here.
         default_horizon: steps per episode.
         max_horizon: most steps per episode, where there is a limit.
         has_success: whether it says what solving a task is; else only returns are reported.
@@ -84,7 +107,7 @@ class Benchmark:
     train: tuple[str, ...]
     test: tuple[str, ...]
     num_goals: int
-    lanes: Callable[[str, int, int, str], LaneKind]
+    lanes: Callable[[str, int, int], LaneKind]
     default_horizon: int
     max_horizon: int | None = None
     has_success: bool = True
@@ -125,3 +148,10 @@ def check_positive(**numbers: int) -> None:
     for name, number in numbers.items():
         if isinstance(number, bool) or not isinstance(number, int | np.integer) or number < 1:
             raise ValueError(f"{name} must be a whole number of at least 1, received {number!r}.")
+
+
+def check_choice(choices: Any, **words: str) -> None:
+    """Raise ValueError naming the first argument that is not one of a ``Literal``'s words."""
+    for name, word in words.items():
+        if word not in get_args(choices):
+            raise ValueError(f"{name}={word!r} is unknown; choose one of {', '.join(get_args(choices))}.")

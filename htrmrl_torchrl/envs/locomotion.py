@@ -146,7 +146,7 @@ def build_lanes(name: str, goals: npt.NDArray[np.float64], num_lanes: int) -> Lo
     return LocomotionLanes(name, goals, num_lanes=num_lanes)
 
 
-def _lanes(name: str, split: str, horizon: int, benchmark_seed: int, backend: str) -> LaneKind:
+def _lanes(name: str, split: str, horizon: int, benchmark_seed: int) -> LaneKind:
     obs_dim, actions = _SIZES[_body(name)]
     low, high = np.full(actions, -1.0, dtype=np.float32), np.full(actions, 1.0, dtype=np.float32)
     return LaneKind(partial(build_lanes, name, draw_goals(name, split, benchmark_seed)), obs_dim, low, high)

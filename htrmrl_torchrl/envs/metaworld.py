@@ -10,16 +10,17 @@ A reused simulator plays exactly what a fresh one would; ``tests/envs/test_metaw
 
 import pickle
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Literal, get_args
 
 import numpy as np
 import numpy.typing as npt
 
 from htrmrl_torchrl.envs.divergence import diverged
-from htrmrl_torchrl.envs.lanes import BoolArray, FloatArray, IntArray, Picture
+from htrmrl_torchrl.envs.lanes import BoolArray, FloatArray, IntArray, Picture, check_choice
 from htrmrl_torchrl.envs.render import SimulatorRenderers
 
-BACKENDS = ("fast", "official")
+Backend = Literal["fast", "official"]
+BACKENDS: tuple[str, ...] = get_args(Backend)
 MAX_HORIZON = 500  # metaworld raises in step() past SawyerXYZEnv.max_path_length
 OBS_DIM = 39
 
@@ -58,7 +59,8 @@ class MetaWorldLanes:
         num_lanes: int,
         backend: str = "fast",
     ) -> None:
-        self._backend = check_backend(backend)
+        check_choice(Backend, backend=backend)
+        self._backend = backend
         self.task_names, self.goals, self.num_lanes = list(task_names), list(goals), num_lanes
         self._simulators: list[Any] = [None] * num_lanes
         self._tasks = [-1] * num_lanes
@@ -130,17 +132,6 @@ class MetaWorldLanes:
             simulator.set_goal(self.goals[task][goal])
         else:
             _set_task(simulator, self.task_names[task], self.goals[task][goal])
-
-
-def check_backend(backend: str) -> str:
-    """``backend``, if it is a known one.
-
-    Raises:
-        ValueError: otherwise; the message names those that are known.
-    """
-    if backend not in BACKENDS:
-        raise ValueError(f"backend must be one of {', '.join(BACKENDS)}, received {backend!r}.")
-    return backend
 
 
 def build_lanes(

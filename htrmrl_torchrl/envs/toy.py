@@ -118,7 +118,7 @@ def build_lanes(horizon: int, num_lanes: int) -> ToyLanes:
     return ToyLanes(num_lanes=num_lanes, horizon=horizon)
 
 
-def _lanes(split: str, horizon: int, benchmark_seed: int, backend: str) -> LaneKind:
+def _lanes(split: str, horizon: int, benchmark_seed: int) -> LaneKind:
     builder = partial(build_lanes, horizon)
     return LaneKind(builder, ToyLanes.obs_dim, ToyLanes.action_low, ToyLanes.action_high)
 

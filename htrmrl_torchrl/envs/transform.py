@@ -21,17 +21,16 @@ from htrmrl_torchrl.specs import MismatchError, check_base, check_order
 class TrialTransform(Transform):
     """Gives an environment ``prev_action``, ``prev_reward``, ``is_init``, ``trial_init``, ``episode`` and ``final``.
 
-    For environments that are trials already by what they simulate (the same task until a full reset) or where every
-    episode is the same task, such as ``GymEnv("Pendulum-v1")``. Works with any batch size, ``[]`` included, inside
-    ``SerialEnv``/``ParallelEnv`` and appended to them. A masked reset starts the lane's next episode, or its next
-    trial after ``episodes_per_trial``; a full reset starts a new trial everywhere.
+    For environments that keep their task until a full reset, or where every episode is the same task, such as
+    ``GymEnv("Pendulum-v1")``. Works with any batch size, ``[]`` included, inside ``SerialEnv``/``ParallelEnv`` and
+    appended to them. A masked reset starts the lane's next episode, or its next trial after ``episodes_per_trial``; a
+    full reset starts a new trial everywhere.
 
-    Bounded actions are clipped for the environment, and of a one-hot action the largest entry counts; the root keeps
-    what the policy wrote and ``prev_action`` holds what was executed, within the action spec (as float32). A NaN or
-    infinite observation or reward raises.
+    Bounded actions are clipped for the environment, and of a one-hot action the largest entry counts; ``prev_action``
+    holds what was executed (as float32).
 
-    It comes last: a transform after it may not change observations or actions, for the memory is told them here.
-    ``InitTracker``, ``RewardSum`` and the like may stand on either side.
+    It comes last: a transform after it may not change observations or actions. ``InitTracker``, ``RewardSum`` and the
+    like may stand on either side.
 
     Args:
         episodes_per_trial: K.
@@ -42,8 +41,7 @@ class TrialTransform(Transform):
             several ``done`` flags or rewards, or resets itself; from a reset, if a transform that comes after it
             changes what it has told.
         RuntimeError: from a step of some lanes only (``rollout`` with ``break_when_all_done``).
-        NonFiniteError: (a ValueError) from the reset or step in which an observation or reward is not finite, naming it
-            and its lanes; after a full reset the environment goes on with new trials.
+        NonFiniteError: (a ValueError) from the reset or step in which an observation or reward is not finite.
 
     Example:
         >>> from torchrl.envs import GymEnv, TransformedEnv

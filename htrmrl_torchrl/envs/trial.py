@@ -1,4 +1,4 @@
-"""Trials: K episodes of one (task, goal) per lane, and what an agent is told at their seams.
+"""Trials: K episodes of one (task, goal) per lane, and what an agent observes at their boundaries.
 
 One lane with ``episodes_per_trial = K = 2`` and ``horizon = H = 2``, rows as a collector stores them (o3 is the
 observation after an episode's last step; it is never acted on, so only ``final`` carries it on):
@@ -37,11 +37,9 @@ class TrialCounter:
 
     Args:
         batch_size: the environment's batch size, ``[]`` included.
-        observation_shape: shape of one lane's observation.
-        action_shape: shape of one lane's action.
+        observation_shape, action_shape: of one lane.
         episodes_per_trial: K; the reset after a lane's K-th episode starts a new trial.
-        device: where the tensors live.
-        observation_dtype: dtype of the observation.
+        device, observation_dtype: of the tensors.
 
     Raises:
         ValueError: if ``episodes_per_trial`` is below 1.
@@ -69,11 +67,7 @@ class TrialCounter:
         self.reward = torch.zeros(shape, device=device)
 
     def reset(self, mask: Tensor | None, *, new_trial: bool = False) -> Tensor:
-        """Start the next episode where ``mask`` [*batch, 1] is True, a new trial everywhere if there is no mask.
-
-        Args:
-            mask: the lanes concerned; ``None`` for all, on which a new trial starts.
-            new_trial: whether a new trial starts on all lanes of the mask, whatever their episode.
+        """Start the next episode where ``mask`` [*batch, 1] is True; with ``new_trial``, or no mask, new trials.
 
         Returns:
             Tensor: bool [*batch, 1], the lanes on which a new trial starts.
@@ -140,25 +134,21 @@ class Step(NamedTuple):
     observation: Tensor  # [N, o]
     action: Tensor  # [N, a], the executed one
     reward: Tensor  # [N, 1]
-    success: Tensor  # [N, 1], bool
+    success: Tensor | None  # [N, 1], bool; none where the lanes say nothing of it
     episode: Tensor  # [N, 1]
     pair: Tensor  # [N, 2], task and goal
     ended: bool  # whether an episode has ended in some lane
 
 
 class TrialEnv(EnvBase):
-    """``N`` lanes that play trials: ``batch_size=[N]``, every key of ``keys.py`` that an environment owes.
+    """``N`` lanes that play trials: ``batch_size=[N]``, every key of ``keys.py`` that an environment writes.
 
     Episodes always run to ``horizon``, where ``truncated`` and ``done`` become True; ``terminated`` never does.
-    ``("next", "success")`` tells whether the task was solved in that step (where the benchmark says what that is) and
-    ends nothing. Actions outside the spec are clipped on execution (``prev_action`` holds the clipped one) while the
-    root keeps what the policy wrote.
+    ``("next", "success")`` is whether the task was solved in that step (where the benchmark defines it); it ends
+    nothing. Actions outside the spec are clipped on execution, and ``prev_action`` holds the clipped one.
 
-    A full reset starts a new trial on all lanes; a masked one (the ``"_reset"`` mask that TorchRL passes where lanes
-    are done, even if it is all True) starts the lane's next episode, or its next trial after ``episodes_per_trial``.
-
-    Nothing that is not finite passes through here: a NaN or infinite observation, reward or action raises, and so does
-    a worker that fails. After a full reset the environment goes on with new trials.
+    A full reset starts a new trial on all lanes; a masked one (TorchRL's ``"_reset"``, even if it is all True) starts
+    the lane's next episode, or its next trial after ``episodes_per_trial``. After a fault, a full reset starts anew.
 
     Args:
         lanes: the simulators; closed with the environment.
@@ -183,14 +173,7 @@ class TrialEnv(EnvBase):
     """
 
     def __init__(
-        self,
-        lanes: Lanes,
-        deck: Deck,
-        *,
-        episodes_per_trial: int,
-        horizon: int,
-        seed: int = 0,
-        success: bool = True,
+        self, lanes: Lanes, deck: Deck, *, episodes_per_trial: int, horizon: int, seed: int = 0, success: bool = True
     ) -> None:
         check_positive(episodes_per_trial=episodes_per_trial, horizon=horizon)
         super().__init__(batch_size=[lanes.num_lanes], device="cpu")
@@ -248,10 +231,7 @@ class TrialEnv(EnvBase):
         return self.row()
 
     def _draw_starts(self) -> IntArray:
-        """A random number for the next start of each lane [N], which follows from the seed and how often there was one.
-
-        So two numbers are all there is to save of this random stream.
-        """
+        """A random number for the next start of each lane [N], determined by the seed and the number of resets."""
         rng = np.random.default_rng([self._start_seed, self._resets])
         self._resets += 1
         return rng.integers(2**31, size=len(self._steps))
@@ -261,9 +241,7 @@ class TrialEnv(EnvBase):
             raise RuntimeError("TrialEnv steps all lanes together; use rollout(..., break_when_any_done=False).")
         step = self.advance(tensordict.get(keys.ACTION).detach())
         result = self.row().set(keys.REWARD, step.reward)
-        if self._says_success:
-            result.set(keys.SUCCESS, step.success)
-        return result
+        return result if step.success is None else result.set(keys.SUCCESS, step.success)
 
     def advance(self, action: Tensor) -> Step:
         """Steps all lanes with ``action`` ``[N, a]``: what `step` does, on plain tensors.
@@ -277,10 +255,11 @@ class TrialEnv(EnvBase):
         action = torch.clamp(action, self._low, self._high)
         observation, reward, success = (torch.from_numpy(x) for x in self._lanes.step(action.numpy()))
         check_finite([(keys.OBSERVATION, observation), (keys.REWARD, reward)])
-        self._observation, self._steps, reward = observation, self._steps + 1, reward[:, None]
+        reward, solved = reward[:, None], success[:, None] if self._says_success else None
+        self._observation, self._steps = observation, self._steps + 1
         self._counter.step(observation, action, reward)
         ended = bool((self._steps >= self.horizon).any())
-        return Step(observation, action, reward, success[:, None], self._counter.episode, self._pair, ended)
+        return Step(observation, action, reward, solved, self._counter.episode, self._pair, ended)
 
     def row(self) -> TensorDictBase:
         """What the lanes show now, after a reset as well as after a step."""
@@ -293,7 +272,7 @@ class TrialEnv(EnvBase):
             keys.TERMINATED: torch.zeros_like(truncated),
             keys.DONE: truncated.clone(),
         }
-        return self._counter.write(TensorDict(row, batch_size=self.batch_size))
+        return self._counter.write(TensorDict(row, batch_size=self.batch_size, device=self.device))
 
     def _set_seed(self, seed: int | None) -> None:
         if seed is not None:
@@ -303,12 +282,9 @@ class TrialEnv(EnvBase):
     def checkpoint_state(self) -> dict[str, Any]:
         """What is needed to go on at a trial boundary: plain ints, lists, strings and tensors.
 
-        Valid before the first reset, when all lanes have just ended a trial, and when all lanes stand at the first
-        step of one (where a collector leaves them). In the last case the dealt (task, goal) pairs are saved too and
-        dealt again by the first full reset after loading.
-
-        Raises:
-            RuntimeError: in the middle of a trial, because simulators are not saved.
+        Where all lanes are at the first step of a trial, as a collector leaves them, the dealt (task, goal) pairs are
+        saved and dealt again by the first full reset after loading. Raises RuntimeError in the middle of a trial,
+        because simulators are not saved.
         """
         counter, pending = self._counter, self._pending
         dealt = bool(counter.trial_init.all())
@@ -336,11 +312,7 @@ class TrialEnv(EnvBase):
         }
 
     def load_checkpoint_state(self, state: dict[str, Any]) -> None:
-        """Put back what :meth:`checkpoint_state` returned; takes effect at the next full reset.
-
-        Raises:
-            ValueError: if the state is of another number of lanes or tasks, or of other shapes.
-        """
+        """Put back what :meth:`checkpoint_state` returned, at the next full reset; ValueError if it does not fit."""
         final = state["final"]
         received = (tuple(final["observation"].shape), tuple(final["action"].shape))
         allowed = (tuple(self._counter.observation.shape), tuple(self._counter.action.shape))

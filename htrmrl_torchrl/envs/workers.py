@@ -1,14 +1,13 @@
 """Lanes spread over worker processes.
 
-The main process keeps everything that is decided (deck, random streams, trial bookkeeping) and only sends actions;
-workers hold simulators. So trajectories don't depend on the number of workers. Arrays travel through shared memory;
-through pipes go an empty message for "step" and one for "done", so that nothing is pickled at a step.
+The main process holds deck, random streams and trial bookkeeping; workers hold simulators. So trajectories don't depend
+on the number of workers. Arrays travel through shared memory, and nothing is pickled at a step.
 
     lanes   0 1 2 3 4 5 6        num_lanes = 7, num_workers = 2
     worker  0 0 0 0 1 1 1
 
 A worker that raises, dies or gives no answer in time ends all of them with a :class:`WorkerFault`; the next reset of
-all lanes starts new ones. (All, because the others' trials are lost too, and what broke one may have hurt them.)
+all lanes starts new ones.
 """
 
 import os
@@ -50,10 +49,9 @@ class WorkerLanes:
         num_lanes: N.
         num_workers: from 1 to N.
         obs_dim: length of one observation.
-        action_low: lower action bounds [a].
-        action_high: upper action bounds [a].
-        timeout: seconds within which a step must be answered; a worker that takes longer counts as hanging and is
-            killed. Time in which this process itself was stopped (Ctrl-Z) does not count.
+        action_low, action_high: action bounds [a].
+        timeout: seconds within which a step must be answered, else the worker is killed. Time in which this process
+            itself was stopped (Ctrl-Z) does not count.
         build_timeout: the same for starting and resetting, which build simulators; by default ten minutes, or ten times
             ``timeout`` if that is longer.
 
@@ -291,8 +289,11 @@ def _single_threaded_children() -> Iterator[None]:
 def _deaf_to_interrupts() -> Iterator[None]:
     """Children inherit that SIGINT is blocked, so a Ctrl-C in the seconds of their imports does not reach them either.
 
-    It reaches this process, which the terminal sends one too, right afterwards.
+    It reaches this process, which the terminal sends one too, right afterwards. (Windows blocks no signals.)
     """
+    if not hasattr(signal, "pthread_sigmask"):
+        yield
+        return
     before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     try:
         yield

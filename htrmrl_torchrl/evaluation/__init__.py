@@ -33,24 +33,4 @@ __all__ = [
     "write_video",
 ]
 
-__getattr__ = lazy_names(
-    __name__,
-    {
-        "PROTOCOLS": "protocols",
-        "EvaluationReport": "report",
-        "ExactPolicy": "exact",
-        "Protocol": "protocols",
-        "ProtocolMismatchError": "report",
-        "StageReport": "stages",
-        "Video": "video",
-        "evaluate": "evaluator",
-        "goal_grid": "trials",
-        "play_stages": "stages",
-        "play_trials": "trials",
-        "plot_adaptation": "plots",
-        "plot_tasks": "plots",
-        "record_trial": "video",
-        "write_video": "video",
-    },
-    before=check_import,
-)
+__getattr__ = lazy_names(__name__, __file__, before=check_import)

@@ -2,11 +2,10 @@
 
 import copy
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any, TypeAlias
 
-import numpy as np
 import torch
 from tensordict.nn import TensorDictModuleBase
 from torchrl.envs import EnvBase
@@ -16,13 +15,15 @@ from htrmrl_torchrl.agent.agent import HTrMRLAgent
 from htrmrl_torchrl.agent.networks import Networks, acting_policy, load_networks
 from htrmrl_torchrl.checkpoints.checkpoint import read_component
 from htrmrl_torchrl.checkpoints.versions import versions
+from htrmrl_torchrl.dotted import is_dotted_path
 from htrmrl_torchrl.encoders.contract import ContextEncoder
-from htrmrl_torchrl.envs import check_name, make_env, num_goals, task_names
-from htrmrl_torchrl.envs.factory import is_dotted_path, resolve_horizon
+from htrmrl_torchrl.envs import make_env, task_names
+from htrmrl_torchrl.envs.benchmarks import find_benchmark
+from htrmrl_torchrl.envs.factory import check_seed, resolve_horizon
 from htrmrl_torchrl.envs.workers import WORKER_TIMEOUT
 from htrmrl_torchrl.evaluation.exact import ExactPolicy
 from htrmrl_torchrl.evaluation.official import MetaLearner, run_official
-from htrmrl_torchrl.evaluation.protocols import Actions, Protocol, named_protocol
+from htrmrl_torchrl.evaluation.protocols import Actions, Setup, named_protocol
 from htrmrl_torchrl.evaluation.report import EvaluationReport
 from htrmrl_torchrl.evaluation.trials import goal_grid, play_trials
 
@@ -48,35 +49,33 @@ def evaluate(
     worker_timeout: float = WORKER_TIMEOUT,
     progress: bool = False,
     command: str = "",
+    trust: Collection[str] = (),
 ) -> EvaluationReport:
     """How often an agent succeeds on held-out goals (``split="val"``) or tasks (``"test"``).
 
-    Every (task, goal) pair is played in one trial and counted once; success never ends an episode. The agent's
-    weights, memory and random streams stay as they are, and so does torch's random state; the same call gives the same
-    report, in whatever order a processor adds: agents play in float64, see `htrmrl_torchrl.evaluation.exact`.
-    (`protocol="metaworld"` hands over to the simulator's own evaluator, which counts otherwise.)
+    Every (task, goal) pair is played in one trial and counted once; success never ends an episode. The agent's weights,
+    memory and random streams, and torch's random state, stay as they are. The same call gives the same report on every
+    processor, see `htrmrl_torchrl.evaluation.exact`. (`protocol="metaworld"` calls the simulator's own evaluator.)
 
     Args:
         agent: path of a checkpoint, or of several (training seeds; one report of all); a `HTrMRLAgent`; what
             `build_networks` returned; or any TensorDict policy that reads the keys of `htrmrl_torchrl.keys` and writes
-            ``action`` (played in a copy, in its own precision; its memory keeps its scope, while that of the others
-            sees nothing of other trials, see `htrmrl_torchrl.agent.acting_policy`). With ``protocol="metaworld"``
-            a ``MetaLearningAgent`` too.
-        benchmark: a name that `make_env` knows, but no factory.
+            ``action`` (played in a copy, in its own precision, with the scope of its memory). With
+            ``protocol="metaworld"`` a ``MetaLearningAgent`` too.
+        benchmark: a name that `make_env` knows, or the path of a `Benchmark` of your own, but no factory.
         split: ``"train"``, ``"val"`` or ``"test"``.
         protocol: ``"strict"``, ``"garage"`` or ``"metaworld"``, see `htrmrl_torchrl.evaluation.protocols`.
-        goals_per_task, adaptation_episodes, evaluation_episodes, evaluation_actions: in place of the protocol's; all
-            are in the report.
+        goals_per_task, adaptation_episodes, evaluation_episodes, evaluation_actions: in place of the protocol's.
         horizon: steps per episode; default the benchmark's (500 in Meta-World).
         benchmark_seed: decides the goals.
         seed: of action noise and of the memory's draws.
         device: where the networks run; default where they are. Simulators stay on the CPU.
-        num_envs: lanes at a time; more are faster. A network's actions are sampled per batch, so that its outcomes
-            (not those of a policy without noise) depend on it.
+        num_envs: environments at a time; more are faster. Sampled actions depend on it.
         num_workers: processes for the simulators; 0 steps them in this one.
         worker_timeout: seconds within which a worker must answer, see `make_env`.
-        progress: whether it is shown: a bar on a terminal, elsewhere a line every half minute.
+        progress: whether it is shown, see `progress_bar`.
         command: noted in the report.
+        trust: code of your own that checkpoints may name, see `load_networks`.
 
     Raises:
         ValueError: for an unknown benchmark, split or protocol, more goals than there are, a foreign checkpoint, or an
@@ -91,57 +90,53 @@ def evaluate(
         >>> evaluate(idle, "toy", adaptation_episodes=1).success_rate
         0.0
     """
-    if is_dotted_path(benchmark):  # first: a name may come from a file, and is not imported to see what it is
-        raise ValueError(
-            f"{benchmark!r} is a factory, whose goals nobody knows; evaluate on a built-in benchmark, benchmark=NAME."
-        )
-    check_name(benchmark)
+    known = find_benchmark(benchmark)
     rules = named_protocol(protocol).changed(
         adaptation_episodes=adaptation_episodes,
         evaluation_episodes=evaluation_episodes,
         evaluation_actions=evaluation_actions,
         goals_per_task=goals_per_task,
     )
-    if isinstance(seed, bool) or not isinstance(seed, int | np.integer) or seed < 0:
-        raise ValueError(f"seed must be a whole number of at least 0, received {seed!r}.")
-    if rules.goals_per_task > num_goals(benchmark):
+    check_seed(seed)
+    if rules.goals_per_task > known.num_goals:
         raise ValueError(
-            f"goals_per_task is {rules.goals_per_task} but must be at most {num_goals(benchmark)}, the goals that "
+            f"goals_per_task is {rules.goals_per_task} but must be at most {known.num_goals}, the goals that "
             f"{benchmark} has for each task."
         )
-    about: dict[str, Any] = {
-        "benchmark": benchmark,
-        "split": split,
-        "benchmark_seed": benchmark_seed,
-        "protocol": rules,
-        "horizon": resolve_horizon(benchmark, horizon),
-        "tasks": task_names(benchmark, split),
-        "versions": versions(),
-        "command": command,
-    }
-    loaded = [(_own(one), _identity(one)) for one in _several(agent)]  # a foreign one shows before the first is played
+    setup = Setup(
+        benchmark=benchmark,
+        split=split,
+        benchmark_seed=benchmark_seed,
+        protocol=rules,
+        horizon=resolve_horizon(benchmark, horizon),
+        tasks=task_names(benchmark, split),
+        defines_success=known.has_success if is_dotted_path(benchmark) else None,
+    )
+    # All first: a foreign one shows before anything is played.
+    loaded = [(_own(one, trust), _identity(one)) for one in _several(agent)]
     reports = []
     for own, identity in loaded:
         if rules.name == "metaworld":
-            results = run_official(own, about, seed=seed, device=device)
+            results = run_official(own, setup, seed=seed, device=device)
         else:
             policy = _policy(own, seed).to(device)
             results = _play(
                 policy,
-                about,
+                setup,
                 seed=seed,
                 num_envs=num_envs,
                 num_workers=num_workers,
                 worker_timeout=worker_timeout,
                 progress=progress,
             )
-        reports.append(EvaluationReport(**about, **results, runs=[{"seed": seed} | identity]))
+        runs = [{"seed": seed} | identity]
+        reports.append(EvaluationReport(**vars(setup), **results, runs=runs, versions=versions(), command=command))
     return EvaluationReport.merge(reports)
 
 
 def _play(
     policy: TensorDictModuleBase,
-    about: dict[str, Any],
+    setup: Setup,
     *,
     seed: int,
     num_envs: int,
@@ -150,33 +145,22 @@ def _play(
     progress: bool,
 ) -> dict[str, Any]:
     """The grid's outcomes as fields of a report."""
-    rules: Protocol = about["protocol"]
-    pairs = goal_grid(num_tasks=len(about["tasks"]), goals_per_task=rules.goals_per_task)
+    pairs = goal_grid(num_tasks=len(setup.tasks), goals_per_task=setup.protocol.goals_per_task)
     lanes = min(num_envs, len(pairs))
     env = make_env(
-        about["benchmark"],
-        split=about["split"],
+        setup.benchmark,
+        split=setup.split,
         num_envs=lanes,
         num_workers=min(num_workers, lanes),
         worker_timeout=worker_timeout,
-        episodes_per_trial=rules.episodes,
-        horizon=about["horizon"],
-        benchmark_seed=about["benchmark_seed"],
+        episodes_per_trial=setup.protocol.episodes,
+        horizon=setup.horizon,
+        benchmark_seed=setup.benchmark_seed,
         pairs=pairs,
     )
     try:
         check_sizes(policy, env)
-        outcomes = play_trials(
-            policy,
-            env,
-            adaptation_episodes=rules.adaptation_episodes,
-            evaluation_episodes=rules.evaluation_episodes,
-            mean_action=rules.evaluation_actions == "mean",
-            separate=rules.separate,
-            trials=len(pairs),
-            seed=seed,
-            progress=progress,
-        )
+        outcomes = play_trials(policy, env, setup.protocol, trials=len(pairs), seed=seed, progress=progress)
     finally:
         env.close()
     steps = outcomes["steps_to_success"].double()
@@ -196,10 +180,10 @@ def _several(agent: Any) -> list[Any]:
     return agents
 
 
-def _own(agent: Any) -> Any:
+def _own(agent: Any, trust: Collection[str]) -> Any:
     """A copy that may be moved to a device and used up; a ``MetaLearningAgent`` as it is."""
     if isinstance(agent, str | Path):
-        return load_networks(agent)
+        return load_networks(agent, trust=trust)
     if isinstance(agent, HTrMRLAgent):
         agent = agent.networks
     return copy.deepcopy(agent) if isinstance(agent, Networks | TensorDictModuleBase) else agent

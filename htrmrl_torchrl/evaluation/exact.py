@@ -1,11 +1,9 @@
-"""The same trials, in whatever order a processor adds.
+"""The same trials, independent of the CPU's floating-point summation order.
 
 Processors add in different orders (vector width, threads), so networks in float32 differ in their last digits from
-machine to machine. Contacts in a simulator make another trial of that within an episode. In float64 the last digits
-are far below the grid that actions are rounded to here, so machines that add in different orders still execute the
-same actions, bit for bit, but for a rare one that lies that near to the middle between two numbers of the grid. The
-simulators compute in float64 with the instructions that they were compiled to; what they take from the C library
-differs on x86-64 without FMA (before 2013).
+machine to machine, and contacts in a simulator amplify that within an episode. In float64 the last digits are far below
+the grid that actions are rounded to here, so all machines execute the same actions, bit for bit, but for a rare one
+near the middle between two numbers of the grid. (The C library differs on x86-64 without FMA, before 2013.)
 """
 
 import torch
@@ -21,9 +19,8 @@ GRID = 2.0**-16  # of actions, whose bounds are of the order of 1; their noise i
 class ExactPolicy(TensorDictModuleBase):
     """Runs a policy in float64 and rounds its actions to multiples of 2^-16.
 
-    Use it where trials are to be repeated elsewhere; `evaluate` does so with every agent of this package. Another
-    device has other random numbers, and another number of lanes deals them out differently: trials of sampled actions
-    are the same for the same of both.
+    `evaluate` does so with every agent of this package. Trials of sampled actions are the same for the same device and
+    number of environments.
 
     Args:
         policy: reads the keys of `htrmrl_torchrl.keys` and writes ``action``. It is converted to float64 where it is,
@@ -46,9 +43,17 @@ class ExactPolicy(TensorDictModuleBase):
         self.out_keys: list[NestedKey] = [keys.ACTION]
 
     def forward(self, tensordict: TensorDictBase) -> TensorDictBase:
-        seen = tensordict.select(*self.in_keys, strict=False)
-        action = self.policy(seen.apply(_in_double))[keys.ACTION]
-        return tensordict.set(keys.ACTION, ((action / GRID).round() * GRID).to(tensordict[keys.OBSERVATION].dtype))
+        action = self.policy(self.seen(tensordict))[keys.ACTION]
+        return tensordict.set(keys.ACTION, on_grid(action).to(tensordict[keys.OBSERVATION].dtype))
+
+    def seen(self, tensordict: TensorDictBase) -> TensorDictBase:
+        """What the policy reads, in float64."""
+        return tensordict.select(*self.in_keys, strict=False).apply(_in_double)
+
+
+def on_grid(action: torch.Tensor) -> torch.Tensor:
+    """Rounded to multiples of 2^-16."""
+    return (action / GRID).round() * GRID
 
 
 def _in_double(value: torch.Tensor) -> torch.Tensor:

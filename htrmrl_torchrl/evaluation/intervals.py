@@ -5,8 +5,7 @@ its own, and the interval is Student's t with the degrees of freedom of Welch an
 
 Where success is near 0 or 1, all goals drawn may be equal although those not drawn differ. A few *pseudo-goals* at both
 ends of the scale account for that (Agresti and Coull 1998 for one task, Agresti and Caffo 2000 for two, Price and
-Bonett 2004 for any number): two at 0 and two at 1 in all, shared out in proportion to each task's part in the variance.
-A resampled percentile interval, for comparison, covers 75% with two goals a task.
+Bonett 2004 for any number): two at 0 and two at 1 in all, in proportion to each task's part in the variance.
 """
 
 from collections.abc import Sequence
@@ -34,10 +33,7 @@ DIFFERENCES = Scale(-1.0, 1.0, pseudo_goals=1.0)  # of success, paired by goal (
 
 
 def interval_over_goals(by_task: Sequence[Array], *, scale: Scale | None) -> Interval | None:
-    """95% interval of the mean over tasks of the mean over goals: other goals of the same tasks might have been drawn.
-
-    Covers 94% or more in simulations with 2 to 10 goals a task, and 92% in their worst case with 50
-    (``tests/evaluation/test_intervals.py``).
+    """95% interval, over other goals of the same tasks, of the mean over tasks of the mean over goals.
 
     Args:
         by_task: for each task one number per goal.
@@ -45,7 +41,7 @@ def interval_over_goals(by_task: Sequence[Array], *, scale: Scale | None) -> Int
 
     Returns:
         low and high, or ``None`` where a task has fewer than two goals. Without a scale also ``None`` where the goals
-        of each task are equal: nothing tells how far others would be from them. An interval never has width zero.
+        of each task are equal. An interval never has width zero.
 
     Example:
         >>> low, high = interval_over_goals([np.ones(5), np.ones(5)], scale=SHARES)
@@ -69,15 +65,11 @@ def interval_over_goals(by_task: Sequence[Array], *, scale: Scale | None) -> Int
 
 
 def interval_over_runs(scores: Sequence[float], *, scale: Scale | None = None) -> Interval | None:
-    """95% interval of the mean over runs, Student's t: other training seeds might have been.
+    """95% interval of the mean over runs (Student's t), ``None`` for fewer than two runs and where all are equal.
 
     Args:
-        scores: a headline for each run. They are taken to scatter about normally: runs that either learn or do not
-            have no interval that three of them could tell.
+        scores: a headline for each run, assumed to be normally distributed.
         scale: whose ends cut the interval off, if given.
-
-    Returns:
-        low and high; ``None`` for fewer than two runs, and where all are equal: their spread is unknown, not zero.
 
     Example:
         >>> low, high = interval_over_runs([0.16, 0.24, 0.16], scale=SHARES)

@@ -1,8 +1,8 @@
 """The protocol ``metaworld``: the simulator's own evaluator, called as it is.
 
-It counts, of each task, the first episodes to finish. Successful ones end early and their lanes begin again, so with
-several goals of a task side by side the goals that are solved are counted again and again: an agent that solves one in
-four is reported to solve all. Numbers from it compare with nothing else, and reports say so.
+It counts, of each task, the first episodes to finish. Successful ones end early and their environments begin again, so
+of several goals of a task the solved ones are counted again and again: an agent that solves one in four is reported to
+solve all. Numbers from it compare with nothing else, and reports say so.
 """
 
 from typing import Any, Protocol
@@ -14,7 +14,7 @@ from htrmrl_torchrl.agent.agent import HTrMRLAgent
 from htrmrl_torchrl.agent.metaworld import MetaWorldAgent
 from htrmrl_torchrl.agent.networks import Networks
 from htrmrl_torchrl.envs.benchmarks import official_arguments
-from htrmrl_torchrl.evaluation.protocols import Protocol as Rules
+from htrmrl_torchrl.evaluation.protocols import Setup
 
 
 class MetaLearner(Protocol):
@@ -33,15 +33,13 @@ class MetaLearner(Protocol):
     def reset(self, env_mask: Any) -> None: ...
 
 
-def run_official(
-    agent: Any, about: dict[str, Any], *, seed: int, device: str | torch.device | None = None
-) -> dict[str, Any]:
+def run_official(agent: Any, setup: Setup, *, seed: int, device: str | torch.device | None = None) -> dict[str, Any]:
     """Fields of a report from ``metaworld.evaluation.metalearning_evaluation``.
 
     Args:
         agent: a `HTrMRLAgent` or what `build_networks` returned, of which a copy of its own plays, or a
             ``MetaLearningAgent``.
-        about: benchmark, split, benchmark_seed, horizon, tasks and protocol of the report.
+        setup: what is played.
         seed: of action noise and of the memory's draws.
         device: where the networks run; default where they are.
 
@@ -51,17 +49,17 @@ def run_official(
     import metaworld
     from metaworld.evaluation import metalearning_evaluation
 
-    rules: Rules = about["protocol"]
+    rules = setup.protocol
     if rules.evaluation_actions != "mean" or rules.adaptation_episodes < 1:
         raise ValueError("The protocol metaworld adapts for at least one episode and evaluates the mean action.")
-    lanes = rules.goals_per_task * len(about["tasks"])
+    lanes = rules.goals_per_task * len(setup.tasks)
     adapted = _adapter(agent, lanes, seed, device)
     environments: Any = metaworld.make_ml_envs(
-        **official_arguments(about["benchmark"], about["split"], about["benchmark_seed"]),
+        **official_arguments(setup.benchmark, setup.split, setup.benchmark_seed),
         meta_batch_size=lanes,
         total_tasks_per_cls=rules.goals_per_task,
         task_select="pseudorandom",
-        max_episode_steps=about["horizon"],
+        max_episode_steps=setup.horizon,
         recurrent_info_in_obs=True,
     )
     try:
@@ -76,12 +74,12 @@ def run_official(
             )
     finally:
         environments.close()
-    tasks = len(about["tasks"])
+    tasks = len(setup.tasks)
     unknown = np.full((1, tasks, 1), np.nan)  # it tells neither returns by task nor when a success came
     return {
         "task": np.arange(tasks),
         "goal": np.full(tasks, -1),
-        "success": np.array([success[name] for name in about["tasks"]])[None, :, None],
+        "success": np.array([success[name] for name in setup.tasks])[None, :, None],
         "returns": unknown,
         "steps_to_success": unknown,
     }

@@ -29,16 +29,7 @@ _BAND = (12, 16, 22, 205)  # red, green, blue, opacity
 
 @dataclass(frozen=True, kw_only=True)
 class Caption:
-    """What to write.
-
-    Args:
-        task: the task's name.
-        step: steps of the episode so far.
-        horizon: H.
-        adaptation_episodes: K.
-        evaluation_episodes: M.
-        success: per episode so far, the present one included, whether it has succeeded yet.
-    """
+    """What to write; ``success``: of each episode so far, the present one included, whether it has succeeded yet."""
 
     task: str
     step: int

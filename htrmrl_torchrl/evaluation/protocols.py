@@ -54,7 +54,7 @@ class Protocol:
 
     @property
     def episodes(self) -> int:
-        """K + M."""
+        """Number of episodes in a trial: adaptation plus evaluation."""
         return self.adaptation_episodes + self.evaluation_episodes
 
     @property
@@ -122,3 +122,24 @@ def named_protocol(name: str) -> Protocol:
     if name not in PROTOCOLS:
         raise ValueError(f"Protocol {name!r} is unknown; choose one of {', '.join(PROTOCOLS)}.")
     return PROTOCOLS[name]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Setup:
+    """What an evaluation plays, and how.
+
+    Args:
+        benchmark, split, benchmark_seed: which tasks and goals.
+        protocol: how many of the goals, and how they are played and counted.
+        horizon: steps of an episode.
+        tasks: names of the split's tasks.
+        defines_success: see `EvaluationReport`.
+    """
+
+    benchmark: str
+    split: str
+    benchmark_seed: int
+    protocol: Protocol
+    horizon: int
+    tasks: list[str]
+    defines_success: bool | None = None

@@ -11,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from htrmrl_torchrl.checkpoints.files import read_json, read_regular, write_whole
+from htrmrl_torchrl.dotted import is_dotted_path
 from htrmrl_torchrl.envs.benchmarks import check_benchmark_seed, check_split, find_benchmark
 from htrmrl_torchrl.envs.lanes import check_positive
 from htrmrl_torchrl.evaluation.intervals import (
@@ -40,20 +41,18 @@ class EvaluationReport:
     """Success, return and steps to success of R runs on P (task, goal) pairs, in each of E episodes.
 
     The headline weighs evaluation episodes, goals and then tasks equally. Under the protocol ``metaworld`` a row is a
-    task (its goal is -1), and there is one column, since the official evaluator says no more.
+    task (its goal is -1), and there is one column, since the official evaluator gives no more.
 
     Args:
-        benchmark, split, benchmark_seed: which tasks and goals.
-        protocol: how it was played and counted.
-        horizon: steps of an episode.
-        tasks: names that `task` counts in.
-        task, goal: ``[P]``.
+        benchmark, split, benchmark_seed, protocol, horizon, tasks: what was played, see `Setup`.
+        task, goal: ``[P]``, indices of tasks and goals.
         success: ``[R, P, E]``, 1 where an episode succeeded at any step (a share under ``metaworld``).
         returns: ``[R, P, E]`` undiscounted.
         steps_to_success: ``[R, P, E]`` counted from 1, NaN where there was no success.
         runs: one dictionary per run: seed of the evaluation, checkpoint with its SHA-256, frames it was trained for.
         versions: of the packages that produced the numbers.
         command: that reproduces it, where there is one.
+        defines_success: whether the benchmark says what success is; default: as the built-in one of that name does.
 
     Raises:
         ValueError: if the arrays do not fit each other, the runs or the tasks, or hold numbers that cannot be.
@@ -81,6 +80,7 @@ class EvaluationReport:
     runs: list[dict[str, Any]]
     versions: dict[str, str] = field(default_factory=dict)
     command: str = ""
+    defines_success: bool | None = None
 
     def __post_init__(self) -> None:
         expected = (len(self.runs), len(self.task))
@@ -110,7 +110,7 @@ class EvaluationReport:
     @property
     def has_success(self) -> bool:
         """Whether the benchmark says what success is; else `success` is 0 everywhere and means nothing."""
-        return find_benchmark(self.benchmark).has_success
+        return find_benchmark(self.benchmark).has_success if self.defines_success is None else self.defines_success
 
     @property
     def headline(self) -> float:
@@ -145,14 +145,15 @@ class EvaluationReport:
     def interval(self, *, over: str = "goals") -> Interval | None:
         """95% interval of the headline, see `htrmrl_torchrl.evaluation.intervals`.
 
-        ``None`` where there are fewer than two goals per task, or runs, and where runs (or returns) are all equal.
+        ``None`` with fewer than two goals per task, or runs, and where runs (or returns) are all equal.
 
         Args:
-            over: ``"goals"``: other goals of the same tasks might have been drawn (stratified by task; a goal's
-                score is its mean over runs). ``"runs"``: other training seeds might have been.
+            over: ``"goals"``: over other goals of the same tasks, a goal's score being its mean over runs.
+                ``"runs"``: over other training seeds.
         """
         if over == "runs":
-            scores = [np.mean([self._goal_scores(rows)[run].mean() for _, rows in self._rows()]) for run in self._runs]
+            runs = range(len(self.success))
+            scores = [np.mean([self._goal_scores(rows)[run].mean() for _, rows in self._rows()]) for run in runs]
             return interval_over_runs(scores, scale=self._scale)
         if over != "goals":
             raise ValueError(f"over={over!r} is unknown; choose goals or runs.")
@@ -163,11 +164,7 @@ class EvaluationReport:
         return interval_over_goals([self._goal_scores(dict(self._rows())[name]).mean(0)], scale=self._scale)
 
     def difference(self, other: Self) -> tuple[float, Interval | None]:
-        """How much higher the headline of `other` is, with a 95% interval over (paired) goals.
-
-        Raises:
-            ProtocolMismatchError: unless both were made in the same way, on the same goals.
-        """
+        """How much higher the headline of `other` is, with a 95% interval over paired goals; as `check_comparable`."""
         self.check_comparable(other)
         pairs = [(other._goal_scores(rows).mean(0) - self._goal_scores(rows).mean(0)) for _, rows in self._rows()]
         scale = DIFFERENCES if self.has_success else None
@@ -175,11 +172,7 @@ class EvaluationReport:
 
     @classmethod
     def merge(cls, reports: Sequence[Self]) -> Self:
-        """One report of all runs, for instance of several training seeds.
-
-        Raises:
-            ProtocolMismatchError: unless all were made in the same way, on the same goals.
-        """
+        """One report of all runs, for instance of several training seeds. Raises as `check_comparable` does."""
         first = reports[0]
         for other in reports[1:]:
             first.check_comparable(other)
@@ -200,10 +193,6 @@ class EvaluationReport:
     @property
     def _scale(self) -> Scale | None:
         return SHARES if self.has_success else None
-
-    @property
-    def _runs(self) -> range:
-        return range(len(self.success))
 
     def _rows(self) -> list[tuple[str, npt.NDArray[np.int64]]]:
         """Each played task's rows."""
@@ -227,7 +216,7 @@ class EvaluationReport:
 
     def save(self, path: str | Path) -> None:
         """Writes the report as JSON, whole or not at all."""
-        content = {f.name: getattr(self, f.name) for f in fields(self)}
+        content = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "defines_success"}
         content["protocol"] = vars(self.protocol)
         for name in ("task", "goal", "success"):
             content[name] = content[name].tolist()
@@ -242,15 +231,12 @@ class EvaluationReport:
 
     @classmethod
     def load(cls, path: str | Path) -> Self:
-        """Reads what `save` wrote, if its numbers are such as an evaluation may give.
-
-        Raises:
-            FileNotFoundError: if there is nothing at `path`.
-            ValueError: if it is not a report.
-        """
+        """Reads what `save` wrote. Raises FileNotFoundError, or ValueError if an evaluation could not have given it."""
         try:
             content = read_json(read_regular(path, largest=_LARGEST))
-            del content["summary"]
+            summary = content.pop("summary")
+            if is_dotted_path(content["benchmark"]):
+                content["defines_success"] = "success_rate" in summary
             content["protocol"] = Protocol(**content["protocol"])
             _check_words(content)
             for name, kind in {"task": int, "goal": int, **dict.fromkeys(_PER_RUN, float)}.items():
@@ -279,7 +265,8 @@ def _check_words(content: dict[str, Any]) -> None:
     flags = [protocol.separate, protocol.biased]
     if type(protocol.name) is not str or not all(type(flag) is bool for flag in flags):
         raise ValueError(f"its protocol is {protocol}")
-    find_benchmark(content["benchmark"])  # a name to look up, never to import
+    if not is_dotted_path(content["benchmark"]):  # a name to look up, never to import
+        find_benchmark(content["benchmark"])
     check_split(content["split"])
     check_benchmark_seed(content["benchmark_seed"])
     check_positive(horizon=content["horizon"])

@@ -14,6 +14,7 @@ from htrmrl_torchrl.envs.factory import resolve_horizon
 from htrmrl_torchrl.envs.lanes import BoolArray, FloatArray, IntArray, Picture
 from htrmrl_torchrl.envs.metaworld import MetaWorldLanes
 from htrmrl_torchrl.envs.trial import TrialEnv
+from htrmrl_torchrl.evaluation.protocols import Protocol
 from htrmrl_torchrl.evaluation.trials import goal_grid, play_trials
 
 STAGES = ("near", "grasped", "in place", "success")
@@ -55,13 +56,9 @@ class StageReport:
 def play_stages(
     policy: TensorDictModuleBase,
     benchmark: str,
+    protocol: Protocol,
     *,
     split: str = "test",
-    goals_per_task: int = 4,
-    adaptation_episodes: int = 10,
-    evaluation_episodes: int = 1,
-    mean_action: bool = True,
-    separate: bool = False,
     horizon: int | None = None,
     benchmark_seed: int = 0,
     seed: int = 0,
@@ -71,11 +68,10 @@ def play_stages(
     """Plays a grid of goals as `evaluate` does, in this process, and reports how far each episode came.
 
     Args:
-        policy: begins with a memory of its own and writes ``action``, see `htrmrl_torchrl.agent.acting_policy`.
+        policy: see `play_trials`.
         benchmark: ``ML1:<task>``, ``ML10``, ``ML25``, ``ML45`` or ``custom:[...]/[...]``.
-        split, goals_per_task, adaptation_episodes, evaluation_episodes, horizon, benchmark_seed, seed, num_envs,
-            progress: as in `htrmrl_torchrl.evaluate`.
-        mean_action, separate: how the evaluation episodes are played, see `play_trials`.
+        protocol: which goals are played, and how.
+        split, horizon, benchmark_seed, seed, num_envs, progress: as in `htrmrl_torchrl.evaluate`.
 
     Raises:
         ValueError: for names that are no Meta-World benchmark.
@@ -83,41 +79,32 @@ def play_stages(
     Example:
         >>> import torch
         >>> from tensordict.nn import TensorDictModule
+        >>> from htrmrl_torchrl.evaluation import PROTOCOLS
         >>> idle = TensorDictModule(lambda o: torch.zeros(len(o), 4), in_keys=["observation"], out_keys=["action"])
-        >>> print(play_stages(idle, "ML1:push-v3", goals_per_task=1, adaptation_episodes=0, horizon=5))
+        >>> protocol = PROTOCOLS["strict"].changed(goals_per_task=1, adaptation_episodes=0)
+        >>> print(play_stages(idle, "ML1:push-v3", protocol, horizon=5))
         task         near   grasped  in place   success
         push-v3      0.00      0.00      0.18      0.00
     """
     horizon = resolve_horizon(benchmark, horizon)
     names = task_names(benchmark, split)
-    pairs = goal_grid(num_tasks=len(names), goals_per_task=goals_per_task)
+    pairs = goal_grid(num_tasks=len(names), goals_per_task=protocol.goals_per_task)
     num_envs = min(num_envs, len(pairs))
-    inner = find_benchmark(benchmark).lanes(split, horizon, benchmark_seed, "fast").builder(num_envs)
+    inner = find_benchmark(benchmark).lanes(split, horizon, benchmark_seed).builder(num_envs)
     if not isinstance(inner, MetaWorldLanes):
         raise ValueError(f"{benchmark} is not of Meta-World, whose simulators say how far an episode came.")
     lanes = _Watched(inner)
-    total = adaptation_episodes + evaluation_episodes
     deck = FixedGrid(pairs, num_lanes=num_envs)
-    with closing(TrialEnv(lanes, deck, episodes_per_trial=total, horizon=horizon)) as env:
-        outcome = play_trials(
-            policy,
-            env,
-            adaptation_episodes=adaptation_episodes,
-            evaluation_episodes=evaluation_episodes,
-            trials=len(pairs),
-            mean_action=mean_action,
-            separate=separate,
-            seed=seed,
-            progress=progress,
-        )
-    rounds = np.stack(lanes.episodes).reshape(-1, total, num_envs, 3)
-    reached = rounds.swapaxes(1, 2).reshape(-1, total, 3)[: len(pairs)]
+    with closing(TrialEnv(lanes, deck, episodes_per_trial=protocol.episodes, horizon=horizon)) as env:
+        outcome = play_trials(policy, env, protocol, trials=len(pairs), seed=seed, progress=progress)
+    rounds = np.stack(lanes.episodes).reshape(-1, protocol.episodes, num_envs, 3)
+    reached = rounds.swapaxes(1, 2).reshape(-1, protocol.episodes, 3)[: len(pairs)]
     success = outcome["success"].numpy()[..., None]
     return StageReport(
         tasks=names,
         task=outcome["task"].numpy(),
         reached=np.concatenate([reached, success], -1),
-        evaluation_episodes=evaluation_episodes,
+        evaluation_episodes=protocol.evaluation_episodes,
     )
 
 

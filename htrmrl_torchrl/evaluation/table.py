@@ -53,7 +53,7 @@ def _header(report: "EvaluationReport") -> list[str]:
         f"{report.benchmark} {report.split}, protocol {protocol.name}: {protocol.adaptation_episodes} adaptation + "
         f"{protocol.evaluation_episodes} evaluation episodes of {report.horizon} steps, "
         f"{protocol.evaluation_actions} actions in the latter, "
-        f"{'each from the memory of the former, ' if protocol.separate else ''}{goals}",
+        f"{'each from the memory of the former, ' if protocol.separate else ''}{goals}"
     ]
     if protocol.biased:
         lines.append(

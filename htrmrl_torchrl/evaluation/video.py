@@ -16,6 +16,7 @@ from htrmrl_torchrl.envs.benchmarks import find_benchmark
 from htrmrl_torchrl.envs.lanes import Picture, check_positive
 from htrmrl_torchrl.envs.opengl import choose_backend
 from htrmrl_torchrl.evaluation.overlay import MIN_SIZE, Caption, draw_caption
+from htrmrl_torchrl.evaluation.protocols import Protocol
 from htrmrl_torchrl.evaluation.trials import play_trials
 from htrmrl_torchrl.media import Frames, write_frames
 
@@ -38,34 +39,26 @@ class Video:
 def record_trial(
     policy: TensorDictModuleBase,
     benchmark: str,
+    protocol: Protocol,
     *,
     split: str,
     task: int,
     goal: int,
-    adaptation_episodes: int,
-    evaluation_episodes: int = 1,
-    mean_action: bool = True,
-    separate: bool = False,
     horizon: int | None = None,
     seed: int = 0,
     benchmark_seed: int = 0,
     every: int = 5,
     size: int = 256,
 ) -> Video:
-    """Play one trial as `play_trials` does, and look on.
-
-    Each episode gives a picture of its start, of every ``every``-th step and of its last step: with horizon H that is
-    ``1 + ceil(H / every)`` pictures an episode. Torch's and NumPy's random states are left as they were.
+    """Play one trial as `play_trials` does, with a picture of each episode's start, every ``every``-th and last step.
 
     Args:
-        policy: begins with a memory of its own and writes ``action``, see `htrmrl_torchrl.agent.acting_policy`. The
-            memory is restarted: equal calls draw equal windows.
+        policy: see `play_trials`.
         benchmark: a name that `make_env` knows, no factory.
+        protocol: how the trial is played, see `play_trials`.
         split: ``train``, ``val`` or ``test``.
         task: index in the split's `task_names`.
         goal: index in the benchmark's goals.
-        adaptation_episodes: K, with sampled actions.
-        evaluation_episodes, mean_action, separate: M and how these are played, see `play_trials`.
         horizon: steps an episode; default as in `make_env`.
         seed: of the action noise.
         benchmark_seed: decides the goals, as in `make_env`.
@@ -79,19 +72,15 @@ def record_trial(
     Example:
         >>> from htrmrl_torchrl.agent.networks import acting_policy, build_networks
         >>> networks = build_networks(observation_dim=3, action_low=[-1.0] * 2, action_high=[1.0] * 2)
-        >>> video = record_trial(
-        ...     acting_policy(networks), "toy", split="train", task=0, goal=2, adaptation_episodes=2, size=128)
+        >>> from htrmrl_torchrl.evaluation import PROTOCOLS
+        >>> protocol = PROTOCOLS["strict"].changed(adaptation_episodes=2)
+        >>> video = record_trial(acting_policy(networks), "toy", protocol, split="train", task=0, goal=2, size=128)
         >>> video.frames.shape, len(video.success)  # 3 episodes of 6 steps: pictures of steps 0, 5 and 6
         ((9, 128, 128, 3), 3)
     """
     check_positive(every=every, size=size)
     if size < MIN_SIZE:
         raise ValueError(f"size must be at least {MIN_SIZE} for the caption to be legible, received {size}.")
-    if adaptation_episodes < 0 or evaluation_episodes < 0:
-        raise ValueError(
-            "Numbers of episodes cannot be negative, received "
-            f"adaptation_episodes={adaptation_episodes}, evaluation_episodes={evaluation_episodes}."
-        )
     check_name(benchmark)
     known = find_benchmark(benchmark)
     if known.needs_opengl:
@@ -100,25 +89,14 @@ def record_trial(
         benchmark,
         split=split,
         num_envs=1,
-        episodes_per_trial=adaptation_episodes + evaluation_episodes,
+        episodes_per_trial=protocol.episodes,
         horizon=horizon,
         benchmark_seed=benchmark_seed,
         pairs=[(task, goal)],
     )
     with closing(env):
-        camera = _Camera(
-            env, task_names(benchmark, split)[task], adaptation_episodes, evaluation_episodes, every=every, size=size
-        )
-        play_trials(
-            policy,
-            env,
-            adaptation_episodes=adaptation_episodes,
-            evaluation_episodes=evaluation_episodes,
-            mean_action=mean_action,
-            separate=separate,
-            seed=seed,
-            look=camera.look,
-        )
+        camera = _Camera(env, task_names(benchmark, split)[task], protocol, every=every, size=size)
+        play_trials(policy, env, protocol, seed=seed, look=camera.look)
     return Video(np.stack(camera.frames), known.steps_per_second / every, tuple(camera.success))
 
 
@@ -134,11 +112,10 @@ def write_video(video: Video, path: str | os.PathLike[str]) -> Path:
 class _Camera:
     """Takes the pictures of lane 0 and keeps the score that is written on them."""
 
-    def __init__(self, env: EnvBase, task: str, adapting: int, evaluating: int, *, every: int, size: int) -> None:
+    def __init__(self, env: EnvBase, task: str, protocol: Protocol, *, every: int, size: int) -> None:
         self.frames: list[Picture] = []
         self.success: list[bool] = []
-        self._env, self._task, self._adapting, self._evaluating = env, task, adapting, evaluating
-        self._every, self._size = every, size
+        self._env, self._task, self._protocol, self._every, self._size = env, task, protocol, every, size
 
     def look(self, step: int, seen: TensorDictBase) -> None:
         if step == 0:
@@ -150,8 +127,8 @@ class _Camera:
             task=self._task,
             step=step,
             horizon=self._env.horizon,
-            adaptation_episodes=self._adapting,
-            evaluation_episodes=self._evaluating,
+            adaptation_episodes=self._protocol.adaptation_episodes,
+            evaluation_episodes=self._protocol.evaluation_episodes,
             success=tuple(self.success),
         )
         self.frames.append(draw_caption(self._env.render_lane(0, size=self._size), caption))

@@ -10,6 +10,11 @@ from htrmrl_torchrl.inspection.recording import Recording
 KINDS = ("present", "successful episodes", "failed episodes")  # of what a slot shows
 
 
+def entropy(attention: Tensor) -> Tensor:
+    """Entropy in nats of rows ``[..., L]``: 0 where all is at one place, log(L) where all places are alike."""
+    return -(attention * attention.clamp_min(1e-12).log()).sum(-1)
+
+
 def relative_entropy(attention: Tensor, held: Tensor) -> Tensor:
     """How evenly heads look around: 1 at all places alike, 0 at one alone.
 
@@ -27,8 +32,7 @@ def relative_entropy(attention: Tensor, held: Tensor) -> Tensor:
     """
     places = held.sum(-1)
     attention, places = attention[places > 1], places[places > 1]
-    entropy = -(attention * attention.clamp_min(1e-12).log()).sum(-1)  # [n, layers, H]
-    return (entropy / places.log().view(-1, 1, 1)).mean(0)
+    return (entropy(attention) / places.log().view(-1, 1, 1)).mean(0)  # of [n, layers, H]
 
 
 def slot_entropy(recording: Recording) -> Tensor | None:
@@ -57,10 +61,7 @@ def present_attention(recording: Recording) -> Tensor:
 
 
 def attention_by_episode(recording: Recording) -> Tensor:
-    """Attention of each decision on each episode of its trial: ``[N, K, S, K + 1]``, the present in the last column.
-
-    A past episode's share is that of all slots that show a window of it; each row sums to one.
-    """
+    """Attention of each decision on each episode of its trial: ``[N, K, S, K + 1]``, the present in the last column."""
     attention = present_attention(recording)
     trials, episodes, looks, _ = attention.shape
     shown = recording.slot_episode.masked_fill(recording.slot_episode < 0, episodes)  # empty slots have attention 0
@@ -114,10 +115,9 @@ def around_first_success(recording: Recording) -> AroundSuccess | None:
 
 
 def success_preference(recording: Recording) -> float:
-    """Attention on a window of a successful episode over that on one of a failed one, 1 where they are looked at alike.
+    """Mean attention on a window of a successful episode over that on one of a failed one.
 
-    Over decisions whose memory holds both: the mean attention of a slot of either kind, then the ratio of the means.
-    Not a number where there is no such decision.
+    Over decisions whose memory holds both; not a number where there is no such decision.
     """
     attention = present_attention(recording).mean(2)[..., :-1]  # [N, K, E-1]
     shown = recording.slot_episode

@@ -5,7 +5,7 @@ beside an untrained one of the same sizes, the null picture.
 """
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -63,15 +63,8 @@ def plot_trials(recordings: Recordings, *, titles: Mapping[str, Sequence[str]], 
             for k in range(episodes):
                 if recording.success[trial, k]:
                     at = k + 0.5 + (float(recording.first_success[trial, k]) + 0.5) / recording.horizon
-                    axes.plot(
-                        at,
-                        1.06,
-                        transform=axes.get_xaxis_transform(),
-                        marker="v",
-                        color=SUCCESS,
-                        clip_on=False,
-                        markersize=5,
-                    )
+                    style: dict[str, Any] = {"marker": "v", "color": SUCCESS, "clip_on": False, "markersize": 5}
+                    axes.plot(at, 1.06, transform=axes.get_xaxis_transform(), **style)
                 axes.axvline(k + 0.5, color="w", linewidth=0.6)
             names = [*(str(k + 1) for k in range(episodes - 1)), "now"]
             ticks = range(episodes) if episodes <= 5 else [*range(0, episodes - 1, 2), episodes - 1]
@@ -109,13 +102,10 @@ def plot_around_success(recordings: Recordings) -> "Figure":
             axes.set_title(label)
             axes.set_axis_off()
             continue
+        offset, attention, uniform = around.offset.numpy(), around.attention.numpy(), around.uniform.numpy()
         for kind, name in enumerate(KINDS):
-            axes.plot(
-                around.offset.numpy(), around.attention[:, kind].numpy(), marker="o", color=color(kind), label=name
-            )
-            axes.plot(
-                around.offset.numpy(), around.uniform[:, kind].numpy(), linestyle="--", color=color(kind), alpha=0.6
-            )
+            axes.plot(offset, attention[:, kind], marker="o", color=color(kind), label=name)
+            axes.plot(offset, uniform[:, kind], linestyle="--", color=color(kind), alpha=0.6)
         axes.axvline(0, color="0.5", linewidth=0.8, linestyle=":")
         counted = int(around.trials[around.offset == 0])
         axes.set(

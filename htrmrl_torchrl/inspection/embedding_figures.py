@@ -12,16 +12,7 @@ import numpy as np
 from htrmrl_torchrl.evaluation.intervals import SHARES, interval_over_goals
 from htrmrl_torchrl.inspection.embeddings import Array, Labels, Separation, principal_components
 from htrmrl_torchrl.inspection.recording import Recording
-from htrmrl_torchrl.inspection.style import (
-    COLORS,
-    MAP,
-    color,
-    episode_axis,
-    few,
-    grid,
-    legend,
-    styled,
-)
+from htrmrl_torchrl.inspection.style import COLORS, MAP, color, episode_axis, few, grid, legend, styled
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

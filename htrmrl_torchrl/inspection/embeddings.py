@@ -82,11 +82,7 @@ def separation(points: Array, labels: Labels, *, seed: int = 0) -> Separation | 
 
 
 def _nearest(distance: Array) -> Array:
-    """``[n, n]``: for each point equal weights, summing to one, on all its nearest others.
-
-    Without the ties, points that coincide (a network that tells nothing apart) would count as told apart or not by the
-    order in which they were played.
-    """
+    """``[n, n]``: for each point equal weights, summing to one, on all its nearest others, ties included."""
     others = distance + np.diag(np.full(len(distance), np.inf))
     tied = others <= others.min(1, keepdims=True) + _SAME * distance.max()
     return tied / tied.sum(1, keepdims=True)

@@ -1,7 +1,7 @@
-"""Warning signs of a run: metrics in, at most one line for each sign out.
+"""Warning signs of a run, at most one line for each. The thresholds are rules of thumb.
 
-The thresholds are rules of thumb. Networks that have learned nothing yet show two of the signs, heads that look at all
-places alike and windows that look alike to the encoder; so these count from a part of the run on only.
+Untrained networks show two of the signs, uniform attention and windows with equal embeddings; so these count after
+`WARM_UP` only.
 """
 
 from collections.abc import Mapping

@@ -1,4 +1,4 @@
-"""The hook: whatever runs an encoder, look inside while it does."""
+"""A hook that inspects an encoder while it runs."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -10,13 +10,10 @@ from htrmrl_torchrl.encoders.contract import ContextEncoder, Inside
 
 @contextmanager
 def watch(encoder: ContextEncoder) -> Iterator[list[Inside]]:
-    """Collects an `Inside` for each call of ``encoder`` while the ``with`` block runs, whoever calls it.
+    """Collects an `Inside` for each call of ``encoder`` while the ``with`` block runs.
 
-    A forward hook, gone at the block's end: outside of it nothing is computed or even asked, inside it the vector that
-    the encoder writes is the same bit for bit (attention is computed beside it, from the same context).
-
-    Args:
-        encoder: any; what has no attention shows its vectors alone.
+    The encoder's output stays the same bit for bit; attention is computed separately, from the same context. Encoders
+    without attention show their vectors alone.
 
     Example:
         >>> from htrmrl_torchrl import make_env

@@ -50,14 +50,7 @@ class Section:
 
 
 def write_page(path: Path, *, title: str, facts: Sequence[tuple[str, str]], sections: Sequence[Section]) -> None:
-    """Writes the page.
-
-    Args:
-        path: where to.
-        title: of the page.
-        facts: what was inspected and how, (name, value) pairs.
-        sections: in order.
-    """
+    """Writes the page; ``facts`` say what was inspected and how, as (name, value) pairs."""
     links = "".join(f'<a href="#{_anchor(section.title)}">{html.escape(section.title)}</a>' for section in sections)
     known = "".join(f"<tr><td>{html.escape(n)}</td><td><code>{html.escape(v)}</code></td></tr>" for n, v in facts)
     body = "\n".join(_section(section) for section in sections)

@@ -1,7 +1,7 @@
 """At evaluation time: a look inside the networks for TensorBoard, and a line for each warning sign."""
 
 import time
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from tensordict import TensorDictBase
 from tqdm import tqdm
@@ -12,6 +12,7 @@ from htrmrl_torchrl.inspection.health import warning_signs
 from htrmrl_torchrl.inspection.training import look, update_forgetting
 from htrmrl_torchrl.runs.console import STDERR, spared
 from htrmrl_torchrl.runs.loggers import RunLogger
+from htrmrl_torchrl.runs.progress import Progress
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -21,31 +22,30 @@ def look_inside(
     networks: Networks,
     minibatch: TensorDictBase | None,
     metrics: dict[str, float],
-    progress: dict[str, Any],
+    progress: Progress,
     logger: RunLogger,
     *,
     total_frames: int,
 ) -> dict[str, float]:
-    """Metrics, a picture and histograms of the last minibatch, beside the metrics of an evaluation.
+    """Metrics, a picture and histograms of the last minibatch, beside the ``metrics`` of an evaluation.
 
-    Without a minibatch, after an update that was taken back, only what the evaluation tells is looked at. Each warning
-    sign is said once, when it shows first; ``progress`` remembers which, and the tasks' best success.
+    There is no minibatch after an update that was taken back. Each warning sign is printed once; ``progress`` remembers
+    which, and the tasks' best success.
     """
     started = time.perf_counter()
-    frames = progress["frames"]
-    seen = update_forgetting(progress.setdefault("best_by_task", {}), metrics)
+    frames = progress.frames
+    seen = update_forgetting(progress.best_by_task, metrics)
     if minibatch is not None:
         numbers, figure = look(networks, minibatch)
         seen |= numbers
         with spared("pictures of the inside"):
             _draw(networks, minibatch, figure, logger, frames)
-    said = progress.setdefault("warned", [])
     signs = warning_signs(
-        metrics | seen, best_val_success=progress["best_val_success"], share_of_run=frames / total_frames
+        metrics | seen, best_val_success=progress.best_val_success, share_of_run=frames / total_frames
     )
     for sign, line in signs.items():
-        if sign not in said:
-            said.append(sign)
+        if sign not in progress.warned:
+            progress.warned.append(sign)
             tqdm.write(f"warning at {frames:,} frames: {line}", file=STDERR)
     return seen | {"time/inspect": time.perf_counter() - started}
 

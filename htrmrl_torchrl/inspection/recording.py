@@ -5,25 +5,26 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from tensordict import TensorDict, TensorDictBase
-from torch import Tensor
-from torchrl.envs.utils import ExplorationType, set_exploration_type
+from tensordict import TensorDictBase
+from torch import Tensor, nn
 
 from htrmrl_torchrl import keys
 from htrmrl_torchrl.agent.networks import Networks, acting_policy
-from htrmrl_torchrl.encoders.contract import Inside
+from htrmrl_torchrl.encoders.contract import ContextEncoder, Inside
 from htrmrl_torchrl.envs.trial import TrialEnv
-from htrmrl_torchrl.memory.contract import Memory, memories_of
+from htrmrl_torchrl.evaluation.protocols import PROTOCOLS
+from htrmrl_torchrl.evaluation.trials import play_trials
+from htrmrl_torchrl.memory.contract import memories_of
 from htrmrl_torchrl.memory.windows import make_token
 
 
 @dataclass(frozen=True, kw_only=True)
 class Recording:
-    """N trials of K episodes of H steps, looked into at S steps of each episode; on the CPU.
+    """N trials of K episodes of H steps, inspected at S steps of each episode; on the CPU.
 
     Args:
         task, goal: ``[N]``.
-        steps: ``[S]``, the steps of an episode (from 0) that were looked into: the first, the last, some between.
+        steps: ``[S]``, the inspected steps of an episode (from 0): the first, the last, some between.
         tokens: ``[N, K, H + 1, x]``, raw, the final one included.
         success: ``[N, K]`` bool, at any step.
         returns: ``[N, K]``, undiscounted.
@@ -56,7 +57,7 @@ class Recording:
 
     @property
     def horizon(self) -> int:
-        """H."""
+        """Steps of an episode."""
         return self.tokens.shape[2] - 1
 
     @property
@@ -98,78 +99,76 @@ def record_trials(networks: Networks, env: TrialEnv, *, trials: int, every: int,
     if keys.SUCCESS not in env.full_reward_spec.keys():
         raise ValueError("This environment defines no success, which most of the inspection is about; choose another.")
     acting = acting_policy(networks, seed=seed)
-    (memory,), actor = memories_of(acting), networks.actor
+    (memory,) = memories_of(acting)
     steps = sorted({*range(0, env.horizon, every), env.horizon - 1})
-    rounds: list[TensorDict] = []
-    with (
-        torch.random.fork_rng(),
-        torch.no_grad(),
-        set_exploration_type(ExplorationType.RANDOM),
-    ):
-        torch.manual_seed(seed)
-        while len(rounds) * env.batch_size[0] < trials:
-            rounds.append(_play_round(networks, memory, actor, env, steps))
-    played: Any = torch.cat(rounds)[:trials]
-    whole = played.pop("last").to_dict()
-    optional = ("embedding", "past_embedding", "window_attention", "slot_attention")
+    recorder = _Recorder(networks.encoder, env, steps)
+    hook = memory.register_forward_hook(recorder.look_inside)  # type: ignore[attr-defined]
+    # Which of the episodes adapt makes no difference, since all actions are sampled.
+    sampled = PROTOCOLS["strict"].changed(adaptation_episodes=env.episodes_per_trial - 1, evaluation_actions="sampled")
+    try:
+        outcomes = play_trials(acting, env, sampled, trials=trials, seed=seed, look=recorder.see)
+    finally:
+        hook.remove()
+    steps_to_success = outcomes["steps_to_success"]
     return Recording(
+        task=outcomes["task"],
+        goal=outcomes["goal"],
         steps=torch.tensor(steps),
-        last=Inside(**whole),
-        **{name: played.get(name, None) for name in optional},
-        **played.exclude(*optional).to_dict(),
+        success=outcomes["success"],
+        returns=outcomes["return"],
+        first_success=torch.where(outcomes["success"], steps_to_success - 1, env.horizon),
+        **recorder.fields(trials),
     )
 
 
-def _play_round(
-    networks: Networks, memory: Memory, actor: torch.nn.Module, env: TrialEnv, steps: Sequence[int]
-) -> TensorDict:
-    """One trial on every lane, as fields of a `Recording` by name."""
-    device = next(networks.encoder.parameters()).device
-    lanes, episodes, horizon = env.batch_size[0], env.episodes_per_trial, env.horizon
-    first_success = torch.full((lanes, episodes), horizon)
-    returns = torch.zeros(lanes, episodes)
-    tokens: list[Tensor] = []
-    looks: list[dict[str, Tensor]] = []
-    slots: list[tuple[Tensor, Tensor]] = []
-    now = env.reset()
-    task, goal = now[keys.TASK].squeeze(-1), now[keys.GOAL].squeeze(-1)
-    for episode in range(episodes):
-        for step in range(horizon):
-            tokens.append(make_token(now))
-            acted = memory(now.to(device))
-            if step in steps:
-                inside = networks.encoder.inspect(acted[keys.CONTEXT])
-                looks.append(_newest(inside))
-                if step == 0:
-                    slots.append(_slots(acted, episode))
-            now[keys.ACTION] = actor(acted)[keys.ACTION].to(env.device)
-            after = env.step(now)["next"]
-            returns[:, episode] += after[keys.REWARD].squeeze(-1)
-            first = after[keys.SUCCESS].squeeze(-1) & (first_success[:, episode] == horizon)
-            first_success[:, episode].masked_fill_(first, step)
-            if step == horizon - 1:
-                tokens.append(make_token(after))
-            # Past the last step of a trial the environment would deal the next pairs.
-            if step < horizon - 1 or episode < episodes - 1:
-                now = env.maybe_reset(after.exclude(keys.REWARD, keys.SUCCESS))
-    whole = {name: value.cpu() for name, value in vars(inside).items() if value is not None}
-    looked = {name: torch.stack([look[name] for look in looks], 1) for name in looks[0]}  # [N, K * S, ...]
-    looked = {name: value.unflatten(1, (episodes, len(steps))).cpu() for name, value in looked.items()}
-    if "past_embedding" in looked:
-        looked["past_embedding"] = looked["past_embedding"][:, :, 0]  # the same all episode long
-    fields = {
-        "task": task,
-        "goal": goal,
-        "tokens": torch.stack(tokens, 1).unflatten(1, (episodes, horizon + 1)),
-        "success": first_success < horizon,
-        "returns": returns,
-        "first_success": first_success,
-        "slot_episode": torch.stack([episode for episode, _ in slots], 1).cpu(),
-        "slot_start": torch.stack([start for _, start in slots], 1).cpu(),
-        "last": whole,
-        **looked,
-    }
-    return TensorDict(fields, batch_size=[lanes])
+class _Recorder:
+    """Collects what `play_trials` shows of each step and what the memory writes before each action."""
+
+    def __init__(self, encoder: ContextEncoder, env: TrialEnv, steps: Sequence[int]) -> None:
+        self._encoder, self._steps = encoder, steps
+        self._episodes, self._horizon = env.episodes_per_trial, env.horizon
+        self._decisions = 0
+        self._tokens: list[Tensor] = []  # [N, x] each
+        self._looks: list[dict[str, Tensor]] = []  # [N, ...] each
+        self._slots: list[tuple[Tensor, Tensor]] = []  # [N, E-1] each
+        self._last: list[dict[str, Tensor]] = []
+
+    def see(self, step: int, shown: TensorDictBase) -> None:
+        self._tokens.append(make_token(shown))
+
+    def look_inside(self, memory: nn.Module, arguments: object, written: TensorDictBase) -> None:
+        episode, step = divmod(self._decisions % (self._episodes * self._horizon), self._horizon)
+        self._decisions += 1
+        if step not in self._steps:
+            return
+        inside = self._encoder.inspect(written[keys.CONTEXT])
+        self._looks.append(_newest(inside))
+        if step == 0:
+            self._slots.append(_slots(written, episode))
+        if (episode, step) == (self._episodes - 1, self._horizon - 1):
+            self._last.append({name: value.cpu() for name, value in vars(inside).items() if value is not None})
+
+    def fields(self, trials: int) -> dict[str, Any]:
+        """Of a `Recording`, by name."""
+
+        def by_trial(values: Sequence[Tensor], *axes: int) -> Tensor:
+            rounds = torch.stack([*values]).unflatten(0, (-1, *axes))  # [rounds, *axes, N, ...]
+            return rounds.movedim(1 + len(axes), 1).flatten(0, 1)[:trials].cpu()  # [trials, *axes, ...]
+
+        optional = ("embedding", "past_embedding", "window_attention", "slot_attention")
+        looked: dict[str, Tensor | None] = dict.fromkeys(optional)
+        for name in self._looks[0]:
+            looked[name] = by_trial([look[name] for look in self._looks], self._episodes, len(self._steps))
+        if (past := looked["past_embedding"]) is not None:
+            looked["past_embedding"] = past[:, :, 0]  # the same all episode long
+        episodes, starts = zip(*self._slots, strict=True)
+        return {
+            "tokens": by_trial(self._tokens, self._episodes, self._horizon + 1),
+            "slot_episode": by_trial(episodes, self._episodes),
+            "slot_start": by_trial(starts, self._episodes),
+            "last": Inside(**{name: torch.cat([last[name] for last in self._last])[:trials] for name in self._last[0]}),
+            **looked,
+        }
 
 
 def _newest(inside: Inside) -> dict[str, Tensor]:

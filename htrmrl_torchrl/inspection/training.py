@@ -1,6 +1,6 @@
-"""What is worth knowing of the inside while training goes on, from the last minibatch: numbers, and one picture.
+"""What is inspected during training, from the last minibatch: numbers, and one picture.
 
-Everything follows from what is at hand (no environment, no random numbers), so that looking changes no run.
+Neither an environment nor random numbers are used, so inspection changes no run.
 """
 
 from collections import defaultdict
@@ -14,9 +14,9 @@ from torch import Tensor
 
 from htrmrl_torchrl import keys
 from htrmrl_torchrl.agent.networks import Networks
-from htrmrl_torchrl.encoders.contract import Inside
+from htrmrl_torchrl.encoders.contract import ContextEncoder, Inside
 from htrmrl_torchrl.encoders.hierarchical import HierarchicalEncoder
-from htrmrl_torchrl.inspection.attention import relative_entropy
+from htrmrl_torchrl.inspection.attention import entropy, relative_entropy
 from htrmrl_torchrl.inspection.style import MAP, styled
 
 if TYPE_CHECKING:
@@ -34,6 +34,18 @@ def newest_decisions(minibatch: TensorDictBase) -> TensorDictBase:
     if minibatch.ndim == 1:
         return minibatch[:: max(1, -(-len(minibatch) // DECISIONS))]
     return minibatch[:DECISIONS, -1]
+
+
+@torch.no_grad()
+def attention_entropy(encoder: ContextEncoder, minibatch: TensorDictBase) -> dict[str, float]:
+    """``attention/<level>_entropy``, in nats, of the newest position in each level's last layer, mean over heads.
+
+    Of all decisions of a minibatch, by the fast path; nothing of encoders that do not attend.
+    """
+    if not isinstance(encoder, HierarchicalEncoder):
+        return {}
+    levels = zip(("intra", "inter"), encoder.attention_weights(minibatch[keys.CONTEXT]), strict=True)
+    return {f"attention/{level}_entropy": entropy(rows).mean().item() for level, rows in levels if rows.shape[-1]}
 
 
 def attention_metrics(inside: Inside, context: TensorDictBase) -> dict[str, float]:
@@ -123,14 +135,9 @@ def _norm(tensors: list[Tensor]) -> float:
 
 
 def update_forgetting(best: dict[str, float], metrics: Mapping[str, float]) -> dict[str, float]:
-    """How far each task's success on ``val`` is below its best so far, and how far ``test`` is below ``val``.
+    """``eval/val_forgetting``, with ``/<task>``: how far success on ``val`` is below its ``best``, which is updated.
 
-    Args:
-        best: best success so far by task; updated in place, and to be kept with the run.
-        metrics: of an evaluation, with ``eval/val_success/<task>``.
-
-    Returns:
-        ``eval/val_forgetting/<task>``, their mean ``eval/val_forgetting``, and ``eval/val_test_gap``.
+    Also ``eval/val_test_gap``, how far ``test`` is below ``val``. ``metrics`` are those of an evaluation.
     """
     prefix = "eval/val_success/"
     forgetting = {}

@@ -1,10 +1,14 @@
 """What everything else knows of a memory: a TensorDict module that is put first in the policy of a collector."""
 
+from collections.abc import Sequence
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 from tensordict import TensorDict, TensorDictBase
 from tensordict.utils import NestedKey
 from torch import Tensor, nn
+
+from htrmrl_torchrl.encoders.contract import ContextEncoder
+from htrmrl_torchrl.specs import MismatchError
 
 
 class Seen(NamedTuple):
@@ -41,6 +45,9 @@ class Memory(Protocol):
 
     def __call__(self, tensordict: TensorDictBase) -> TensorDictBase: ...
 
+    def check_encoders(self, encoders: Sequence[ContextEncoder]) -> None:
+        """Raises MismatchError unless these (an actor's, and perhaps a critic's) can read what it writes."""
+
     def restart(self) -> None:
         """Back to how it was built, random streams included."""
 
@@ -66,3 +73,24 @@ class Memory(Protocol):
 def memories_of(policy: nn.Module) -> list[Memory]:
     """The memories in a policy, wherever they stand in it."""
     return [module for module in policy.modules() if isinstance(module, Memory)]
+
+
+def check_readers(
+    memory: Memory, encoders: Sequence[ContextEncoder], *, owned: Sequence[ContextEncoder], recurrent: bool
+) -> None:
+    """For `Memory.check_encoders`: whether all are ``recurrent`` or none is, and ``owned`` are among them.
+
+    Args:
+        owned: the encoders that the memory itself runs, whose results are useless to others.
+    """
+    if any(encoder.recurrent != recurrent for encoder in encoders):
+        raise MismatchError(
+            f"{' and '.join(type(e).__name__ for e in encoders)} cannot read what a {type(memory).__name__} writes; a "
+            "RecurrentEncoder wants a RecurrentMemory of it (and of the critic's), and any other an EpisodicMemory."
+        )
+    missing = recurrent and len(owned) < len(encoders)
+    if missing or {id(encoder) for encoder in owned} - {id(encoder) for encoder in encoders}:
+        raise MismatchError(
+            "The memory was built with another encoder than the actor or critic; build it with the one (or both) "
+            "given here."
+        )

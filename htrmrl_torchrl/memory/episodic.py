@@ -20,14 +20,14 @@ from tensordict.utils import NestedKey
 from torch import Tensor
 
 from htrmrl_torchrl import keys
-from htrmrl_torchrl.encoders.hierarchical import HierarchicalEncoder
-from htrmrl_torchrl.memory.contract import Seen
+from htrmrl_torchrl.encoders.contract import ContextEncoder
+from htrmrl_torchrl.memory.contract import Seen, check_readers
 from htrmrl_torchrl.memory.history import Ended, LaneHistories, check_counters, check_history, without_running
 from htrmrl_torchrl.memory.past import Array, PastEpisodes, Scope, Window, check_scope
 from htrmrl_torchrl.memory.processes import EPISODES_A_WORKER, handed_over, sent_to_worker, worker_number
 from htrmrl_torchrl.memory.strategies import WindowStrategy, make_strategy
 from htrmrl_torchrl.memory.windows import final_token, make_token
-from htrmrl_torchrl.specs import check_step
+from htrmrl_torchrl.specs import MismatchError, check_step
 
 
 @dataclass
@@ -61,9 +61,9 @@ class EpisodicMemory(TensorDictModuleBase):
 
     Args:
         encoder: the encoder, or all encoders (a separate critic), that read the context. The past is encoded with each
-            of them once per episode, and again when their weights have changed, in whatever way and by whatever
-            process. ``None`` keeps no cache; the encoders then encode raw windows at every step, to the same result.
-            They are used, not owned: the memory has no parameters and adds nothing to a state dict.
+            of them that `remembers` once per episode, and again when their weights have changed, in whatever way and by
+            whatever process. ``None`` keeps no cache; the encoders then encode raw windows at every step, to the same
+            result. They are used, not owned: the memory has no parameters and adds nothing to a state dict.
         window: tokens T of a window; default: the encoder's.
         episodes: windows E of a context; default: the encoder's.
         strategy: ``"recent"``, ``"uniform"``, ``"uniform_last"``, ``"best_return"``, ``"diverse"``, ``"similar"`` or a
@@ -95,7 +95,7 @@ class EpisodicMemory(TensorDictModuleBase):
 
     def __init__(
         self,
-        encoder: HierarchicalEncoder | Sequence[HierarchicalEncoder] | None = None,
+        encoder: ContextEncoder | Sequence[ContextEncoder] | None = None,
         *,
         window: int | None = None,
         episodes: int | None = None,
@@ -106,7 +106,7 @@ class EpisodicMemory(TensorDictModuleBase):
     ) -> None:
         super().__init__()
         check_scope(scope, max_episodes)
-        encoders = () if encoder is None else (encoder,) if isinstance(encoder, HierarchicalEncoder) else tuple(encoder)
+        encoders = () if encoder is None else (encoder,) if isinstance(encoder, ContextEncoder) else tuple(encoder)
         if encoders:
             window = encoders[0].window if window is None else window
             episodes = encoders[0].episodes if episodes is None else episodes
@@ -136,6 +136,17 @@ class EpisodicMemory(TensorDictModuleBase):
     def remembers_trials(self) -> bool:
         """Whether a new trial still sees earlier ones."""
         return self.scope == "lane"
+
+    def check_encoders(self, encoders: Sequence[ContextEncoder]) -> None:
+        """Raises MismatchError for encoders of other windows, recurrent ones, and others than those of its cache."""
+        check_readers(self, encoders, owned=(), recurrent=False)
+        for encoder in encoders:
+            if (self.window, self.episodes) != (encoder.window, encoder.episodes):
+                raise MismatchError(
+                    f"The memory has window={self.window} and episodes={self.episodes}, and the encoder was built for "
+                    f"window={encoder.window} and episodes={encoder.episodes}; give both the same."
+                )
+        check_readers(self, encoders, owned=self._encoders, recurrent=False)
 
     @torch.no_grad()
     def forward(self, tensordict: TensorDictBase) -> TensorDictBase:
@@ -352,7 +363,7 @@ class EpisodicMemory(TensorDictModuleBase):
         for encoder in self._encoders:
             rows = state.past[lanes]
             cache = encoder.encode_past(rows["past"], rows["past_mask"], rows["past_id"], rows["slot_mask"])
-            key = encoder.cache_key[1:]
+            key = str(encoder.own_key)
             old = state.past.get(key, None)
             old = cache.new_zeros(len(state.history), *cache.shape[1:]) if old is None else old
             state.past = state.past.copy().set(key, old.index_copy(0, lanes, cache))

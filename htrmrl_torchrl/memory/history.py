@@ -79,11 +79,7 @@ class LaneHistories:
         self._running += 1
 
     def begin_episodes(self, lanes: Tensor, *, new_trial: Tensor, counter: Tensor) -> None:
-        """Ends the running episodes of `lanes`, number `counter`, or forgets all where a new trial is to forget.
-
-        Args:
-            lanes, new_trial, counter: ``[n]``. A lane where nothing runs has nothing to end.
-        """
+        """Ends the running episodes, number `counter`, of `lanes`, or forgets all if `new_trial` does; all ``[n]``."""
         self._running = 0
         for lane, trial, number in zip(lanes.tolist(), new_trial.tolist(), counter.tolist(), strict=True):
             ended = self._ended[lane]
@@ -139,11 +135,7 @@ class LaneHistories:
         return self._table.flatten(0, 1).index_select(0, rows.flatten()).view(*rows.shape, -1), self._whole[1]
 
     def windows(self, lane: int, drawn: list[Window], *, slots: int, window: int) -> tuple[Tensor, Tensor]:
-        """Windows (index among the ended episodes, first token), right-aligned into ``slots``.
-
-        Returns:
-            tokens ``[slots, T, x]`` and mask ``[slots, T]``; slots without a window are masked.
-        """
+        """Tokens ``[slots, T, x]`` and mask ``[slots, T]`` of right-aligned windows (index in `ended`, first token)."""
         first, newest = [0] * (slots - len(drawn)), [-1] * (slots - len(drawn))
         for episode, start in drawn:
             _, begin, length = self._ended[lane][episode]

@@ -8,7 +8,7 @@
 
 from collections.abc import Callable, Sequence
 from functools import cached_property
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import numpy as np
 import numpy.typing as npt
@@ -16,7 +16,7 @@ import numpy.typing as npt
 Array = npt.NDArray[Any]
 Window = tuple[int, int]  # (index of the episode among the remembered ones, its first token)
 Scope = Literal["trial", "lane"]
-SCOPES = ("trial", "lane")
+SCOPES: tuple[str, ...] = get_args(Scope)
 
 
 def check_scope(scope: str, max_episodes: int | None) -> None:

@@ -19,8 +19,9 @@ from tensordict.utils import NestedKey
 from torch import Tensor
 
 from htrmrl_torchrl import keys
+from htrmrl_torchrl.encoders.contract import ContextEncoder
 from htrmrl_torchrl.encoders.recurrent import RecurrentEncoder
-from htrmrl_torchrl.memory.contract import Seen
+from htrmrl_torchrl.memory.contract import Seen, check_readers
 from htrmrl_torchrl.memory.history import check_counters
 from htrmrl_torchrl.memory.processes import EPISODES_A_WORKER, handed_over, sent_to_worker, worker_number
 from htrmrl_torchrl.memory.windows import carry_over, final_token, make_token
@@ -94,6 +95,10 @@ class RecurrentMemory(TensorDictModuleBase):
     def remembers_trials(self) -> bool:
         """Never: the state is zero at a trial's start."""
         return False
+
+    def check_encoders(self, encoders: Sequence[ContextEncoder]) -> None:
+        """Raises MismatchError for others than those whose states it carries."""
+        check_readers(self, encoders, owned=self._encoders, recurrent=True)
 
     @torch.no_grad()
     def forward(self, tensordict: TensorDictBase) -> TensorDictBase:

@@ -2,7 +2,8 @@
 
 A strategy is called with what the lane remembers (`PastEpisodes`), the number of slots, the window length and the
 lane's own random stream. It returns pairs (episode index, first token); order does not matter, the caller sorts them.
-Fewer pairs than slots leave slots empty. Your own strategy is any such callable.
+Fewer pairs than slots leave slots empty. Your own strategy is any such callable, or a class that makes one without
+arguments; ``package.module:name`` names it.
 
 ================  ======================================================  ==================================
 name              what it shows                                           cost, at each episode's start
@@ -17,15 +18,20 @@ name              what it shows                                           cost, 
 """
 
 from collections.abc import Sequence
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 
+from htrmrl_torchrl.dotted import is_dotted_path, resolve
 from htrmrl_torchrl.memory.past import Array, PastEpisodes, Window
 
 
 class WindowStrategy(Protocol):
-    """Draws windows of remembered episodes."""
+    """Draws windows of remembered episodes.
+
+    One that never shows two windows of an episode has the attribute ``one_per_episode = True``: then the recipes refuse
+    more slots than training fills, which longer trials would fill.
+    """
 
     def __call__(self, past: PastEpisodes, *, slots: int, window: int, rng: np.random.Generator) -> list[Window]: ...
 
@@ -38,6 +44,8 @@ class Recent:
         >>> Recent()(past, slots=2, window=4, rng=np.random.default_rng(0))
         [(1, 2), (2, 2)]
     """
+
+    one_per_episode = True
 
     def __call__(self, past: PastEpisodes, *, slots: int, window: int, rng: np.random.Generator) -> list[Window]:
         latest = range(max(0, len(past) - slots), len(past))
@@ -102,6 +110,8 @@ class BestReturn:
         >>> BestReturn()(past, slots=1, window=4, rng=np.random.default_rng(0))  # told by token 2 of 0, 1, 2, 3
         [(0, 0)]
     """
+
+    one_per_episode = True
 
     def __call__(self, past: PastEpisodes, *, slots: int, window: int, rng: np.random.Generator) -> list[Window]:
         ranked = sorted(range(len(past)), key=lambda episode: (past.returns[episode], episode), reverse=True)
@@ -221,14 +231,25 @@ STRATEGIES: dict[str, type[WindowStrategy]] = {
 }
 
 
-def make_strategy(strategy: str | WindowStrategy) -> WindowStrategy:
-    """The strategy of that name, or the callable itself.
+def find_strategy(name: str) -> Any:
+    """The class (or function) of a name of `STRATEGIES` or of a dotted path, see `htrmrl_torchrl.dotted`.
 
     Raises:
-        ValueError: if the name is unknown.
+        ValueError: if there is none.
     """
-    if not isinstance(strategy, str):
-        return strategy
-    if strategy not in STRATEGIES:
-        raise ValueError(f"Window strategy {strategy!r} is unknown; the known ones are {', '.join(STRATEGIES)}.")
-    return STRATEGIES[strategy]()
+    if name in STRATEGIES:
+        return STRATEGIES[name]
+    if not is_dotted_path(name):
+        raise ValueError(
+            f"Window strategy {name!r} is unknown; the known ones are {', '.join(STRATEGIES)}, and a path "
+            "package.module:name names your own."
+        )
+    if not callable(found := resolve(name)):
+        raise ValueError(f"{name!r} is {type(found).__name__}, which is no window strategy: they are called.")
+    return found
+
+
+def make_strategy(strategy: str | WindowStrategy) -> WindowStrategy:
+    """The strategy of that name, or the callable itself. Raises as `find_strategy` does."""
+    found = find_strategy(strategy) if isinstance(strategy, str) else strategy
+    return found() if isinstance(found, type) else found

@@ -91,11 +91,6 @@ def _name(task: int, names: list[str]) -> str:
     return names[task] if task < len(names) else f"task-{task}"
 
 
-def attention_entropy(weights: Tensor) -> float:
-    """Mean entropy in nats of attention ``[F, positions, H]``: 0 looks at one place, log(positions) at all alike."""
-    return -(weights * weights.clamp_min(1e-12).log()).sum(-2).mean().item()
-
-
 def process_metrics() -> dict[str, float]:
     """``process/*``: resident memory of this process in MiB and its open files, to see leaks; empty without ``/proc``.
 

@@ -12,13 +12,12 @@ from torchrl.objectives.value import GAE
 
 from htrmrl_torchrl import keys
 from htrmrl_torchrl.agent.heads import value_head
+from htrmrl_torchrl.envs.lanes import check_choice
 from htrmrl_torchrl.replay.buffer import EpisodicReplayBuffer
 from htrmrl_torchrl.specs import MismatchError
 
 Credit = Literal["episode", "trial"]
 AdvantageNorm = Literal["batch", "task", "none"]
-CREDITS = ("episode", "trial")
-ADVANTAGE_NORMS = ("batch", "task", "none")
 
 
 class TrialGAE:
@@ -55,12 +54,8 @@ class TrialGAE:
         bootstrap: bool = False,
         advantage_norm: AdvantageNorm = "task",
     ) -> None:
-        if credit not in CREDITS:
-            raise ValueError(f"credit={credit!r} is unknown; choose one of {', '.join(CREDITS)}.")
-        if advantage_norm not in ADVANTAGE_NORMS:
-            raise ValueError(
-                f"advantage_norm={advantage_norm!r} is unknown; choose one of {', '.join(ADVANTAGE_NORMS)}."
-            )
+        check_choice(Credit, credit=credit)
+        check_choice(AdvantageNorm, advantage_norm=advantage_norm)
         self.credit, self.bootstrap = credit, bootstrap
         self._gae = GAE(
             gamma=gamma,

@@ -15,14 +15,11 @@ SMALLEST = 1e-3  # returns below are left small, or rewards that are next to not
 class TaskRewardNormalizer(nn.Module):
     """Divides rewards by the size of their task's returns: the root mean square of discounted returns, per task.
 
-    Untrained agents earn a hundred times more in Meta-World's ``drawer-close`` than in its ``pick-place``. One critic
-    that predicts both has an error as large as all returns of the poor task, and whatever normalises that task's
-    advantages afterwards blows up this error, not what the agent did well.
+    Untrained agents earn a hundred times more in Meta-World's ``drawer-close`` than in its ``pick-place``. The error of
+    a critic that predicts both is as large as all returns of the latter, and advantage normalisation amplifies it.
 
-    The mean runs over the batches that `adapt` was given, the latest ones most (0.9 is kept each time), those without
-    a task left out for it. Before its first batch a task's rewards stay as they are.
-
-    Only what is learned from is in this unit: metrics and tokens keep the rewards of the environment.
+    The mean is an exponential average over the batches that hold the task. Before the first of them a task's rewards
+    stay as they are. Metrics and tokens keep the rewards of the environment.
 
     Args:
         num_tasks: how many tasks there are; ``task`` counts them from 0.

@@ -115,12 +115,6 @@ class EpisodicReplayBuffer(TensorDictReplayBuffer):
 
     Raises:
         ValueError: if the sizes do not fit or the storage is of another kind.
-
-    Example:
-        >>> buffer = EpisodicReplayBuffer(
-        ...     storage=EpisodicStorage(4_000, window=5, episodes=10), batch_size=400, segment_frames=50)
-        >>> len(buffer)
-        0
     """
 
     def __init__(self, *, storage: EpisodicStorage, batch_size: int, segment_frames: int = 1) -> None:

@@ -31,9 +31,9 @@ class EpisodicStorage(LazyTensorStorage):
     """On-policy storage that knows episodes: frames are kept once, windows and contexts are rebuilt by index.
 
     `EpisodicReplayBuffer.extend` fills it with batches ``[N, T]`` as collectors give them, one row a lane. Frames of
-    one lane stay together in time order, over several batches too. Where a batch cuts a trial, the frames of its
-    beginning outlive `EpisodicReplayBuffer.empty` as context until the trial is over; they are never trained on again.
-    With ``scope="lane"`` so do the `max_episodes` latest episodes of each lane, which later trials may be shown.
+    one lane stay together in time order, over several batches too. Where a batch cuts a trial, its first frames outlive
+    `EpisodicReplayBuffer.empty` as context until the trial ends; they are never trained on again. With
+    ``scope="lane"`` so do the `max_episodes` latest episodes of each lane.
 
     Args:
         max_size: most frames it may hold, those kept as context included. More is an error, never an overwrite.
@@ -46,11 +46,6 @@ class EpisodicStorage(LazyTensorStorage):
             are not here.
         MismatchError: (a ValueError) for a batch that lacks entries, is not ``[lanes, time]``, or ends episodes
             otherwise than the memory was told.
-
-    Example:
-        >>> storage = EpisodicStorage(10_000, window=5, episodes=10)
-        >>> storage.max_size, len(storage)
-        (10000, 0)
     """
 
     def __init__(
@@ -86,8 +81,9 @@ class EpisodicStorage(LazyTensorStorage):
             rows = TensorDict.cat([*(_with_columns_of(rows, held) for held in earlier), rows])
             rows = rows[rows[keys.LANE].argsort(stable=True)]
         if len(rows) > self.max_size:
+            kept = "unfinished trials" if self.scope == "trial" else "remembered episodes"
             raise ValueError(
-                f"{len(rows)} frames ({self._kept_for()} included) do not fit into max_size={self.max_size}. "
+                f"{len(rows)} frames (context of {kept} included) do not fit into max_size={self.max_size}. "
                 "Call empty() before each new batch, or make max_size larger."
             )
         return rows
@@ -179,9 +175,6 @@ class EpisodicStorage(LazyTensorStorage):
         if self.max_episodes is None:
             return rows
         return rows[rows[keys.WINDOW_CURRENT].squeeze(-1) >= counter[rows[keys.LANE]] - self.max_episodes]
-
-    def _kept_for(self) -> str:
-        return "context of unfinished trials" if self.scope == "trial" else "context of remembered episodes"
 
     def _clear_index(self) -> None:
         self.tokens = torch.empty(0)

@@ -1,22 +1,20 @@
 """Faults that a run survives: collections that begin anew and updates that are taken back.
 
 A fault is a NaN or an infinity (observation, reward, action, anything in a batch, loss, gradient) or, with
-``env.restart_workers``, a worker that failed. What it touched is dropped whole, so that nothing of it is learned from:
+``env.restart_workers``, a worker that failed. Nothing is learned from what it touched:
 
-    collecting   the batch is abandoned, its frames don't count; all lanes begin new trials, with the memory of before
+    collecting   the batch is dropped, its frames don't count; all environments begin new trials, with the memory before
     updating     weights, optimizer and normalisers go back to where they were before the update
     evaluating   the evaluation is repeated; it changes nothing
 
-An update is taken back from its first step on, not from the one that failed: by then the steps before have made weights
-whose losses are not finite, while the ones before the update have just played a batch that is. After
-``faults.max_in_a_row`` of them, with nothing completed in between, the run ends.
+The whole update is taken back, since its earlier steps led to weights whose losses are not finite. After
+``faults.max_in_a_row`` faults with nothing completed in between, the run ends.
 """
 
 import copy
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import TypeVar
 
 from tensordict import TensorDictBase
 from torch import nn
@@ -30,6 +28,7 @@ from htrmrl_torchrl.faults import Fault, NonFiniteError, UserError, WorkerFault,
 from htrmrl_torchrl.memory.contract import Memory
 from htrmrl_torchrl.ppo.reward_norm import TaskRewardNormalizer
 from htrmrl_torchrl.runs.console import STDERR
+from htrmrl_torchrl.runs.progress import Progress
 
 Result = TypeVar("Result")
 STAGES = ("collecting", "updating", "evaluating")
@@ -39,13 +38,6 @@ class TooManyFaults(UserError):
     """Fault upon fault, with nothing completed in between: one sentence and exit code 3."""
 
     exit_code = 3
-
-
-@dataclass
-class Update:
-    """Whether the update took place."""
-
-    completed: bool = False
 
 
 class FaultGuard:
@@ -64,7 +56,7 @@ class FaultGuard:
         *,
         max_in_a_row: int,
         restart_workers: bool,
-        progress: dict[str, Any],
+        progress: Progress,
         memory: Memory,
         loss: nn.Module,
         optimizer: Optimizer,
@@ -77,12 +69,7 @@ class FaultGuard:
         self._seen = {"divergences": 0, "worker_restarts": 0}
 
     def batches(self, collector: Collector) -> Iterator[TensorDictBase]:
-        """What the collector collects, without the batches that a fault cut short or spoilt.
-
-        Raises:
-            WorkerFault: if a worker fails and may not be restarted.
-            TooManyFaults: if the limit is reached.
-        """
+        """What the collector collects, without the batches in which a fault occurred; raises as `evaluate` does."""
         remembered, abandoned = self._memory.checkpoint_state(), False
         while True:
             try:
@@ -102,23 +89,17 @@ class FaultGuard:
                 abandoned = True
 
     @contextmanager
-    def update(self) -> Iterator["Update"]:
-        """An update that happens as a whole or, where something is not finite, not at all.
-
-        Raises:
-            TooManyFaults: if the limit is reached.
-        """
+    def update(self) -> Iterator[None]:
+        """An update that happens as a whole or, if something is not finite, not at all; raises as `evaluate` does."""
         before = [copy.deepcopy(part.state_dict()) for part in self._changed]
-        update = Update()
         try:
-            yield update
+            yield
         except NonFiniteError as fault:
             for part, state in zip(self._changed, before, strict=True):
                 part.load_state_dict(state)
             self._optimizer.zero_grad(set_to_none=True)
             self._note(fault, "updating", "the weights are those before the update")
         else:
-            update.completed = True
             self._in_row = 0
 
     def evaluate(self, run: Callable[[], Result]) -> Result:
@@ -142,18 +123,16 @@ class FaultGuard:
         counts = self._counts()
         metrics = {f"faults/{stage}": float(counts[stage]) for stage in STAGES}  # in this order after a restart too
         if isinstance(env, TrialEnv):
-            now = {"divergences": env.divergences, "worker_restarts": env.worker_restarts}
-            for name, count in now.items():
-                self._progress[name] = self._progress.get(name, 0) + count - self._seen[name]
-                metrics[f"env/{name}"] = float(self._progress[name])
-            self._seen = now
+            for name, seen in self._seen.items():
+                now, before = getattr(env, name), getattr(self._progress, name)
+                setattr(self._progress, name, before + now - seen)
+                metrics[f"env/{name}"] = float(before + now - seen)
+                self._seen[name] = now
         return metrics
 
     def _counts(self) -> dict[str, int]:
-        counts: dict[str, int] = self._progress.setdefault("faults", {})
-        for stage in STAGES:
-            counts.setdefault(stage, 0)
-        return counts
+        self._progress.faults = dict.fromkeys(STAGES, 0) | self._progress.faults
+        return self._progress.faults
 
     def _note(self, fault: Fault, stage: str, consequence: str) -> None:
         if isinstance(fault, WorkerFault) and not self.restart_workers:

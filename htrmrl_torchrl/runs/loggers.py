@@ -1,9 +1,8 @@
-"""Scalars, text, figures and videos of one run: TensorBoard for the eye, ``metrics.csv`` for everything that computes.
+"""Scalars, text, figures and videos of one run, in TensorBoard and in ``metrics.csv``.
 
-Neither TorchRL's ``TensorboardLogger`` nor torch's ``SummaryWriter`` will do for runs that stop and continue on a disk
-that may be full. The first has no ``purge_step``, so a continued run would show two overlapping curves; the second
-writes in a thread, where a full disk leaves half a record, ends the thread and prints its traceback. The same events
-are written here directly, each whole or not at all.
+Runs stop and continue, and a disk may be full. TorchRL's ``TensorboardLogger`` has no ``purge_step``, so a continued
+run would show two overlapping curves. torch's ``SummaryWriter`` writes in a thread, where a full disk leaves half a
+record. The same events are written here directly, each whole or not at all.
 """
 
 import csv
@@ -15,7 +14,6 @@ import socket
 import time
 from collections.abc import Mapping
 from pathlib import Path
-from types import TracebackType
 from typing import TYPE_CHECKING, Self
 
 from tensorboard.compat.proto.event_pb2 import Event, SessionLog
@@ -36,24 +34,21 @@ HEADER = "frames,metric,value\n"
 class RunLogger:
     """Writes the metrics of one run folder; the x axis of everything is environment frames.
 
-    ``run_dir/metrics.csv`` is in long form (``frames,metric,value``, one row per number), so that metrics may come and
-    go; ``run_dir/tensorboard`` holds the event files. Every call reaches the files before it returns: what was logged
-    survives a kill. Where the disk takes it only in part, or not at all, both files stay readable, what was logged
-    waits in memory, and the next call that finds room writes it too.
+    ``run_dir/metrics.csv`` has one row per number (``frames,metric,value``); ``run_dir/tensorboard`` holds the event
+    files. Every call reaches the files before it returns. What the disk does not take waits in memory for the next
+    call, and both files stay readable.
 
     Args:
         run_dir: folder of the run; created where it is missing.
-        resume_from_frames: frames of the checkpoint that a continued run starts from. What was logged beyond it is
-            dropped from ``metrics.csv`` and purged from TensorBoard, since these frames are played again; what was
-            logged at or before it stays. ``None`` (default) starts a new run, ``-1`` starts one over.
+        resume_from_frames: frames of the checkpoint that a continued run starts from; what was logged beyond it is
+            dropped. ``None`` (default) starts a new run, ``-1`` starts one over.
 
     Attributes:
-        damaged: a copy of ``metrics.csv`` as it was found, ``damaged-metrics.csv``, if it had rows that cannot be read;
-            they are left out. What a kill leaves of its last row is no damage.
+        damaged: a copy of ``metrics.csv`` as it was found, if it had rows that cannot be read; they are left out. What
+            a kill leaves of the last row is no damage.
 
     Raises:
-        ValueError: if ``run_dir`` already holds metrics and ``resume_from_frames`` is ``None``: two runs in one folder
-            could not be told apart.
+        ValueError: if ``run_dir`` already holds metrics and ``resume_from_frames`` is ``None``.
         OSError: from any call for which the disk had no room; the run may go on.
 
     Example:
@@ -111,10 +106,6 @@ class RunLogger:
         numbers = values.detach().flatten().cpu().numpy()
         self._events.add(summary=histogram(name, numbers, bins=30), step=frames)
 
-    def log_video(self, name: str, pictures: Frames, *, frames: int, fps: float) -> None:
-        """Show a moving picture in TensorBoard at ``frames``, see `EventFile.add_video`."""
-        self._events.add_video(name, pictures, frames=frames, fps=fps)
-
     def close(self) -> None:
         """Close both files; calling it twice is harmless."""
         try:
@@ -125,32 +116,15 @@ class RunLogger:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()
-
-
-def _video(name: str, pictures: Frames, *, fps: float) -> Summary:
-    gif = encode_gif(pictures, fps=fps)
-    height, width, channels = pictures.shape[1:]
-    picture = Summary.Image(height=height, width=width, colorspace=channels, encoded_image_string=gif)
-    return Summary(value=[Summary.Value(tag=name, image=picture)])
 
 
 _EVENT_FILE = re.compile(r"events\.out\.tfevents\.([0-9]{10})\.")  # the second in which it was begun
 
 
 class EventFile:
-    """A new TensorBoard event file in ``folder``, read after those that are there.
-
-    Example:
-        >>> import tempfile
-        >>> import numpy as np
-        >>> folder = tempfile.mkdtemp()
-        >>> with EventFile(Path(folder)) as events:
-        ...     events.add_video("trial", np.zeros((2, 8, 8, 3), np.uint8), frames=1000, fps=10)
-    """
+    """A new TensorBoard event file in ``folder``, read after those that are there."""
 
     def __init__(self, folder: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)
@@ -167,44 +141,27 @@ class EventFile:
         self._writer.write(Event(wall_time=time.time(), **event).SerializeToString())
 
     def add_video(self, name: str, pictures: Frames, *, frames: int, fps: float) -> None:
-        """Show a moving picture in TensorBoard's images, as a GIF.
+        """Show ``pictures``, uint8 ``[n, H, W, 3]``, as a GIF in TensorBoard at ``frames``; ``fps`` pictures a second.
 
-        ``SummaryWriter.add_video`` writes the same event, but wants moviepy to make the GIF.
-
-        Args:
-            name: the tag.
-            pictures: uint8 ``[n, H, W, 3]``, RGB.
-            frames: environment frames at which it is shown.
-            fps: pictures a second.
-
-        Raises:
-            ValueError: for pictures of another shape or type.
+        ``SummaryWriter.add_video`` writes the same event, but needs moviepy to make the GIF.
         """
-        self.add(summary=_video(name, pictures, fps=fps), step=frames)
+        gif = encode_gif(pictures, fps=fps)
+        height, width, channels = pictures.shape[1:]
+        picture = Summary.Image(height=height, width=width, colorspace=channels, encoded_image_string=gif)
+        self.add(summary=Summary(value=[Summary.Value(tag=name, image=picture)]), step=frames)
 
     def close(self) -> None:
         """Close it; calling it twice is harmless."""
         self._file.close()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        self.close()
 
 
 Row = tuple[int, str, float]
 
 
 def read_rows(path: Path) -> tuple[list[tuple[Row, str]], int]:
-    """The rows of a ``metrics.csv``, frames, metric and value of each and how it is written, and how many are damaged.
+    """The rows of a ``metrics.csv`` with the text of each, and how many are damaged; OSError if it cannot be read.
 
     A last row without an end is neither: it is what a kill or a power cut leaves.
-
-    Raises:
-        OSError: if the file cannot be read.
     """
     lines = path.read_text(encoding="utf-8", errors="replace").split("\n")[:-1]
     header, *lines = lines or [""]

@@ -3,11 +3,9 @@
 Ctrl-C, SIGTERM (``kill``, ``timeout``, schedulers), SIGHUP (a closed terminal) and SIGUSR1 (batch systems, some time
 before they kill) are obeyed alike. All others do what they always do.
 
-A handler that raises would raise anywhere: inside a pipe's protocol, a lock of a library, a half-written file, or a
-destructor that swallows it. So while there is something to lose the handler only takes note, and training looks at the
-note wherever the encoder is about to be called: before every step of a collection or an evaluation and before every
-minibatch, which is every few milliseconds, and always between two calls of ours. A step that hangs is no reason to
-wait: a second Ctrl-C ends the process from inside the handler.
+A handler that raises would raise anywhere, for example in a half-written file. So while there is something to lose the
+handler only takes note, and training checks it before every call of the encoder, which is every few milliseconds. If a
+step hangs, a second Ctrl-C ends the process from inside the handler.
 """
 
 import ctypes
@@ -23,7 +21,9 @@ from typing import Any, NoReturn
 
 from htrmrl_torchrl.runs.console import command_line, occupy_standard_descriptors, say
 
-NUMBERS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1)
+NUMBERS = tuple(
+    signal.Signals[name] for name in ("SIGINT", "SIGTERM", "SIGHUP", "SIGUSR1") if hasattr(signal, name)
+)  # Windows has the first two
 
 
 class Left(BaseException):
@@ -33,7 +33,7 @@ class Left(BaseException):
 class Interrupts:
     """Between `hold` and `release` a first signal is noted in ``requested``; a Ctrl-C after it ends with code 130.
 
-    Another signal is not a second wish: schedulers and ``timeout`` send one to the process and one to its group.
+    Other signals are noted once, since schedulers and ``timeout`` send one to the process and one to its group.
     """
 
     def __init__(self) -> None:
@@ -66,10 +66,10 @@ class Interrupts:
 
 @contextmanager
 def ending_at_once(*, sentence: Callable[[], str] = str, status: int | None = None) -> Iterator[None]:
-    """Meanwhile a signal ends the process on the spot, without a traceback: for as long as nothing would be lost.
+    """Meanwhile, while nothing would be lost, a signal ends the process at once, without a traceback.
 
     Args:
-        sentence: gives what to say then, if anything.
+        sentence: what to say then, if anything.
         status: exit code; by default the shells' own, 128 plus the signal's number.
     """
 
@@ -106,12 +106,11 @@ _PR_SET_PDEATHSIG = 1  # prctl(2)
 def end_with_parent() -> Callable[[], None] | None:
     """For `subprocess.Popen(preexec_fn=)`: the child gets a SIGTERM when this process ends, even by SIGKILL.
 
-    The kernel sends it (Linux; elsewhere None).
+    The kernel sends it on Linux; elsewhere the answer is None.
     """
-    prctl = getattr(ctypes.CDLL(None), "prctl", None)
-    if prctl is None:
+    if sys.platform != "linux":
         return None
-    parent = os.getpid()
+    prctl, parent = ctypes.CDLL(None).prctl, os.getpid()
 
     def ask_for_signal() -> None:
         prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
@@ -131,8 +130,10 @@ def _handle(handler: Callable[[int, FrameType | None], None]) -> dict[int, Any]:
 def _shield_resource_tracker() -> None:
     """Starts the process that cleans up after multiprocessing; it has to outlive this one, and hear none of `NUMBERS`.
 
-    By itself it is deaf to Ctrl-C and SIGTERM only. It inherits the others as blocked.
+    By itself it ignores Ctrl-C and SIGTERM only. It inherits the others as blocked. (Windows has no such process.)
     """
+    if not hasattr(signal, "pthread_sigmask"):
+        return
     occupy_standard_descriptors()  # or its pipe would get the number of a closed stdout or stderr
     before = signal.pthread_sigmask(signal.SIG_BLOCK, NUMBERS)
     try:

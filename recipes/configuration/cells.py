@@ -4,6 +4,7 @@ A cell is one run of a training recipe, with one value of every axis and one see
 so that the same command finds it again.
 """
 
+import itertools
 import json
 import math
 from collections.abc import Sequence
@@ -11,7 +12,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra.core.override_parser.types import ChoiceSweep, Glob, Override, RangeSweep
 
 from htrmrl_torchrl.faults import UserError
@@ -45,8 +45,7 @@ class Cell:
 def expand(overrides: Sequence[str]) -> tuple[list[str], list[dict[str, str]]]:
     """The axes (keys with several values) and all combinations ``{key: value}``, as Hydra's ``--multirun`` reads them.
 
-    Raises:
-        UserError: for an override that cannot be read, or a sweep without end.
+    Raises UserError for an override that cannot be read, or a sweep without end.
 
     Example:
         >>> expand(["a=1,2", "b=x", "seed=range(1,3)"])[0]
@@ -55,12 +54,20 @@ def expand(overrides: Sequence[str]) -> tuple[list[str], list[dict[str, str]]]:
     parsed = [parse_override(override) for override in overrides]
     _check_sweeps(parsed)
     try:
-        (combinations,) = BasicSweeper.split_arguments(parsed, max_batch_size=None)
+        values = {override.get_key_element(): _values(override) for override in parsed}
     except UNREADABLE as error:
         raise UserError(next(iter(str(error).splitlines()), type(error).__name__)) from error
-    cells = [dict(pair.split("=", 1) for pair in combination) for combination in combinations]
-    axes = [key for key in cells[0] if len({cell[key] for cell in cells}) > 1]
-    return axes, cells
+    cells = [dict(zip(values, combination, strict=True)) for combination in itertools.product(*values.values())]
+    return [key for key, several in values.items() if len({*several}) > 1], cells
+
+
+def _values(override: Override) -> list[str]:
+    """As they are written."""
+    if not override.is_sweep_override():
+        return [override.get_value_element_as_str()]
+    if not override.is_discrete_sweep():
+        raise UserError(f"{override.input_line!r} is no list of values: write {override.key_or_group}=a,b")
+    return [*override.sweep_string_iterator()]
 
 
 def _check_sweeps(overrides: Sequence[Override]) -> None:
@@ -95,10 +102,9 @@ def _number_of_values(override: Override) -> int:
 
 
 def plan(recipe: str, overrides: Sequence[str], out: Path) -> tuple[list[str], list[Cell]]:
-    """Axes (without the seed) and cells, every one's configuration checked.
+    """Axes (without the seed) and cells.
 
-    Raises:
-        UserError: for the first cell that cannot run, or whose folder holds a run with other settings.
+    Raises UserError for the first cell that cannot run, or whose folder holds a run with other settings.
     """
     from recipes.configuration.run_folder import check_same_run  # late: torch takes a while
 
@@ -150,11 +156,8 @@ class Row:
 def tabulate(cells: Sequence[Cell], metric: str) -> list[Row]:
     """One row for each combination of the axes, in the order of the sweep, from the cells that are finished.
 
-    Speed is frames over the seconds that collection and update took, evaluations and start-up not included, and a
-    row's is the mean over its seeds; so is its number of seconds.
-
-    Raises:
-        UserError: if a finished cell does not have the metric.
+    Speed and seconds are of collection and update, mean over seeds. Raises UserError if a finished cell does not have
+    the metric.
     """
     groups: dict[str, list[tuple[Cell, dict[str, Any]]]] = {}
     for cell in cells:

@@ -8,7 +8,7 @@ Paths are read as they are written, see `recipes.configuration.paths`.
 
 Hydra's compose API is used instead of ``@hydra.main``: the configuration is checked as a whole before anything is
 built, a fault is one sentence instead of a pruned traceback, and no working directory, ``outputs/`` folder or logging
-is set up behind the recipe's back. Sweeps are for ``recipes/ablate.py``.
+is set up behind the recipe's back. Sweeps: ``recipes/ablate.py``, or Hydra's own (`recipes.configuration.sweep`).
 """
 
 import os
@@ -236,7 +236,8 @@ def _keys(overrides: Sequence[str]) -> list[str]:
             raise UserError(f"{override!r}: keys can be changed but not added or removed, write key=value")
         if parsed.is_sweep_override():
             raise UserError(
-                f"{override!r} asks for a sweep: start the recipe once for each value, or recipes/ablate.py for all"
+                f"{override!r} asks for a sweep: start the recipe once for each value, a training recipe with -m, or "
+                "recipes/ablate.py"
             )
         keys.append(parsed.key_or_group)
     return keys

@@ -11,7 +11,7 @@ from torchrl.envs import EnvBase
 from htrmrl_torchrl import EpisodicStorage, evaluate, keys, make_env
 from htrmrl_torchrl.agent.networks import Networks
 from htrmrl_torchrl.envs import task_names
-from htrmrl_torchrl.envs.factory import is_dotted_path
+from htrmrl_torchrl.envs.benchmarks import is_factory
 from htrmrl_torchrl.evaluation.report import evaluation_metrics
 from htrmrl_torchrl.runs.console import spared
 from htrmrl_torchrl.specs import MismatchError
@@ -28,7 +28,7 @@ def training_environment(config: DictConfig) -> EnvBase:
         "worker_timeout": config.env.worker_timeout,
         "backend": config.env.backend,
     }
-    if is_dotted_path(config.env.name):
+    if is_factory(config.env.name):
         settings = {name: settings[name] for name in ("episodes_per_trial", "seed")}
     return make_env(config.env.name, split="train", num_envs=config.env.num_envs, **settings)
 
@@ -51,7 +51,7 @@ def check_horizon(config: DictConfig, batch: TensorDictBase, storage: EpisodicSt
 
 def names_of_tasks(config: DictConfig, split: str) -> list[str]:
     """What the split's task indices stand for."""
-    return [config.env.name] if is_dotted_path(config.env.name) else task_names(config.env.name, split)
+    return [config.env.name] if is_factory(config.env.name) else task_names(config.env.name, split)
 
 
 def adaptation_episodes(config: DictConfig) -> int:
@@ -74,7 +74,7 @@ def evaluate_on_held_out(config: DictConfig, networks: Networks, folder: Path, *
     Environments and memory are its own; only the weights are shared. A report of each goes into ``folder``.
     """
     metrics: dict[str, float] = {}
-    if is_dotted_path(config.env.name):  # a foreign environment has no goals to make a grid of
+    if is_factory(config.env.name):  # it has no goals to make a grid of
         return metrics
     for split in ("val", "test"):
         report = evaluate(

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from omegaconf import DictConfig
 
+from htrmrl_torchrl.dotted import check_trusted
 from htrmrl_torchrl.faults import UserError
 from recipes.configuration.paths import kind_of, names_in
 
@@ -33,7 +34,7 @@ def one_checkpoint(pattern: str | None) -> Path:
 
 def check_checkpoints(paths: Sequence[Path]) -> None:
     """Raise UserError for the first one that cannot be read or is no checkpoint."""
-    from htrmrl_torchrl.checkpoints.checkpoint import check_archive  # late: torch takes a while
+    from htrmrl_torchrl.checkpoints.archive import check_archive  # late: torch takes a while
 
     for path in paths:
         try:
@@ -53,11 +54,16 @@ def goals_of(config: DictConfig, checkpoints: Sequence[Path]) -> tuple[str, int]
     """Benchmark and seed of its goals: as the user says, else those that the agents were trained on.
 
     Raises:
-        UserError: if they were trained on goals of several seeds.
+        UserError: if they were trained on goals of several seeds, or on an environment that is not trusted.
     """
     from htrmrl_torchrl.checkpoints.checkpoint import read_environment  # late: torch takes a while
 
     trained = [read_environment(path) for path in checkpoints]
+    if config.benchmark is None:
+        try:
+            check_trusted(checkpoints[0], [trained[0].name], config.trust)
+        except ValueError as error:
+            raise UserError(f"{error} Or evaluate on a built-in benchmark, benchmark=NAME.") from error
     benchmark = config.benchmark or trained[0].name
     if config.benchmark_seed is not None:
         return benchmark, config.benchmark_seed

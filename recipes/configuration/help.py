@@ -33,6 +33,11 @@ def usage(
         "",
         *(f"{key}=<{'|'.join(names)}> replaces that group of keys." for key, names in groups.items() if names),
         "--cfg shows the resolved configuration and stops.",
+        *(
+            ["-m runs one configuration after the other, as in -m seed=1,2 (Hydra's multirun)."]
+            if "encoder" in config
+            else []
+        ),
         "--config-dir adds a folder with YAML files of your own, for instance encoder/mine.yaml.",
         f"Keys and defaults (the files are in {folder}):",
     ]

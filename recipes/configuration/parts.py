@@ -1,7 +1,7 @@
 """From a recipe's configuration to the parts that training is composed of."""
 
 import os
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import torch
@@ -18,7 +18,9 @@ from htrmrl_torchrl import (
     TrialGAE,
     keys,
 )
+from htrmrl_torchrl.agent.collector import TrialCollector
 from htrmrl_torchrl.agent.networks import Networks
+from htrmrl_torchrl.runs.progress import Progress
 from htrmrl_torchrl.specs import check_action
 from recipes.configuration.environment import names_of_tasks
 from recipes.configuration.relations import batches_per_update, frames_of_context, frames_per_batch
@@ -43,11 +45,18 @@ def agent_arguments(config: DictConfig, env: EnvBase) -> dict[str, Any]:
     """
     check_action(env.action_spec_unbatched)
     action = env.action_spec_unbatched.space
-    encoder = plain(config.encoder)
     return {
         "observation_dim": env.observation_spec[keys.OBSERVATION].shape[-1],
         "action_low": action.low.tolist(),
         "action_high": action.high.tolist(),
+        **network_settings(config),
+    }
+
+
+def network_settings(config: DictConfig) -> dict[str, Any]:
+    """Those of `build_networks` that do not follow from the environment."""
+    encoder = plain(config.encoder)
+    return {
         "encoder_kind": encoder.pop("kind"),
         **encoder,
         "reward_scale": config.env.reward_scale,
@@ -117,8 +126,8 @@ def replay_buffer(config: DictConfig, networks: Networks) -> EpisodicReplayBuffe
 
 
 def collector_of(config: DictConfig, env: EnvBase, networks: Networks) -> Collector:
-    """TorchRL's collector, which plays one batch after the other without end."""
-    return Collector(
+    """TorchRL's collector, lean where it can be, which plays one batch after the other without end."""
+    return TrialCollector(
         env,
         networks.policy,
         frames_per_batch=frames_per_batch(config),
@@ -130,9 +139,7 @@ def collector_of(config: DictConfig, env: EnvBase, networks: Networks) -> Collec
     )
 
 
-def grown(
-    batches: Iterable[TensorDictBase], config: DictConfig, progress: Mapping[str, Any]
-) -> Iterator[TensorDictBase]:
+def grown(batches: Iterable[TensorDictBase], config: DictConfig, progress: Progress) -> Iterator[TensorDictBase]:
     """As many successive batches ``[N, T]`` in one, ``[N, m * T]``, as the update that follows is to learn from.
 
     They are of the same policy, and whole trials each, so it is as if more lanes had played at once.
@@ -140,6 +147,6 @@ def grown(
     parts = []
     for batch in batches:
         parts.append(batch)
-        if len(parts) >= batches_per_update(config, frames=progress["frames"]):
+        if len(parts) >= batches_per_update(config, frames=progress.frames):
             yield torch.cat(parts, 1) if len(parts) > 1 else batch
             parts = []

@@ -62,11 +62,7 @@ def literally(text: str) -> str:
 
 
 def expanded(key: str, text: str) -> str:
-    """The path with a leading ``~`` or ``~user`` replaced by that home folder.
-
-    Raises:
-        UserError: if there is no such user, or the text is no path at all.
-    """
+    """The path with ``~`` or ``~user`` replaced by that home folder; UserError if there is none, or it is no path."""
     if "\0" in text:
         raise UserError(f"{key} is {text!r} but a path has no zero byte")
     try:
@@ -117,8 +113,7 @@ def safe_name(text: str, *, longest: int = 80) -> str:
 def kind_of(key: str, path: str | Path) -> str | None:
     """What is at a path, links followed: ``"folder"``, ``"file"``, ``"device"`` (or a pipe or socket), or None.
 
-    Raises:
-        UserError: if that cannot be found out: a name that is too long, a folder that may not be looked into.
+    Raises UserError if that cannot be found out, for example where a folder is not readable.
     """
     try:
         mode = os.stat(path).st_mode
@@ -152,8 +147,7 @@ def own_configuration(arguments: Sequence[str]) -> Path:
 def check_folder(key: str, folder: Path, *, name: str = "x" * 100) -> None:
     """Raise UserError unless a file ``name`` can be written into ``folder``, which may not be there yet.
 
-    It is tried beside the place: in the nearest folder that exists, with the folders that are missing. So nothing is
-    left, and several recipes that start together do not meet.
+    It is tried in a temporary folder in the nearest one that exists, so that nothing is left.
     """
     place = folder.absolute()
     missing: list[str] = []

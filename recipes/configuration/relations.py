@@ -4,8 +4,10 @@ from collections.abc import Iterator, Sequence
 
 from omegaconf import DictConfig
 
+from htrmrl_torchrl.dotted import is_dotted_path
+from htrmrl_torchrl.memory.strategies import find_strategy
+
 Relation = tuple[bool, str]  # whether it holds, and what is wrong where it doesn't
-ONE_WINDOW_EACH = ("recent", "best_return")  # strategies that fill one slot with one episode
 
 
 def frames_per_trial_batch(config: DictConfig) -> int:
@@ -44,7 +46,7 @@ def warnings(config: DictConfig) -> Iterator[str]:
     """What is allowed and may disappoint, a sentence each."""
     env, encoder, memory = config.env, config.encoder, config.memory
     # The relations keep slots in distribution by their number and positions; this is about what they hold.
-    if encoder.kind == "htrmrl" and memory.strategy == "recent" and encoder.episodes >= env.episodes_per_trial > 1:
+    if memory.strategy == "recent" and encoder.get("episodes", 1) >= env.episodes_per_trial > 1:
         yield (
             f"memory.strategy is recent and encoder.episodes is {encoder.episodes}, not below env.episodes_per_trial, "
             f"which is {env.episodes_per_trial}: every context of training holds the trial's first episode, and "
@@ -61,7 +63,7 @@ def longer_trials(length: int, *, trained: Sequence[int]) -> Iterator[str]:
 
 def _network_relations(config: DictConfig) -> Iterator[Relation]:
     encoder, policy = config.encoder, config.policy
-    if "num_heads" in encoder:
+    if "num_heads" in encoder and "d_model" in encoder:
         yield (
             encoder.d_model % encoder.num_heads == 0,
             f"encoder.d_model is {encoder.d_model} but must be a multiple of encoder.num_heads, which is "
@@ -100,21 +102,22 @@ def _collection_relations(config: DictConfig) -> Iterator[Relation]:
 
 def _memory_relations(config: DictConfig) -> Iterator[Relation]:
     env, encoder = config.env, config.encoder
+    episodes = encoder.get("episodes", 1)
     yield (
-        config.memory.scope == "trial" or config.memory.max_episodes is not None,
+        config.memory.scope != "lane" or config.memory.max_episodes is not None,
         "memory.max_episodes is null but must be a number with memory.scope=lane, which remembers across trials, for "
         f"instance 2 * env.episodes_per_trial = {2 * env.episodes_per_trial}",
     )
     yield (
-        config.memory.scope == "trial" or encoder.kind == "htrmrl",
+        config.memory.scope != "lane" or episodes > 1,
         f"memory.scope is lane but must be trial with encoder={encoder.kind}, which sees no windows of other episodes",
     )
-    past = [env.episodes_per_trial - 1] if config.memory.scope == "trial" else []
+    past = [env.episodes_per_trial - 1] if config.memory.scope != "lane" else []
     past += [config.memory.max_episodes] if config.memory.max_episodes is not None else []
-    if encoder.kind == "htrmrl" and config.memory.strategy in ONE_WINDOW_EACH:
+    if episodes > 1 and getattr(find_strategy(config.memory.strategy), "one_per_episode", False):
         yield (
-            encoder.episodes <= min(past) + 1,
-            f"encoder.episodes is {encoder.episodes} but must be at most {min(past) + 1} with memory.strategy="
+            episodes <= min(past) + 1,
+            f"encoder.episodes is {episodes} but must be at most {min(past) + 1} with memory.strategy="
             f"{config.memory.strategy}, which shows one window of each earlier episode, and training remembers at most "
             f"{min(past)}: slots beyond would stay untrained, and evaluation with more episodes would fill them",
         )
@@ -122,7 +125,7 @@ def _memory_relations(config: DictConfig) -> Iterator[Relation]:
 
 def _update_relations(config: DictConfig) -> Iterator[Relation]:
     env, loss, batch = config.env, config.loss, frames_per_batch(config)
-    if config.encoder.kind == "rl2":  # gradients may pass from episode to episode
+    if config.encoder.kind == "rl2" or is_dotted_path(config.encoder.kind):  # gradients may cross episodes
         yield (
             loss.segment_frames <= env.episodes_per_trial * env.horizon,
             f"loss.segment_frames is {loss.segment_frames} but must be at most a trial, env.episodes_per_trial * "

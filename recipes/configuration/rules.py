@@ -1,10 +1,13 @@
 """Checks a recipe's whole configuration before anything is built; the first fault ends in one clear sentence.
 
-A value must have the type of the shipped default (an integer will do for a float, null only where the default is null),
-keep its own rule (``RULES``) and fit the others (`_relations`). The library checks values again where it uses them.
+What is known of a key elsewhere is not said again. The shipped default gives the type (an integer will do for a float,
+and null only where the default is null), the library's signatures give words and types of what is handed to them, its
+registries the names. Here are ranges (`RANGES`), and in `relations.py` what keys must fit each other in. The library
+checks values again where it uses them.
 """
 
 import difflib
+import inspect
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -12,96 +15,60 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
+from htrmrl_torchrl.dotted import is_dotted_path
+from htrmrl_torchrl.evaluation.protocols import PROTOCOLS
 from htrmrl_torchrl.faults import UserError
+from htrmrl_torchrl.memory.strategies import STRATEGIES, find_strategy
 from recipes.configuration.relations import Relation, relations
 from recipes.configuration.sizes import fits_memory, training_needs
 
 
 @dataclass(frozen=True)
 class Rule:
-    """What is allowed for one key; ``kind`` is its type where the shipped default is null (and null stays allowed)."""
+    """What is allowed; ``kind`` is the type where the shipped default is null (and null stays allowed)."""
 
     allowed: str
     test: Callable[[Any], bool]
-    kind: type | None = None
+    kind: type = float
 
 
-def at_least(least: int, *, kind: type | None = None) -> Rule:
+def at_least(least: int) -> Rule:
     """A number of at least ``least``."""
-    return Rule(f"at least {least}", lambda value: value >= least, kind)
+    return Rule(f"at least {least}", lambda value: value >= least, int)
 
 
-def one_of(*choices: str, kind: type | None = None) -> Rule:
+def one_of(*choices: str) -> Rule:
     """One of these words."""
-    return Rule(" or ".join(choices), lambda value: value in choices, kind)
+    return Rule(" or ".join(choices), lambda value: value in choices, str)
 
 
 POSITIVE = Rule("greater than 0", lambda value: value > 0)
-NOT_EMPTY = Rule("not empty", lambda value: bool(value.strip()))
-SEED = Rule("from 0 to 2**63 - 1", lambda value: 0 <= value < 2**63)
-# No worker answers within less on a busy machine, and the kernel counts milliseconds in 31 bits.
-TIMEOUT = Rule("from 0.1 to 1_000_000 seconds", lambda value: 0.1 <= value <= 1_000_000)
+NOT_EMPTY = Rule("not empty", lambda value: bool(value.strip()), str)
 
-RULES: dict[str, Rule] = {
-    "seed": SEED,
-    "device": NOT_EMPTY,
-    "total_frames": at_least(1),
-    "run_dir": NOT_EMPTY,
-    "resume": NOT_EMPTY,
-    "env.name": NOT_EMPTY,
-    "env.num_envs": at_least(1),
-    "env.num_workers": at_least(0),
-    "env.worker_timeout": TIMEOUT,
-    "env.backend": one_of("fast", "official"),
-    "env.episodes_per_trial": at_least(1),
-    "env.horizon": at_least(1),
-    "env.reward_scale": POSITIVE,
-    "env.benchmark_seed": at_least(0),
-    "encoder.kind": one_of("htrmrl", "trmrl", "rl2", "mlp"),
-    "encoder.window": at_least(1),
-    "encoder.episodes": at_least(1),
-    "encoder.d_model": at_least(1),
-    "encoder.num_heads": at_least(1),
-    "encoder.intra_layers": at_least(1),
-    "encoder.inter_layers": at_least(0),
-    "encoder.mlp_layers": at_least(1),
-    "encoder.attention": one_of("causal", "full"),
-    "encoder.norm": one_of("pre_ln", "tfixup"),
-    # Written out: the library is imported after these checks, for that takes time and can fail (MUJOCO_GL).
-    "memory.strategy": one_of("recent", "uniform", "uniform_last", "best_return", "diverse", "similar"),
-    "memory.scope": one_of("trial", "lane"),
-    "memory.max_episodes": at_least(1, kind=int),
-    "policy.std": one_of("independent", "dependent"),
-    "policy.init_std": POSITIVE,
-    "policy.min_std": POSITIVE,
-    "critic.kind": one_of("shared", "separate", "single_step"),
-    "loss.epochs": at_least(1),
-    "loss.target_kl": Rule("greater than 0", lambda value: value > 0, float),
-    "loss.minibatch_frames": at_least(1),
-    "loss.segment_frames": at_least(1),
-    "loss.clip_epsilon": POSITIVE,
-    "loss.gamma": Rule("greater than 0 and at most 1", lambda value: 0 < value <= 1),
-    "loss.gae_lambda": Rule("between 0 and 1", lambda value: 0 <= value <= 1),
-    "loss.entropy_coeff": at_least(0),
-    "loss.critic_coeff": POSITIVE,
-    "loss.max_grad_norm": POSITIVE,
-    "loss.credit": one_of("episode", "trial"),
-    "loss.advantage_norm": one_of("batch", "task", "none"),
-    "optim.lr": POSITIVE,
-    "optim.schedule": one_of("constant", "linear"),
-    "optim.target_kl": Rule("greater than 0", lambda value: value > 0, float),
-    "collector.frames_per_batch": at_least(1, kind=int),
-    "collector.grow_to": at_least(1),
-    "collector.grow_over": at_least(1),
-    "eval.every_frames": at_least(1),
-    "eval.goals_per_task": at_least(1),
-    "eval.protocol": one_of("strict", "garage"),
-    "eval.adaptation_episodes": at_least(0, kind=int),
-    "eval.horizon": at_least(1, kind=int),
-    "faults.max_in_a_row": at_least(1),
-    "checkpoint.every_frames": at_least(1),
-    "checkpoint.keep": at_least(1),
-}
+# By the last name of a key, in all recipes and for encoders of one's own.
+RANGES: dict[str, Rule] = {
+    **dict.fromkeys(("name", "device", "run_dir", "resume", "checkpoint", "benchmark", "out", "metric"), NOT_EMPTY),
+    **dict.fromkeys((
+        "total_frames", "every_frames", "minibatch_frames", "segment_frames", "frames_per_batch", "num_envs",
+        "episodes_per_trial", "horizon", "window", "episodes", "d_model", "num_heads", "intra_layers", "mlp_layers",
+        "max_episodes", "epochs", "grow_to", "grow_over", "goals_per_task", "trials_per_goal", "evaluation_episodes",
+        "looks", "max_in_a_row", "keep", "jobs", "rounds", "recipe_lanes",
+    ), at_least(1)),
+    **dict.fromkeys(
+        ("num_workers", "inter_layers", "benchmark_seed", "adaptation_episodes", "entropy_coeff"), at_least(0)
+    ),
+    **dict.fromkeys((
+        "reward_scale", "init_std", "min_std", "target_kl", "clip_epsilon", "critic_coeff", "max_grad_norm", "lr",
+    ), POSITIVE),
+    "seed": Rule("from 0 to 2**63 - 1", lambda value: 0 <= value < 2**63, int),
+    # No worker answers within less on a busy machine, and the kernel counts milliseconds in 31 bits.
+    "worker_timeout": Rule("from 0.1 to 1_000_000 seconds", lambda value: 0.1 <= value <= 1_000_000),
+    "gamma": Rule("greater than 0 and at most 1", lambda value: 0 < value <= 1),
+    "gae_lambda": Rule("between 0 and 1", lambda value: 0 <= value <= 1),
+    "schedule": one_of("constant", "linear"),
+    "threads": Rule("from 0 to 1024", lambda value: 0 <= value <= 1024, int),
+    "trust": Rule("a list of paths package.module:name", lambda value: all(map(is_dotted_path, value)), list),
+}  # fmt: skip
 
 # Keys, and beginnings of keys, that a run may change when it goes on: none changes what is learned (another device only
 # draws other noise).
@@ -159,14 +126,17 @@ def validate(config: DictConfig, defaults: DictConfig) -> None:
     Raises:
         UserError: for the first fault: what was received, what is allowed.
     """
-    check_values(config, defaults, RULES)
-    if config.encoder.kind != defaults.encoder.kind:
+    check_values(config, defaults)
+    if config.encoder.kind != defaults.encoder.kind and not is_dotted_path(config.encoder.kind):
         raise UserError(
             f"encoder.kind is {config.encoder.kind!r} but must be {defaults.encoder.kind!r} with these keys: choose "
             f"another encoder as a whole, encoder={config.encoder.kind}"
         )
+    check_words(config, {"eval.protocol": [name for name, of in PROTOCOLS.items() if not of.biased]})
+    _check_strategy(config.memory.strategy)
     check_relations(relations(config))
     check_device(config.device)
+    _check_signatures(config)
     check_relations([fits_memory(training_needs(config), device=config.device)])
     from recipes.configuration.paths import check_run_folder  # late: it imports this module
 
@@ -181,14 +151,66 @@ def check_relations(relations: Iterable[Relation]) -> None:
             raise UserError(fault)
 
 
-def check_values(config: DictConfig, defaults: DictConfig, rules: Mapping[str, Rule]) -> None:
-    """Check each value by itself: known key, type of the shipped default, its rule. Raises :class:`UserError`."""
+def check_values(config: DictConfig, defaults: DictConfig, rules: Mapping[str, Rule] | None = None) -> None:
+    """Check each value by itself: known key, type of the shipped default, its range. Raises :class:`UserError`.
+
+    Args:
+        config, defaults: what was asked for and what is shipped.
+        rules: the recipe's own, by whole key.
+    """
     values, shipped = flatten(config), flatten(defaults)
     check_keys(values, defaults)
     for key, value in values.items():
         if value == MISSING:
             raise UserError(f"{key} is {MISSING}, which stands for a missing value: give one, {key}=<value>")
-        _check_value(key, value, shipped[key], rules.get(key))
+        _check_value(key, value, shipped[key], (rules or {}).get(key) or RANGES.get(key.rpartition(".")[2]))
+
+
+def check_words(config: DictConfig, words: Mapping[str, Iterable[str]]) -> None:
+    """Raise :class:`UserError` for a key that has none of its ``words``, nor null."""
+    for key, known in words.items():
+        if (value := OmegaConf.select(config, key)) is not None and value not in known:
+            raise UserError(f"{key} is {value!r} but must be {' or '.join(known)}")
+
+
+def _check_strategy(name: str) -> None:
+    if not is_dotted_path(name) and name not in STRATEGIES:
+        raise UserError(f"memory.strategy is {name!r} but must be {' or '.join(STRATEGIES)}, or package.module:name")
+    try:
+        find_strategy(name)
+    except ValueError as error:
+        raise UserError(f"memory.strategy is {name}: {error}") from error
+
+
+def _check_signatures(config: DictConfig) -> None:
+    """Whether what is handed to the library is such as its signatures say; an encoder of one's own is tried out."""
+    import torch  # late: the checks above need no torch
+
+    from htrmrl_torchrl import TrialGAE, make_env
+    from htrmrl_torchrl.agent.networks import build_networks
+    from htrmrl_torchrl.agent.registry import check_settings, choices_of, find_kind, is_of, settings_of
+    from recipes.configuration.parts import network_settings
+
+    settings = network_settings(config)
+    try:
+        kind = find_kind(settings["encoder_kind"])
+        check_settings(kind, {name: value for name, value in settings.items() if name != "encoder_kind"})
+    except (TypeError, ValueError) as error:
+        raise UserError(f"encoder.kind is {config.encoder.kind}: {error}") from error
+    said = {**settings_of(kind), **inspect.signature(TrialGAE).parameters}
+    said["backend"] = inspect.signature(make_env).parameters["backend"]
+    for key, value in flatten(config).items():
+        group, _, name = key.rpartition(".")
+        parameter = said.get(name) or said.get(f"{group}_{name}")
+        if parameter is not None and not is_of(parameter.annotation, value):
+            allowed = " or ".join(choices_of(parameter.annotation)) or f"of {parameter.annotation}"
+            raise UserError(f"{key} is {value!r} but must be {allowed}")
+    if is_dotted_path(config.encoder.kind):
+        try:
+            with torch.device("meta"):  # shapes without numbers
+                build_networks(observation_dim=1, action_low=[-1.0], action_high=[1.0], **settings)
+        except ValueError as error:
+            raise UserError(f"encoder.kind is {config.encoder.kind}: {error}") from error
 
 
 def _check_value(key: str, value: Any, default: Any, rule: Rule | None) -> None:
@@ -226,8 +248,8 @@ def check_device(name: str) -> None:
 def _check_environment(config: DictConfig) -> None:
     # late: these imports take seconds, the checks above none
     from htrmrl_torchrl.envs import check_name, num_goals, task_names
-    from htrmrl_torchrl.envs.benchmarks import check_benchmark_seed
-    from htrmrl_torchrl.envs.factory import check_factory, is_dotted_path, resolve_horizon
+    from htrmrl_torchrl.envs.benchmarks import check_benchmark_seed, is_factory
+    from htrmrl_torchrl.envs.factory import check_factory, resolve_horizon
 
     env, goals_per_task = config.env, config.eval.goals_per_task
     try:
@@ -235,7 +257,7 @@ def _check_environment(config: DictConfig) -> None:
         check_benchmark_seed(env.benchmark_seed)
     except ValueError as error:
         raise UserError(f"env.name={env.name}, env.benchmark_seed={env.benchmark_seed}: {error}") from error
-    if is_dotted_path(env.name):
+    if is_factory(env.name):
         try:
             check_factory(env.name)
         except ValueError as error:

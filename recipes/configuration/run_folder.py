@@ -1,8 +1,7 @@
 """What a run folder says about its run: where it stopped, with which settings, and how it ended.
 
 A start first checks everything (`where_to_start`, and what the recipe builds after it), and only then changes the
-folder (`take_over`): the checkpoints before the curve, so that whatever ends it in between leaves a run that can
-continue.
+folder (`take_over`): the checkpoints before the curve, so that the run can continue whatever stops it in between.
 """
 
 import json
@@ -12,7 +11,7 @@ import shutil
 import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -21,13 +20,15 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
-from htrmrl_torchrl.checkpoints.checkpoint import RunCheckpoints, latest_checkpoint, read_component, set_aside
-from htrmrl_torchrl.checkpoints.files import write_whole
+from htrmrl_torchrl.checkpoints.checkpoint import latest_checkpoint, read_component
+from htrmrl_torchrl.checkpoints.files import set_aside, write_whole
 from htrmrl_torchrl.checkpoints.versions import versions
 from htrmrl_torchrl.evaluation.protocols import named_protocol
 from htrmrl_torchrl.faults import UserError
+from htrmrl_torchrl.runs.checkpoint import RunCheckpoints
 from htrmrl_torchrl.runs.console import command_line, reason, say, spared
 from htrmrl_torchrl.runs.loggers import RunLogger, read_rows
+from htrmrl_torchrl.runs.progress import Progress
 from htrmrl_torchrl.runs.signals import command_to_continue, gone_back
 from recipes.configuration.compose import CONFIG_DIR, load_config
 from recipes.configuration.environment import adaptation_episodes
@@ -56,8 +57,7 @@ class Start:
 def where_to_start(config: DictConfig, run_dir: Path) -> Start:
     """Where the run goes on from, or begins; changes nothing.
 
-    Raises:
-        UserError: for a run with other settings, and for results without a checkpoint to go on from.
+    Raises UserError for a run with other settings, and for results without a checkpoint to go on from.
     """
     if config.resume == "never":
         return Start(None)
@@ -165,11 +165,8 @@ def take_over(
 ) -> RunLogger:
     """Makes the folder that of a run at ``frames``, the marked boundary, and opens the metrics.
 
-    A new run leaves its first checkpoint, which also shows that one can be written. What is beyond ``frames`` is
-    dropped; damaged files get another name.
-
-    Raises:
-        UserError: if something cannot be written; the run can still be continued from where it was.
+    A new run leaves its first checkpoint. What is beyond ``frames`` is dropped; damaged files get another name. Raises
+    UserError if something cannot be written; the run can still be continued from where it was.
     """
     text = OmegaConf.to_yaml(config, resolve=True)
     with _refused(run_dir):
@@ -179,7 +176,9 @@ def take_over(
         if not start.follows:
             checkpoints.rewind()
         gone_back()
-        _sweep(run_dir)
+        for folder in (run_dir, run_dir / "evaluations"):
+            for name in filter(_STAGE.fullmatch, _entries(folder)):
+                (folder / name).unlink()
         _drop_beyond(run_dir, frames)
         _set_aside_unreadable(run_dir / "metrics.csv")
         write_whole(run_dir / "config.yaml", text)
@@ -196,7 +195,7 @@ def take_over(
 
 @contextmanager
 def _refused(run_dir: Path) -> Iterator[None]:
-    """A folder that cannot be written is a fault of the user's; nothing empty is left in it."""
+    """Refuses a folder that cannot be written; nothing empty is left in it."""
     try:
         yield
     except OSError as error:
@@ -205,12 +204,6 @@ def _refused(run_dir: Path) -> Iterator[None]:
         raise UserError(
             f"run_dir is '{run_dir}' but {error.filename or 'its checkpoint'} cannot be written: {reason(error)}"
         ) from error
-
-
-def _sweep(run_dir: Path) -> None:
-    for folder in (run_dir, run_dir / "evaluations"):
-        for name in filter(_STAGE.fullmatch, _entries(folder)):
-            (folder / name).unlink()
 
 
 def remove_records(run_dir: Path) -> None:
@@ -248,11 +241,7 @@ def _set_aside_unreadable(path: Path) -> None:
 
 
 def read_summary(run_dir: Path) -> dict[str, Any] | None:
-    """What a run left in ``summary.json`` when it ended; None if it left nothing.
-
-    Raises:
-        ValueError: what is wrong with a damaged one.
-    """
+    """What a run left in ``summary.json`` when it ended, if anything. Raises ValueError for a damaged one."""
     path = run_dir / "summary.json"
     try:
         summary: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
@@ -272,10 +261,9 @@ def read_summary(run_dir: Path) -> dict[str, Any] | None:
 
 
 def leave_boundary(checkpoints: RunCheckpoints, *, asked: bool) -> None:
-    """Saves where the iteration began that could not end; if the user has asked to stop, says how to go on.
+    """Saves where the iteration began that could not end, and says how to go on.
 
-    Raises:
-        SystemExit: with code 1, if the user has asked and it could not be saved.
+    Raises SystemExit with code 1 if the user has asked to stop and it could not be saved.
     """
     try:
         saved = checkpoints.save()
@@ -296,53 +284,44 @@ def plain(config: Any) -> dict[str, Any]:
 
 def commit_of_code() -> str:
     """The state of the code, for the record: the commit of a clone, or the version of an installed package."""
-    if (
-        shutil.which("git") is None or not (CONFIG_DIR.parent / ".git").exists()
-    ):  # without: a git repository around the environment
+    # A git repository that this package is merely installed into says nothing about it.
+    if shutil.which("git") is None or not (CONFIG_DIR.parent / ".git").exists():
         return version("htrmrl_torchrl")
     command = ["git", "describe", "--always", "--dirty"]
     return subprocess.run(command, cwd=CONFIG_DIR, capture_output=True, text=True).stdout.strip() or "unknown"
 
 
-def write_summary(run_dir: Path, config: DictConfig, progress: dict[str, Any], metrics: dict[str, float]) -> None:
+def write_summary(run_dir: Path, config: DictConfig, progress: Progress, metrics: dict[str, float]) -> None:
     """Leaves command, versions, settings and last metrics in ``summary.json``."""
     summary = {
         "command": command_line(),
         "versions": versions(),
         "config": plain(config),
-        "progress": progress,
+        "progress": asdict(progress),
         "metrics": metrics,
     }
     write_whole(run_dir / "summary.json", json.dumps(summary, indent=2))
 
 
-def complete_summary(run_dir: Path, config: DictConfig, progress: dict[str, Any]) -> None:
+def complete_summary(run_dir: Path, config: DictConfig, progress: Progress) -> None:
     """Writes the summary of a run whose end is saved but not summed up, from ``metrics.csv``."""
     if read_summary(run_dir) is not None:  # of this end, or `take_over` had removed it
         return
     rows, _ = read_rows(run_dir / "metrics.csv")
-    metrics = {name: value for (frames, name, value), _ in rows if frames == progress["frames"]}
+    metrics = {name: value for (frames, name, value), _ in rows if frames == progress.frames}
     with spared("the summary"):
         write_summary(run_dir, config, progress, metrics)
 
 
 def finish(
-    run_dir: Path,
-    config: DictConfig,
-    checkpoints: RunCheckpoints,
-    progress: dict[str, Any],
-    metrics: dict[str, float],
+    run_dir: Path, config: DictConfig, checkpoints: RunCheckpoints, progress: Progress, metrics: dict[str, float]
 ) -> None:
-    """Sums up a run at its end and says so, if the end is on disk.
-
-    Raises:
-        UnsavedEnd: if the last checkpoint could not be written, not now either.
-    """
+    """Saves the end of a run, writes its summary and prints it; UnsavedEnd if the end cannot be saved."""
     try:
         checkpoints.save()
     except OSError as error:
         raise UnsavedEnd(
-            f"the run has played its {progress['frames']:,} frames but its last checkpoint could not be written "
+            f"the run has played its {progress.frames:,} frames but its last checkpoint could not be written "
             f"({reason(error)}): once it can be, the same command continues from the newest one in {run_dir}"
         ) from error
     with spared("the summary"):

@@ -5,10 +5,12 @@ would work, and what is refused is refused by much: sizes of terabytes come from
 """
 
 import os
+import sys
 from collections.abc import Mapping
 
 from omegaconf import DictConfig
 
+from htrmrl_torchrl.dotted import is_dotted_path
 from recipes.configuration.relations import Relation, frames_of_context, frames_per_batch
 
 _FLOAT, _ID = 4, 8  # bytes of a float32 and an int64
@@ -57,6 +59,8 @@ def training_needs(config: DictConfig) -> dict[str, int]:
 
 def parameters(encoder: DictConfig) -> int:
     """Of an encoder, at least: its matrices and positions."""
+    if is_dotted_path(encoder.kind):
+        return 0  # who knows
     d = int(encoder.d_model)
     if encoder.kind == "mlp":
         return (encoder.mlp_layers - 1) * d * d
@@ -86,7 +90,9 @@ def benchmark_needs(config: DictConfig) -> dict[str, int]:
 
 def _memory(device: str) -> int:
     """Bytes of the machine, or of its GPU where that has more."""
-    host = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    host = sys.maxsize  # Windows does not say
+    if hasattr(os, "sysconf"):
+        host = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     if not device.startswith("cuda"):
         return host
     import torch

@@ -10,11 +10,15 @@ if TYPE_CHECKING:
 
 
 def start_training(config_name: str) -> None:
-    """Run the recipe of ``configs/<config_name>.yaml`` with the overrides on the command line."""
+    """Run the recipe of ``configs/<config_name>.yaml`` with the overrides on the command line; several with ``-m``."""
     # Until there is an iteration to lose, a signal loses nothing: what is on disk is where the run stands.
     with ending_at_once(sentence=_stopped, status=0):
         from recipes.configuration.compose import run_recipe
+        from recipes.configuration.sweep import MULTIRUN, sweep
 
+        if MULTIRUN & {*sys.argv[1:]}:
+            sweep(_train, config_name=config_name)
+            return
         run_recipe(_train, config_name=config_name)
 
 

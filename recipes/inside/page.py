@@ -16,7 +16,7 @@ from htrmrl_torchrl.inspection.recording import Recording
 from htrmrl_torchrl.inspection.retrieval import retrieve
 from htrmrl_torchrl.media import write_figure
 from htrmrl_torchrl.memory.strategies import STRATEGIES
-from recipes.inside.play import TRAINED, UNTRAINED
+from recipes.inside.play import TRAINED, Inspected
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -25,28 +25,28 @@ Recordings = Mapping[str, Mapping[str, Recording]]  # by split, then by network
 MOMENTS = {"first decision": 0, "last decision": -1}
 
 
-def write_inspection(folder: Path, about: dict[str, Any], recordings: Recordings) -> dict[str, Any]:
+def write_inspection(folder: Path, inspected: Inspected, recordings: Recordings) -> dict[str, Any]:
     """Leaves ``index.html`` and its figures in ``folder``; returns the numbers that are on the page."""
     folder.mkdir(parents=True, exist_ok=True)
     looked = list(recordings)[-1]  # the split that was asked for
     told = {split: _separations(by_network) for split, by_network in recordings.items()}
     sections = [_adaptation(folder, recordings)]
-    networks = about["networks"][TRAINED]
+    networks = inspected.networks[TRAINED]
     if isinstance(networks.encoder, HierarchicalEncoder):
-        sections += list(_attention(folder, about, recordings[looked], looked))
-    sections.append(_embeddings(folder, about, recordings, told))
+        sections += list(_attention(folder, inspected, recordings[looked], looked))
+    sections.append(_embeddings(folder, inspected, recordings, told))
     trials = {split: len(by_network[TRAINED].task) for split, by_network in recordings.items()}
     facts = [
-        ("checkpoint", f"{about['checkpoint']}, {about['frames']:,} frames"),
-        ("benchmark", f"{about['benchmark']}, goals of benchmark seed {about['benchmark_seed']}"),
-        ("played", f"{trials} trials of {about['episodes']} episodes of {about['horizon']} steps, sampled actions"),
-        ("control", f"an untrained network of the same sizes, seed {about['seed']}, on the same tasks and goals"),
-        ("command", about["command"]),
-        ("versions", ", ".join(f"{name} {number}" for name, number in about["versions"].items())),
+        ("checkpoint", f"{inspected.checkpoint}, {inspected.frames:,} frames"),
+        ("benchmark", f"{inspected.benchmark}, goals of benchmark seed {inspected.benchmark_seed}"),
+        ("played", f"{trials} trials of {inspected.episodes} episodes of {inspected.horizon} steps, sampled actions"),
+        ("control", f"an untrained network of the same sizes, seed {inspected.seed}, on the same tasks and goals"),
+        ("command", inspected.command),
+        ("versions", ", ".join(f"{name} {number}" for name, number in inspected.versions.items())),
     ]
-    write_page(folder / "index.html", title=f"Inside {about['benchmark']}", facts=facts, sections=sections)
+    write_page(folder / "index.html", title=f"Inside {inspected.benchmark}", facts=facts, sections=sections)
     return {
-        **{name: value for name, value in about.items() if name != "networks"},
+        **{name: value for name, value in vars(inspected).items() if name != "networks"},
         "trials": trials,
         "success_by_episode": {
             split: {label: recording.success.double().mean(0).tolist() for label, recording in by_network.items()}
@@ -79,10 +79,10 @@ def _adaptation(folder: Path, recordings: Recordings) -> Section:
 
 
 def _attention(
-    folder: Path, about: dict[str, Any], recordings: Mapping[str, Recording], split: str
+    folder: Path, inspected: Inspected, recordings: Mapping[str, Recording], split: str
 ) -> Iterator[Section]:
     trained = recordings[TRAINED]
-    names = {label: _names(about, recording, split) for label, recording in recordings.items()}
+    names = {label: _names(inspected, recording, split) for label, recording in recordings.items()}
     (trial, *_) = looks.telling_trials(trained, count=1)
     numbers = {label: _attention_numbers(recording) for label, recording in recordings.items()}
     rows: list[list[str | float]] = [
@@ -120,15 +120,15 @@ def _attention(
                   "alike. Trained lines away from their dashed ones are what training made of the memory."),
         ],
     )  # fmt: skip
-    encoder, last = about["networks"][TRAINED].encoder, trained.tokens.shape[1] - 1
+    encoder, last = inspected.networks[TRAINED].encoder, trained.tokens.shape[1] - 1
     if not last:
         return
-    shown = retrieve(encoder, trained, trial=trial, episode=last, seed=about["seed"])
+    shown = retrieve(encoder, trained, trial=trial, episode=last, seed=inspected.seed)
     yield Section(
         title="Retrieval",
         text=f"What each window strategy shows of the same trial ({names[TRAINED][trial]}) to its episode {last + 1}, "
         "and where that episode's last decision would look. The network was trained with "
-        f"'{_strategy_of(about)}'; with another strategy it sees what it was not trained on.",
+        f"'{_strategy_of(inspected)}'; with another strategy it sees what it was not trained on.",
         pictures=[
             _save(looks.plot_retrieval(trained, shown, trial=trial, window=encoder.window),
                   folder / "retrieval.png", "Boxes are windows, their colour the attention on them (in the title: what "
@@ -137,11 +137,11 @@ def _attention(
     )  # fmt: skip
 
 
-def _embeddings(folder: Path, about: dict[str, Any], recordings: Recordings, told: Mapping[str, Any]) -> Section:
+def _embeddings(folder: Path, inspected: Inspected, recordings: Recordings, told: Mapping[str, Any]) -> Section:
     pictures, tables = [], []
     for split, by_network in recordings.items():
-        names = {label: _names(about, recording, split) for label, recording in by_network.items()}
-        kinds = "goals" if len(about["tasks"][split]) == 1 else "tasks"
+        names = {label: _names(inspected, recording, split) for label, recording in by_network.items()}
+        kinds = "goals" if len(inspected.tasks[split]) == 1 else "tasks"
         pictures.append(
             _save(points.plot_embeddings(by_network, names=names), folder / f"embeddings_{split}.png",
                   f"{split}: context vectors of each episode's last decision, principal components of each network's "
@@ -212,16 +212,17 @@ def _attention_numbers(recording: Recording) -> dict[str, float]:
     return {name: value for name, value in numbers.items() if math.isfinite(value)}
 
 
-def _names(about: dict[str, Any], recording: Recording, split: str) -> list[str]:
+def _names(inspected: Inspected, recording: Recording, split: str) -> list[str]:
     """Of each trial: its task, or its goal where there is one task."""
-    tasks = about["tasks"][split]
+    tasks = inspected.tasks[split]
     if len(tasks) == 1:
         return [f"goal {goal}" for goal in recording.goal.tolist()]
     return [tasks[task] for task in recording.task.tolist()]
 
 
-def _strategy_of(about: dict[str, Any]) -> str:
-    kind = type(about["networks"][TRAINED].memory.strategy)
+def _strategy_of(inspected: Inspected) -> str:
+    memory: Any = inspected.networks[TRAINED].memory  # an EpisodicMemory, where windows are retrieved
+    kind = type(memory.strategy)
     return next((name for name, known in STRATEGIES.items() if known is kind), kind.__name__)
 
 
@@ -229,6 +230,3 @@ def _save(figure: "Figure", path: Path, caption: str) -> Picture:
     write_figure(figure, path)
     write_figure(figure, path.with_suffix(".pdf"))
     return Picture(path=path, caption=caption)
-
-
-__all__ = ["UNTRAINED", "write_inspection"]

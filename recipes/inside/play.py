@@ -2,45 +2,50 @@
 
 import json
 import time
-from dataclasses import replace
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from omegaconf import DictConfig
 
+from htrmrl_torchrl.envs.benchmarks import SPLITS
 from htrmrl_torchrl.faults import UserError
 from htrmrl_torchrl.runs.console import command_line
 from recipes.configuration.find import check_checkpoints, goals_of, one_checkpoint, run_folder_of
 from recipes.configuration.paths import check_folder, writing
-from recipes.configuration.rules import NOT_EMPTY, SEED, at_least, check_device, check_relations, check_values, one_of
+from recipes.configuration.rules import check_device, check_relations, check_values, check_words
 from recipes.configuration.sizes import fits_memory, trial_needs
 
 if TYPE_CHECKING:
     from htrmrl_torchrl.agent.networks import Networks
     from htrmrl_torchrl.inspection.recording import Recording
 
-RULES = {
-    "checkpoint": replace(NOT_EMPTY, kind=str),
-    "benchmark": replace(NOT_EMPTY, kind=str),
-    "split": one_of("train", "val", "test"),
-    "goals_per_task": at_least(1, kind=int),
-    "trials_per_goal": at_least(1, kind=int),
-    "episodes": at_least(1, kind=int),
-    "horizon": at_least(1, kind=int),
-    "looks": at_least(1),
-    "benchmark_seed": at_least(0, kind=int),
-    "seed": SEED,
-    "device": NOT_EMPTY,
-    "num_envs": at_least(1),
-    "num_workers": at_least(0),
-    "out": replace(NOT_EMPTY, kind=str),
-}
 TRAINED, UNTRAINED = "trained", "untrained"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Inspected:
+    """What was inspected and how: tasks and trials by split, networks by `TRAINED` and `UNTRAINED`."""
+
+    checkpoint: str
+    frames: int
+    benchmark: str
+    tasks: dict[str, list[str]]
+    goals_per_task: int
+    trials_per_goal: dict[str, int]
+    episodes: int
+    horizon: int
+    seed: int
+    benchmark_seed: int
+    command: str
+    versions: dict[str, str]
+    networks: dict[str, "Networks"]
 
 
 def check(config: DictConfig, defaults: DictConfig) -> None:
     """Raise UserError for the first fault that shows before a checkpoint is read."""
-    check_values(config, defaults, RULES)
+    check_values(config, defaults)
+    check_words(config, {"split": SPLITS})
     check_device(config.device)
     needs = trial_needs(episodes=config.episodes or 1, horizon=config.horizon or 1, trials=config.trials_per_goal or 1)
     check_relations([fits_memory(needs)])
@@ -57,12 +62,12 @@ def run(config: DictConfig) -> None:
 
     started = time.perf_counter()
     try:
-        about, recordings = _play(config, path)
+        inspected, recordings = _play(config, path)
     except (ValueError, FileNotFoundError) as error:
         raise UserError(str(error)) from error
     print(_table(recordings))
     with writing(f"the inspection in {folder}"):
-        numbers = write_inspection(folder, about, recordings)
+        numbers = write_inspection(folder, inspected, recordings)
         write_whole(folder / "inspection.json", json.dumps(numbers, indent=2))
     print(f"{time.perf_counter() - started:.0f} s; open {folder / 'index.html'} in a browser")
 
@@ -77,78 +82,72 @@ def _table(recordings: dict[str, dict[str, "Recording"]]) -> str:
     )
 
 
-def _play(config: DictConfig, path: Path) -> tuple[dict[str, Any], dict[str, dict[str, "Recording"]]]:
+def _play(config: DictConfig, path: Path) -> tuple[Inspected, dict[str, dict[str, "Recording"]]]:
     """What was inspected and how, and recordings by split and by network."""
     import torch
 
     from htrmrl_torchrl.agent.networks import build_networks, load_networks
     from htrmrl_torchrl.checkpoints.checkpoint import read_component, read_environment
     from htrmrl_torchrl.checkpoints.versions import versions
-    from htrmrl_torchrl.envs import check_name, num_goals, task_names
-    from htrmrl_torchrl.envs.factory import is_dotted_path, resolve_horizon
+    from htrmrl_torchrl.envs import num_goals, task_names
+    from htrmrl_torchrl.envs.factory import resolve_horizon
 
-    trained = load_networks(path)
+    trained = load_networks(path, trust=config.trust)
     settings, progress = read_environment(path), read_component(path, "progress")
     benchmark, benchmark_seed = goals_of(config, [path])
-    if is_dotted_path(benchmark):  # first: what a file says is not imported, not even to see what it is
-        raise ValueError(
-            f"{benchmark!r} is a factory, whose goals nobody knows; look into a built-in benchmark, benchmark=NAME."
-        )
-    check_name(benchmark)
     goals = config.goals_per_task or min(4, num_goals(benchmark))
     if goals > num_goals(benchmark):
         raise ValueError(f"goals_per_task is {goals} but must be at most {num_goals(benchmark)} in {benchmark}.")
     before = settings.horizon if benchmark == settings.name else None
-    splits = list(dict.fromkeys(["train", config.split]))
-    tasks = {split: task_names(benchmark, split) for split in splits}
-    about = {
-        "checkpoint": str(path),
-        "frames": progress["frames"],
-        "benchmark": benchmark,
-        "tasks": tasks,
-        "goals_per_task": goals,
-        "trials_per_goal": {n: config.trials_per_goal or (8 if len(names) == 1 else 1) for n, names in tasks.items()},
-        "episodes": config.episodes or settings.episodes_per_trial,
-        "horizon": resolve_horizon(benchmark, config.horizon or before),
-        "seed": config.seed,
-        "benchmark_seed": benchmark_seed,
-        "command": command_line(),
-        "versions": versions(),
-        "networks": {TRAINED: trained},
-    }
+    tasks = {split: task_names(benchmark, split) for split in dict.fromkeys(["train", config.split])}
     with torch.random.fork_rng():
         torch.manual_seed(config.seed)
-        about["networks"][UNTRAINED] = build_networks(**read_component(path, "agent"))
+        untrained = build_networks(**read_component(path, "agent"))
+    inspected = Inspected(
+        checkpoint=str(path),
+        frames=progress["frames"],
+        benchmark=benchmark,
+        tasks=tasks,
+        goals_per_task=goals,
+        trials_per_goal={n: config.trials_per_goal or (8 if len(names) == 1 else 1) for n, names in tasks.items()},
+        episodes=config.episodes or settings.episodes_per_trial,
+        horizon=resolve_horizon(benchmark, config.horizon or before),
+        seed=config.seed,
+        benchmark_seed=benchmark_seed,
+        command=command_line(),
+        versions=versions(),
+        networks={TRAINED: trained, UNTRAINED: untrained},
+    )
     recordings = {
-        split: {label: _record(config, about, networks, split) for label, networks in about["networks"].items()}
-        for split in splits
+        split: {label: _record(config, inspected, networks, split) for label, networks in inspected.networks.items()}
+        for split in tasks
     }
-    return about, recordings
+    return inspected, recordings
 
 
-def _record(config: DictConfig, about: dict[str, Any], networks: "Networks", split: str) -> "Recording":
+def _record(config: DictConfig, inspected: Inspected, networks: "Networks", split: str) -> "Recording":
     from htrmrl_torchrl import make_env
     from htrmrl_torchrl.evaluation import goal_grid
     from htrmrl_torchrl.evaluation.evaluator import check_sizes
     from htrmrl_torchrl.inspection.recording import record_trials
 
-    grid = goal_grid(num_tasks=len(about["tasks"][split]), goals_per_task=about["goals_per_task"])
-    pairs = [pair for pair in grid for _ in range(about["trials_per_goal"][split])]
+    grid = goal_grid(num_tasks=len(inspected.tasks[split]), goals_per_task=inspected.goals_per_task)
+    pairs = [pair for pair in grid for _ in range(inspected.trials_per_goal[split])]
     lanes = min(config.num_envs, len(pairs))
     env = make_env(
-        about["benchmark"],
+        inspected.benchmark,
         split=split,
         num_envs=lanes,
         num_workers=min(config.num_workers, lanes),
-        episodes_per_trial=about["episodes"],
-        horizon=about["horizon"],
-        benchmark_seed=about["benchmark_seed"],
+        episodes_per_trial=inspected.episodes,
+        horizon=inspected.horizon,
+        benchmark_seed=inspected.benchmark_seed,
         pairs=pairs,
     )
     try:
         networks.encoder.to(config.device), networks.actor.to(config.device)
         check_sizes(networks.encoder, env)
-        every = max(1, about["horizon"] // config.looks)
+        every = max(1, inspected.horizon // config.looks)
         return record_trials(networks, env, trials=len(pairs), every=every, seed=config.seed)
     finally:
         env.close()

@@ -22,6 +22,7 @@ from htrmrl_torchrl import EpisodicReplayBuffer, EpisodicStorage, NormalizedClip
 from htrmrl_torchrl.agent.networks import Networks, build_networks
 from htrmrl_torchrl.encoders.hierarchical import HierarchicalEncoder
 from htrmrl_torchrl.encoders.transformer import causal_mask
+from htrmrl_torchrl.envs.metaworld import Backend
 from htrmrl_torchrl.progress import progress_bar
 from recipes.configuration.compose import CONFIG_DIR, load_config
 from recipes.configuration.paths import path_override
@@ -30,14 +31,8 @@ from recipes.speed.environment import interleaved, ratio
 
 HORIZON, MINIBATCH, SEGMENT = 50, 4_000, 50  # of base.yaml all but the horizon
 SIZES: tuple[dict[str, int], ...] = (
-    {},
-    {"window": 3},
-    {"window": 10},
-    {"episodes": 2},
-    {"episodes": 20},
-    {"d_model": 32},
-    {"d_model": 128},
-)
+    {}, {"window": 3}, {"window": 10}, {"episodes": 2}, {"episodes": 20}, {"d_model": 32}, {"d_model": 128},
+)  # fmt: skip
 
 
 def _networks(**sizes: int) -> Networks:
@@ -46,7 +41,7 @@ def _networks(**sizes: int) -> Networks:
     return build_networks(observation_dim=39, **bounds, reward_scale=0.1, **sizes)  # type: ignore[arg-type]
 
 
-def _collector(networks: Networks, *, num_envs: int, num_workers: int, backend: str = "fast") -> Collector:
+def _collector(networks: Networks, *, num_envs: int, num_workers: int, backend: Backend = "fast") -> Collector:
     torchrl_logger.setLevel("WARNING")
     env = make_env("ML10", num_envs=num_envs, num_workers=num_workers, horizon=HORIZON, backend=backend)
     return Collector(
@@ -62,7 +57,7 @@ def collection(config: DictConfig) -> list[dict[str, Any]]:
     """Frames per second of TorchRL's collector with the default ML10 model, whole trials of ten short episodes."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)  # as in the recipe while it collects
-    cases = {f"{lanes} lanes": (lanes, "fast") for lanes in config.lanes}
+    cases: dict[str, tuple[int, Backend]] = {f"{lanes} lanes": (lanes, "fast") for lanes in config.lanes}
     cases[f"{config.lanes[0]} lanes, backend=official"] = (config.lanes[0], "official")
     collectors = {
         name: _collector(_networks(), num_envs=lanes, num_workers=config.num_workers, backend=backend)

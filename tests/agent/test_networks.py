@@ -1,7 +1,5 @@
 """Agents from plain numbers and from checkpoints."""
 
-import inspect
-
 import pytest
 import torch
 from tensordict import TensorDict
@@ -15,7 +13,6 @@ from htrmrl_torchrl import (
     RecurrentEncoder,
     RecurrentMemory,
     keys,
-    make_actor_critic,
     make_env,
 )
 from htrmrl_torchrl.agent.networks import acting_policy, build_networks, load_networks
@@ -29,20 +26,6 @@ SIZES = {
 
 def rows():
     return steps(as_batch(record([[[3, 3, 3]], [[2, 4, 3]]], window=2, episodes=3)))
-
-
-def test_every_choice_of_the_parts_can_be_made_with_plain_numbers():
-    """Encoder, memory and heads have no argument that `build_networks` hides, but those that name other objects."""
-    arguments = set(inspect.signature(build_networks).parameters)
-    for part, objects in (
-        (HierarchicalEncoder, {"action_dim", "d_feedforward", "hidden_key", "cache_key"}),
-        (RecurrentEncoder, {"action_dim", "hidden_key", "state_key"}),
-        (MemorylessEncoder, {"action_dim", "hidden_key"}),
-        (RecurrentMemory, {"encoder"}),
-        (EpisodicMemory, {"encoder"}),
-        (make_actor_critic, {"encoder", "memory", "action_spec", "hidden", "critic_encoder"}),
-    ):
-        assert set(inspect.signature(part).parameters) - {"self"} - objects <= arguments
 
 
 @pytest.mark.parametrize(

@@ -24,8 +24,8 @@ from htrmrl_torchrl.checkpoints.checkpoint import (
     latest_checkpoint,
     read_component,
     read_environment,
-    set_aside,
 )
+from htrmrl_torchrl.checkpoints.files import set_aside
 from tests.checkpoints.test_checkpoint import Run
 
 TENSORS = "components/0000-actor/tensors.bin"
@@ -395,8 +395,8 @@ AGENTS = {
         ("action_low", [None, None]), ("action_low", [float("nan")] * 2), ("action_low", [-1.0]), ("action_low", []),
         ("action_high", [[1.0], [1.0]]), ("reward_scale", float("nan")), ("reward_scale", float("inf")),
         ("reward_scale", "1"), ("init_std", float("inf")), ("init_std", -1.0), ("min_std", 2.0),
-        ("strategy", "os.path:join"), ("strategy", ["uniform"]), ("strategy", "${oc.env:HOME}"), ("scope", "lane"),
-        ("scope", "all"), ("encoder_kind", "os.system"), ("encoder_kind", ["mlp"]), ("encoder_kind", "rl2"),
+        ("strategy", ["uniform"]), ("strategy", "${oc.env:HOME}"), ("scope", "lane"),
+        ("scope", "all"), ("encoder_kind", ["mlp"]), ("encoder_kind", "rl2"),
         ("critic_kind", "separate"), ("norm", "tfixup"), ("value_norm", False), ("value_norm", 1),
         ("seed", "x"), ("seed", 2**70), ("max_episodes", "2"), ("max_episodes", -1), ("layers", 3), ("return", 3),
     )},
@@ -410,6 +410,15 @@ def test_an_agent_of_other_sizes_or_types_is_refused(case, saved, tmp_path):
     change = AGENTS[case]
     evil = changed(path, tmp_path / "x.torchrl", "agent", lambda agent: {} if change is None else {**agent, **change})
     one_sentence(lambda: load_networks(evil))
+
+
+@pytest.mark.parametrize(("name", "path"), [("strategy", "os.path:join"), ("encoder_kind", "os.system")])
+def test_an_agent_names_no_code_that_is_not_trusted(name, path, saved, tmp_path):
+    _, checkpoint = saved
+    evil = changed(checkpoint, tmp_path / "x.torchrl", "agent", lambda agent: {**agent, name: path})
+    for trust in ((), ("os",), ("os.path:split",)):
+        with pytest.raises(ValueError, match=rf"^\S+ names code .* {path}, and does not import it .*trust=\[{path}\]"):
+            load_networks(evil, trust=trust)
 
 
 def test_no_memory_is_asked_for_that_the_file_does_not_fill(saved, tmp_path):
@@ -446,9 +455,9 @@ PROGRESS = {
         "many", "54", -1, 1.5, 2**64, 10**400, None, True, [54], {"a": 54}, float("nan"),
     )},
     "no frames": None,
-    "best=word": {"best": "word"},
-    "best=inf": {"best": float("inf")},
-    "best=truth": {"best": True},
+    "best=word": {"best_val_success": "word"},
+    "best=inf": {"best_val_success": float("inf")},
+    "best=truth": {"best_val_success": True},
     "a number of objects": {"faults": {"a": {}}},
     "a list of numbers": {"commits": [1, 2]},
 }  # fmt: skip
@@ -459,7 +468,10 @@ def test_progress_of_another_kind_is_refused(case, saved, tmp_path):
     run, path = saved
     change = PROGRESS[case]
     evil = changed(
-        path, tmp_path / "x.torchrl", "progress", lambda now: {"best": 0.1} if change is None else {**now, **change}
+        path,
+        tmp_path / "x.torchrl",
+        "progress",
+        lambda now: {"best_val_success": 0.1} if change is None else {**now, **change},
     )
     if "best" not in case:  # which the run knows, and a reader does not
         one_sentence(lambda: read_component(evil, "progress"))

@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import sys
 import zipfile
+from dataclasses import asdict
 
 import numpy as np
 import pytest
@@ -29,16 +30,18 @@ from htrmrl_torchrl.agent.heads import value_head
 from htrmrl_torchrl.agent.networks import acting_policy, build_networks, load_networks
 from htrmrl_torchrl.checkpoints.archive import check_archive
 from htrmrl_torchrl.checkpoints.checkpoint import (
-    RunCheckpoints,
     checkpoints_of,
     export_agent,
     latest_checkpoint,
     read_component,
-    set_aside,
 )
+from htrmrl_torchrl.checkpoints.files import set_aside
 from htrmrl_torchrl.checkpoints.versions import versions
 from htrmrl_torchrl.evaluation import play_trials
 from htrmrl_torchrl.memory.strategies import STRATEGIES
+from htrmrl_torchrl.runs.checkpoint import RunCheckpoints
+from htrmrl_torchrl.runs.progress import Progress
+from tests.helpers import rules
 
 LANES, K, H = 3, 3, 6
 
@@ -73,7 +76,7 @@ class Run:
             self.env, self.networks.policy, frames_per_batch=LANES * K * H, total_frames=-1,
             auto_register_policy_transforms=False,
         )  # fmt: skip
-        self.progress = {"frames": 0, "best": -1.0}
+        self.progress = Progress(best_val_success=-1.0)
         self.checkpoints = RunCheckpoints(
             folder, keep=2, agent=self.arguments, config={"seed": seed}, progress=self.progress,
             actor=self.networks.actor, critic=self.networks.critic, optimizer=self.optimizer,
@@ -106,7 +109,7 @@ class Run:
                 (losses["loss_objective"] + losses["loss_critic"] + losses["loss_entropy"]).backward()
                 self.optimizer.step()
             self.networks.encoder.tokens.adapt(batch[keys.OBSERVATION])
-            self.progress["frames"] += batch.numel()
+            self.progress.frames += batch.numel()
             collected.append(batch.clone())
         return collected
 
@@ -120,7 +123,7 @@ class Run:
             "memory": str(self.networks.memory.checkpoint_state()),
             "storage": str(self.buffer.storage.checkpoint_state()),
             "deck": self.env.checkpoint_state()["deck"],
-            "progress": dict(self.progress),
+            "progress": asdict(self.progress),
         }
 
 
@@ -163,7 +166,7 @@ def test_a_run_of_a_machine_with_more_gpus_goes_on_without_their_streams(tmp_pat
 def test_other_versions_are_said_once_and_only_where_a_run_goes_on(tmp_path, monkeypatch, caplog):
     run = Run(tmp_path)
     path = run.save()
-    monkeypatch.setattr("htrmrl_torchrl.checkpoints.checkpoint.versions", lambda: versions() | {"torchrl": "9.0"})
+    monkeypatch.setattr("htrmrl_torchrl.runs.checkpoint.versions", lambda: versions() | {"torchrl": "9.0"})
     torchrl_logger.addHandler(caplog.handler)
     try:
         load_networks(path)
@@ -232,9 +235,9 @@ def test_a_checkpoint_is_an_agent(tmp_path, encoder_kind):
         ours, theirs = (getattr(networks, part).state_dict() for networks in (loaded, run.networks))
         assert ours.keys() == theirs.keys() and all(torch.equal(ours[name], theirs[name]) for name in theirs)
     env = make_env("toy", num_envs=4, pairs=[(0, goal) for goal in range(4)], episodes_per_trial=K + 1)
-    outcomes = [play_trials(acting_policy(n, seed=2), env, adaptation_episodes=K) for n in (loaded, run.networks)]
+    outcomes = [play_trials(acting_policy(n, seed=2), env, rules(K)) for n in (loaded, run.networks)]
     assert (outcomes[0] == outcomes[1]).all()
-    untrained = play_trials(acting_policy(Run(tmp_path, seed=5).networks, seed=2), env, adaptation_episodes=K)
+    untrained = play_trials(acting_policy(Run(tmp_path, seed=5).networks, seed=2), env, rules(K))
     assert not torch.equal(untrained["return"], outcomes[0]["return"])
 
 
@@ -296,7 +299,7 @@ def test_versions_configuration_and_frames_are_inside(tmp_path):
     assert set(versions()) >= {"python", "torch", "torchrl", "tensordict", "metaworld", "mujoco", "htrmrl_torchrl"}
     assert read_component(path, "config") == {"seed": 0}
     assert read_component(path, "agent") == run.arguments
-    assert read_component(path, "progress") == {"frames": LANES * K * H, "best": -1.0}
+    assert read_component(path, "progress") == asdict(Progress(frames=LANES * K * H, best_val_success=-1.0))
 
 
 ELSEWHERE = """
@@ -430,7 +433,7 @@ def test_all_kinds_of_state_are_inside(value_norm, tmp_path):
     assert entries(trees["env"])["pending"] is not None
     assert len(entries(trees["memory"])["streams"]["list"]) == LANES
     assert set(entries(trees["rng"])) >= {"python", "numpy", "torch_cpu"}
-    assert trees["progress"] == run.progress and "best" in trees["progress"]
+    assert trees["progress"] == asdict(run.progress)
 
 
 def test_litter_is_swept(tmp_path):

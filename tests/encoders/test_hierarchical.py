@@ -240,14 +240,14 @@ def test_attention_weights_are_those_of_the_last_layers():
     encoder = make_encoder(episodes=4)
     contexts = stack_contexts(contexts_of(record(LENGTHS, window=3, episodes=4)))
     intra, inter = encoder.attention_weights(contexts)
-    assert intra.shape == (len(contexts), 3, 2) and inter.shape == (len(contexts), 4, 2)
-    assert_same(intra.sum(1), torch.ones(len(contexts), 2, dtype=torch.float64), 1e-10)
-    assert_same(inter.sum(1), torch.ones(len(contexts), 2, dtype=torch.float64), 1e-10)
-    assert not intra[~contexts["current_mask"]].any()
-    assert not inter[:, :-1][~contexts["slot_mask"]].any()
+    assert intra.shape == (len(contexts), 2, 3) and inter.shape == (len(contexts), 2, 4)
+    assert_same(intra.sum(-1), torch.ones(len(contexts), 2, dtype=torch.float64), 1e-10)
+    assert_same(inter.sum(-1), torch.ones(len(contexts), 2, dtype=torch.float64), 1e-10)
+    assert not (intra * ~contexts["current_mask"].unsqueeze(1)).any()
+    assert not (inter[..., :-1] * ~contexts["slot_mask"].unsqueeze(1)).any()
     assert make_encoder(inter_layers=0).attention_weights(
         stack_contexts(contexts_of(record(LENGTHS, window=3, episodes=3)))
-    )[1].shape == (len(contexts), 0, 2)
+    )[1].shape == (len(contexts), 2, 0)
 
 
 # ------------------------------------------------------------------------------------------------- what may go wrong

@@ -75,9 +75,9 @@ def test_the_newest_rows_are_those_of_the_fast_path():
     encoder, contexts = sizes(episodes=4)
     inside = encoder.inspect(contexts)
     window, slots = encoder.attention_weights(contexts)
-    assert_same(inside.window_attention[:, -1, :, -1].transpose(1, 2), window, 1e-10)
-    assert_same(inside.slot_attention[:, -1, :, -1].transpose(1, 2), slots, 1e-10)
-    assert differ(inside.slot_attention[:, 0, :, -1].transpose(1, 2), slots)  # negative control: another layer
+    assert_same(inside.window_attention[:, -1, :, -1], window, 1e-10)
+    assert_same(inside.slot_attention[:, -1, :, -1], slots, 1e-10)
+    assert differ(inside.slot_attention[:, 0, :, -1], slots)  # negative control: another layer
 
 
 def test_equal_windows_have_equal_embeddings_wherever_they_stand():

@@ -47,9 +47,9 @@ def test_attention_weights_are_a_distribution_over_what_may_be_seen():
     layer, x = make_layer(), torch.randn(5, 4, 8, dtype=torch.float64)
     mask = torch.tensor([False, True, True, True]).expand(5, 4)
     weights = layer.newest_weights(x, mask)
-    assert weights.shape == (5, 4, 2)
-    assert_same(weights.sum(1), torch.ones(5, 2, dtype=torch.float64), 1e-10)
-    assert not weights[:, 0].any() and (weights[:, 1:] > 0).all()
+    assert weights.shape == (5, 2, 4)
+    assert_same(weights.sum(-1), torch.ones(5, 2, dtype=torch.float64), 1e-10)
+    assert not weights[..., 0].any() and (weights[..., 1:] > 0).all()
 
 
 @pytest.mark.parametrize("num_layers", [1, 2, 6])

@@ -68,8 +68,8 @@ def test_a_factory_of_trials_is_left_alone(foreign):
     [
         ("unbatched", r"batch_size \[\], expected \[2\]"),
         ("no_environment", "returned str"),
-        ("constant", "no callable 'constant'"),
-        ("missing", "no callable 'missing'"),
+        ("constant", "neither a Benchmark nor a factory"),
+        ("missing", "has no 'missing'"),
     ],
 )
 def test_a_factory_that_does_not_fit_is_refused(foreign, name, message):
@@ -114,7 +114,7 @@ def test_names_are_checked(foreign):
         ({"num_workers": -1}, "num_workers .*-1"),
         ({"num_workers": 21}, r"num_envs \(20\), received 21"),
         ({"num_workers": 1, "worker_timeout": 0}, "worker_timeout must be a number of seconds above 0, received 0"),
-        ({"backend": "warp"}, "backend must be one of fast, official, received 'warp'"),
+        ({"backend": "warp"}, "backend='warp' is unknown; choose one of fast, official"),
         ({"seed": -1}, "seed .*-1"),
         ({"benchmark_seed": -1}, "benchmark_seed .*-1"),
         ({"pairs": [(0, 0)]}, "received 1 for num_envs=20"),

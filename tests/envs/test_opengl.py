@@ -50,8 +50,8 @@ def test_an_unusable_backend_is_one_sentence_with_the_mend(environment, settings
 
 SCRIPT = """
 import torch
-from htrmrl_torchrl.evaluation import record_trial
-record_trial(torch.nn.Identity(), "ML1:reach", split="train", task=0, goal=0, adaptation_episodes=1)
+from htrmrl_torchrl.evaluation import PROTOCOLS, record_trial
+record_trial(torch.nn.Identity(), "ML1:reach", PROTOCOLS["strict"], split="train", task=0, goal=0)
 """
 
 

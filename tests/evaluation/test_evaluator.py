@@ -225,7 +225,7 @@ def test_another_device_is_for_the_copy_that_plays():
 WRONG = {
     "unknown benchmark": ({"benchmark": "toyy"}, "Unknown environment 'toyy'; nearest known: toy"),
     "unknown task": ({"benchmark": "ML1:reech-v3"}, "'reech-v3' .*nearest known: reach-v3"),
-    "a factory": ({"benchmark": "math:floor"}, "'math:floor' is a factory, whose goals nobody knows"),
+    "a factory": ({"benchmark": "math:floor"}, "'math:floor' is a factory, whose tasks and goals nobody knows"),
     "unknown split": ({"split": "tset"}, r"Unknown split 'tset'; allowed are train, val, test \(nearest: test\)"),
     "unknown protocol": ({"protocol": "loose"}, "Protocol 'loose' is unknown; choose one of strict, garage, metaworld"),
     "unknown actions": ({"evaluation_actions": "best"}, "evaluation_actions='best' is unknown"),

@@ -17,6 +17,7 @@ from htrmrl_torchrl.evaluation import ExactPolicy, goal_grid, play_trials
 from htrmrl_torchrl.evaluation.exact import GRID
 from tests.copies import WAYS
 from tests.evaluation.test_trials import networks_for_toy
+from tests.helpers import rules
 
 REACH = Path(__file__).resolve().parents[2] / "results" / "baselines_ml1" / "htrmrl_seed1.torchrl"
 TRIAL = {"split": "test", "goals_per_task": 2, "adaptation_episodes": 1, "horizon": 50}
@@ -55,7 +56,7 @@ def executed_actions(policy):
     pairs = goal_grid(num_tasks=1, goals_per_task=TRIAL["goals_per_task"])
     episodes = TRIAL["adaptation_episodes"] + 1
     env = make_env("ML1:reach-v3", split="test", num_envs=2, pairs=pairs, episodes_per_trial=episodes, horizon=50)
-    play_trials(policy, env, adaptation_episodes=TRIAL["adaptation_episodes"])
+    play_trials(policy, env, rules(TRIAL["adaptation_episodes"]))
     return torch.stack(actions)
 
 
@@ -146,7 +147,7 @@ def test_its_memory_is_restarted_as_that_of_the_policy():
     policy, returns = ExactPolicy(acting_policy(networks_for_toy(scope="trial"))), []
     for _ in range(2):
         env = make_env("toy", num_envs=4, episodes_per_trial=4)
-        returns.append(play_trials(policy, env, adaptation_episodes=3)["return"])
+        returns.append(play_trials(policy, env, rules(3))["return"])
     assert torch.equal(*returns)
 
 

@@ -5,11 +5,13 @@ import torch
 from tensordict.nn import TensorDictModule, TensorDictModuleBase
 
 from htrmrl_torchrl import evaluate, keys
+from htrmrl_torchrl.evaluation.protocols import PROTOCOLS
 from htrmrl_torchrl.evaluation.stages import STAGES, play_stages
 from tests.experts import Experts
 
 BENCHMARK = "custom:[drawer-close-v3]/[push-v3,pick-place-v3]"
-SHORT = {"goals_per_task": 2, "horizon": 150, "adaptation_episodes": 1}
+SHORT = {"goals_per_task": 2, "adaptation_episodes": 1}
+RULES = PROTOCOLS["strict"].changed(**SHORT)
 
 
 @pytest.fixture(scope="module")
@@ -18,7 +20,9 @@ def experts():
 
 
 def test_experts_come_to_the_end_where_they_try_and_nowhere_else(experts):
-    report = play_stages(experts.policy(lambda task, goal, episode: episode == 1 and goal == 0), BENCHMARK, **SHORT)
+    report = play_stages(
+        experts.policy(lambda task, goal, episode: episode == 1 and goal == 0), BENCHMARK, RULES, horizon=150
+    )
     assert report.tasks == ["pick-place-v3", "push-v3"]
     assert report.task.tolist() == [0, 0, 1, 1] and report.reached.shape == (4, 2, 4)
     near, grasped, in_place, success = report.reached.transpose(2, 0, 1)
@@ -49,8 +53,8 @@ class LetsGo(TensorDictModuleBase):
 
 def test_one_who_lets_go_has_grasped_and_not_succeeded(experts):
     expert = experts.policy(lambda task, goal, episode: True)
-    lost = play_stages(LetsGo(expert, after=35), BENCHMARK, **SHORT).by_task()["pick-place-v3"]
-    kept = play_stages(LetsGo(expert, after=150), BENCHMARK, **SHORT).by_task()["pick-place-v3"]
+    lost = play_stages(LetsGo(expert, after=35), BENCHMARK, RULES, horizon=150).by_task()["pick-place-v3"]
+    kept = play_stages(LetsGo(expert, after=150), BENCHMARK, RULES, horizon=150).by_task()["pick-place-v3"]
     assert lost["near"] == lost["grasped"] == kept["grasped"] == kept["success"] == 1
     assert lost["success"] == 0 and lost["in place"] < kept["in place"]
 
@@ -58,12 +62,12 @@ def test_one_who_lets_go_has_grasped_and_not_succeeded(experts):
 @pytest.mark.parametrize("num_envs", [1, 3, 4])
 def test_success_is_that_of_an_evaluation_whatever_the_lanes(num_envs, experts):
     policy = experts.policy(lambda task, goal, episode: (task + goal + episode) % 2 == 0)
-    stages = play_stages(policy, BENCHMARK, num_envs=num_envs, **SHORT)
-    report = evaluate(policy, BENCHMARK, split="test", **SHORT)
+    stages = play_stages(policy, BENCHMARK, RULES, num_envs=num_envs, horizon=150)
+    report = evaluate(policy, BENCHMARK, split="test", horizon=150, **SHORT)
     assert stages.reached[..., STAGES.index("success")].tolist() == report.success[0].tolist()
     assert stages.task.tolist() == list(report.task)
 
 
 def test_other_benchmarks_have_no_stages():
     with pytest.raises(ValueError, match="toy is not of Meta-World"):
-        play_stages(TensorDictModule(lambda o: o, in_keys=["observation"], out_keys=["action"]), "toy")
+        play_stages(TensorDictModule(lambda o: o, in_keys=["observation"], out_keys=["action"]), "toy", RULES)

@@ -14,7 +14,7 @@ from htrmrl_torchrl.envs.deck import FixedGrid
 from htrmrl_torchrl.envs.toy import GOALS, STEP_SIZE
 from htrmrl_torchrl.envs.trial import TrialEnv
 from htrmrl_torchrl.evaluation import goal_grid, play_trials
-from tests.helpers import assert_same, networks_for_toy
+from tests.helpers import assert_same, networks_for_toy, rules
 
 K = 3
 
@@ -49,7 +49,7 @@ def scripted(by_action, by_mean):
 
 def test_a_scripted_agent_gets_exactly_its_share_in_each_episode():
     policy = scripted({1: {2}, 2: {0, 2}}, by_mean={0, 1, 3})
-    outcomes = play_trials(policy, toy_grid(), adaptation_episodes=K)
+    outcomes = play_trials(policy, toy_grid(), rules(K))
     expected = [[0, 0, 1, 1], [0, 0, 0, 1], [0, 1, 1, 0], [0, 0, 0, 1]]
     assert outcomes["success"].int().tolist() == expected
     assert outcomes["goal"].tolist() == [0, 1, 2, 3] and outcomes["task"].tolist() == [0] * 4
@@ -80,7 +80,7 @@ def test_steps_to_success_are_those_of_the_first_success():
 
     env = TrialEnv(Lanes(), FixedGrid([(0, 7), (1, 8), (2, 9)]), episodes_per_trial=2, horizon=5)
     idle = TensorDictModule(torch.zeros_like, in_keys=[keys.OBSERVATION], out_keys=[keys.ACTION])
-    outcomes = play_trials(idle, env, adaptation_episodes=1)
+    outcomes = play_trials(idle, env, rules(1))
     assert outcomes["steps_to_success"].tolist() == [[2, 2], [3, 3], [0, 0]]
     assert outcomes["success"].tolist() == [[True, True], [True, True], [False, False]]
     assert outcomes["return"].tolist() == [[5.0, 5.0], [2.5, 2.5], [0.0, 0.0]]  # success ends nothing
@@ -89,13 +89,13 @@ def test_steps_to_success_are_those_of_the_first_success():
 
 def test_several_evaluation_episodes_play_the_mean_action():
     policy = scripted({0: {0}, 1: {0, 1}, 2: {0, 1, 2}}, by_mean={3})
-    outcomes = play_trials(policy, toy_grid(), adaptation_episodes=2, evaluation_episodes=2)
+    outcomes = play_trials(policy, toy_grid(), rules(2, 2))
     assert outcomes["success"].int().sum(0).tolist() == [1, 2, 1, 1]
 
 
 def test_sampled_actions_in_the_evaluation_episodes_too():
     policy = scripted({0: {0}, 1: {0, 1}, 2: {0, 1, 2}}, by_mean={3})
-    outcomes = play_trials(policy, toy_grid(), adaptation_episodes=2, evaluation_episodes=2, mean_action=False)
+    outcomes = play_trials(policy, toy_grid(), rules(2, 2, mean_action=False))
     assert outcomes["success"].int().sum(0).tolist() == [1, 2, 3, 0]
 
 
@@ -103,21 +103,21 @@ def test_sampled_actions_in_the_evaluation_episodes_too():
 def test_more_trials_than_lanes_are_played_in_rounds(lanes):
     """Also where the lanes do not divide them: the surplus of the last round is not counted."""
     policy = scripted({1: {2}, 2: {0, 2}}, by_mean={0, 1, 3})
-    at_once = play_trials(policy, toy_grid(), adaptation_episodes=K)
-    rounds = play_trials(policy, toy_grid(lanes=lanes), adaptation_episodes=K, trials=4)
+    at_once = play_trials(policy, toy_grid(), rules(K))
+    rounds = play_trials(policy, toy_grid(lanes=lanes), rules(K), trials=4)
     assert rounds.batch_size == at_once.batch_size == torch.Size([4])
     assert (rounds == at_once).all()
 
 
 def test_without_a_number_of_trials_every_lane_plays_one():
-    outcomes = play_trials(scripted({}, by_mean={0}), toy_grid(lanes=3), adaptation_episodes=K)
+    outcomes = play_trials(scripted({}, by_mean={0}), toy_grid(lanes=3), rules(K))
     assert outcomes["goal"].tolist() == [0, 1, 2]
 
 
 @pytest.mark.parametrize("episodes", [K, K + 5])
 def test_trials_of_another_length_are_refused(episodes):
     with pytest.raises(ValueError, match=rf"trials have {episodes} episodes; 3 \+ 1 = 4 are to be played"):
-        play_trials(scripted({}, by_mean=()), toy_grid(episodes), adaptation_episodes=K)
+        play_trials(scripted({}, by_mean=()), toy_grid(episodes), rules(K))
 
 
 def test_the_grid_holds_every_pair_once():
@@ -135,11 +135,11 @@ def test_the_same_call_gives_the_same_result(strategy):
     for parameter in networks.actor.parameters():
         parameter.data += 0.3 * torch.randn_like(parameter)
     policy, env = acting_policy(networks, seed=1), toy_grid()
-    first = play_trials(policy, env, adaptation_episodes=K, seed=2)
-    play_trials(policy, toy_grid(K + 2), adaptation_episodes=K + 1)
-    assert (play_trials(policy, env, adaptation_episodes=K, seed=2) == first).all()
-    assert (play_trials(acting_policy(networks, seed=1), toy_grid(), adaptation_episodes=K, seed=2) == first).all()
-    assert not (play_trials(policy, env, adaptation_episodes=K, seed=3)["return"] == first["return"]).all()
+    first = play_trials(policy, env, rules(K), seed=2)
+    play_trials(policy, toy_grid(K + 2), rules(K + 1))
+    assert (play_trials(policy, env, rules(K), seed=2) == first).all()
+    assert (play_trials(acting_policy(networks, seed=1), toy_grid(), rules(K), seed=2) == first).all()
+    assert not (play_trials(policy, env, rules(K), seed=3)["return"] == first["return"]).all()
 
 
 @pytest.mark.parametrize("adaptation_episodes", [0, K])
@@ -151,8 +151,8 @@ def test_separate_episodes_all_start_from_the_memory_of_adaptation(encoder_kind,
         parameter.data += 0.3 * torch.randn_like(parameter)
     played = {
         separate: play_trials(
-            acting_policy(networks), toy_grid(adaptation_episodes + 3, lanes=2), trials=4, separate=separate,
-            adaptation_episodes=adaptation_episodes, evaluation_episodes=3,
+            acting_policy(networks), toy_grid(adaptation_episodes + 3, lanes=2),
+            rules(adaptation_episodes, 3, separate=separate), trials=4,
         )["return"]
         for separate in (True, False)
     }  # fmt: skip
@@ -160,9 +160,8 @@ def test_separate_episodes_all_start_from_the_memory_of_adaptation(encoder_kind,
     assert torch.equal(counted[True], counted[True][:, :1].expand(4, 3))
     assert torch.equal(counted[True][:2, 0], counted[False][:2, 0])  # later rounds have other noise in adaptation
     assert not torch.equal(counted[False], counted[False][:, :1].expand(4, 3))
-    with_one = play_trials(
-        acting_policy(networks), toy_grid(adaptation_episodes + 1, lanes=2), adaptation_episodes=adaptation_episodes
-    )["return"]
+    one = toy_grid(adaptation_episodes + 1, lanes=2)
+    with_one = play_trials(acting_policy(networks), one, rules(adaptation_episodes))["return"]
     assert torch.equal(with_one[:, -1], counted[True][:2, 0])
 
 
@@ -171,9 +170,7 @@ def test_separate_episodes_are_shown_windows_of_adaptation_only():
     policy[0].register_forward_hook(lambda _, __, out: shown.append(out[keys.WINDOW_EPISODE].clone()))
     for separate in (True, False):
         shown.clear()
-        play_trials(
-            policy, toy_grid(K + 3), adaptation_episodes=K, evaluation_episodes=3, separate=separate, mean_action=False
-        )
+        play_trials(policy, toy_grid(K + 3), rules(K, 3, separate=separate, mean_action=False))
         counted = torch.stack(shown).unflatten(0, (K + 3, -1))[K:]  # [episodes, steps, lanes, slots]
         assert int(counted.max()) == (K - 1 if separate else K + 1)
         draws = counted[:, 0].flatten(1)
@@ -191,7 +188,7 @@ def test_evaluation_changes_no_weights_no_random_stream_and_no_other_memory(enco
     weights = copy.deepcopy(networks.policy.state_dict())
     memory_state = networks.memory.checkpoint_state()
     rng, numpy_rng = torch.get_rng_state(), np.random.get_state()[1].copy()
-    play_trials(acting_policy(networks), toy_grid(), adaptation_episodes=K)
+    play_trials(acting_policy(networks), toy_grid(), rules(K))
     assert torch.equal(torch.get_rng_state(), rng) and (np.random.get_state()[1] == numpy_rng).all()
     assert networks.memory.checkpoint_state() == memory_state
     for name, value in networks.policy.state_dict().items():
@@ -204,7 +201,7 @@ def test_a_trial_never_sees_that_of_another_goal_unless_asked_for():
     env = toy_grid(lanes=2)
 
     def play(policy):
-        return play_trials(policy, env, adaptation_episodes=K, trials=4)["return"]
+        return play_trials(policy, env, rules(K), trials=4)["return"]
 
     expected = play(acting_policy(trial))
     assert torch.equal(play(acting_policy(lane)), expected)
@@ -222,7 +219,7 @@ def test_training_goes_on_as_if_there_had_been_no_evaluation(encoder_kind):
         now, seen = env.reset(), []
         for t in range(30):
             if evaluates and t in (0, 3, 9):
-                play_trials(acting_policy(networks), toy_grid(2), adaptation_episodes=1)
+                play_trials(acting_policy(networks), toy_grid(2), rules(1))
             with torch.no_grad(), set_exploration_type(ExplorationType.RANDOM):
                 stepped, now = env.step_and_maybe_reset(networks.policy(now))
             seen.append(stepped.select(keys.ACTION, "window", keys.STATE_VALUE, keys.GOAL, keys.OBSERVATION).clone())
@@ -233,10 +230,7 @@ def test_training_goes_on_as_if_there_had_been_no_evaluation(encoder_kind):
 def test_exploration_is_sampled_in_adaptation_and_the_mean_afterwards():
     networks = networks_for_toy(init_std=2.0, strategy="recent")
     env = toy_grid()
-    runs = [play_trials(acting_policy(networks), env, adaptation_episodes=K, seed=seed)["return"] for seed in (0, 1)]
+    runs = [play_trials(acting_policy(networks), env, rules(K), seed=seed)["return"] for seed in (0, 1)]
     assert not torch.equal(runs[0][:, :K], runs[1][:, :K])
-    only_mean = [
-        play_trials(acting_policy(networks), env, adaptation_episodes=0, evaluation_episodes=4, seed=seed)["return"]
-        for seed in (0, 1)
-    ]
+    only_mean = [play_trials(acting_policy(networks), env, rules(0, 4), seed=seed)["return"] for seed in (0, 1)]
     assert torch.equal(*only_mean)

@@ -13,7 +13,7 @@ from htrmrl_torchrl.agent.networks import acting_policy
 from htrmrl_torchrl.envs.benchmarks import draw_goals
 from htrmrl_torchrl.envs.toy import GOALS, STEP_SIZE
 from htrmrl_torchrl.evaluation import play_trials, record_trial, write_video
-from tests.helpers import networks_for_toy, skip_without_opengl
+from tests.helpers import networks_for_toy, rules, skip_without_opengl
 
 GREEN = (46, 204, 113)
 
@@ -32,11 +32,9 @@ def to_goal_from(episode_that_knows, goal=2):
     return scripted(act)
 
 
-def record_toy(policy=None, *, adaptation_episodes=2, size=128, **choices):
-    policy = policy or to_goal_from(1)
-    return record_trial(
-        policy, "toy", split="train", task=0, goal=2, adaptation_episodes=adaptation_episodes, size=size, **choices
-    )
+def record_toy(policy=None, *, adapting=2, evaluating=1, size=128, **choices):
+    policy, protocol = policy or to_goal_from(1), rules(adapting, evaluating)
+    return record_trial(policy, "toy", protocol, split="train", task=0, goal=2, size=size, **choices)
 
 
 def marked(frames):
@@ -45,12 +43,10 @@ def marked(frames):
 
 
 @pytest.mark.parametrize(
-    ("adapting", "evaluating", "horizon", "every"), [(2, 1, 6, 1), (1, 2, 7, 3), (0, 1, 6, 5), (1, 0, 4, 9)]
+    ("adapting", "evaluating", "horizon", "every"), [(2, 1, 6, 1), (1, 2, 7, 3), (0, 1, 6, 5), (0, 2, 4, 9)]
 )
 def test_each_episode_has_its_start_every_nth_step_and_its_end(adapting, evaluating, horizon, every):
-    video = record_toy(
-        adaptation_episodes=adapting, evaluation_episodes=evaluating, horizon=horizon, every=every, size=130
-    )
+    video = record_toy(adapting=adapting, evaluating=evaluating, horizon=horizon, every=every, size=130)
     assert video.frames.shape == ((adapting + evaluating) * (1 + math.ceil(horizon / every)), 130, 130, 3)
     assert video.frames.dtype == np.uint8 and video.fps == 4 / every
     assert len(video.success) == adapting + evaluating
@@ -80,7 +76,7 @@ def test_adaptation_is_sampled_and_evaluation_is_not():
         seen.append(exploration_type())
         return -observation[:, :2]
 
-    record_toy(scripted(act), adaptation_episodes=2, evaluation_episodes=2)
+    record_toy(scripted(act), evaluating=2)
     assert seen == [ExplorationType.RANDOM] * 12 + [ExplorationType.DETERMINISTIC] * 12
 
 
@@ -94,9 +90,9 @@ def test_it_is_the_trial_that_the_evaluation_plays(seed):
     )
     policy = TensorDictSequential(spy, acting_policy(networks_for_toy(), seed=1))
     env = make_env("toy", num_envs=1, episodes_per_trial=6, pairs=[(0, 2)])
-    outcomes = play_trials(policy, env, adaptation_episodes=4, evaluation_episodes=2, seed=seed)
+    outcomes = play_trials(policy, env, rules(4, 2), seed=seed)
     played, tokens[:] = torch.stack(tokens), []
-    video = record_toy(policy, adaptation_episodes=4, evaluation_episodes=2, seed=seed)
+    video = record_toy(policy, adapting=4, evaluating=2, seed=seed)
     assert torch.equal(torch.stack(tokens), played) and len(played) == 36
     assert list(video.success) == outcomes["success"][0].tolist()
 
@@ -121,8 +117,8 @@ def test_recording_changes_no_random_stream_and_no_weights():
     [
         ({"every": 0}, "every must be a whole number of at least 1"),
         ({"size": 100}, "size must be at least 128"),
-        ({"adaptation_episodes": -1}, "cannot be negative"),
-        ({"adaptation_episodes": 0, "evaluation_episodes": 0}, "episodes_per_trial must be"),
+        ({"adapting": -1}, "adaptation_episodes must be a whole number of at least 0"),
+        ({"evaluating": 0}, "evaluation_episodes must be a whole number of at least 1"),
     ],
 )
 def test_wrong_numbers_are_refused(choices, said):
@@ -132,9 +128,9 @@ def test_wrong_numbers_are_refused(choices, said):
 
 def test_unknown_names_and_goals_are_refused():
     with pytest.raises(ValueError, match="ML10"):
-        record_trial(to_goal_from(0), "ML11", split="train", task=0, goal=0, adaptation_episodes=1)
+        record_trial(to_goal_from(0), "ML11", rules(1), split="train", task=0, goal=0)
     with pytest.raises(ValueError, match=r"Pairs \[\(0, 9\)\] are out of range"):
-        record_trial(to_goal_from(0), "toy", split="train", task=0, goal=9, adaptation_episodes=1)
+        record_trial(to_goal_from(0), "toy", rules(1), split="train", task=0, goal=9)
 
 
 def test_a_video_becomes_a_file(tmp_path):
@@ -170,9 +166,7 @@ def test_metaworld_success_stays_marked_until_its_episode_ends():
     assert 5 < first < 40 and not successes[-1]
 
     steps.clear()
-    video = record_trial(
-        policy, "ML1:reach", split="train", task=0, goal=3, adaptation_episodes=1, horizon=60, every=4, size=128
-    )
+    video = record_trial(policy, "ML1:reach", rules(1), split="train", task=0, goal=3, horizon=60, every=4, size=128)
     assert video.success == (True, False) and video.fps == 20
     assert video.frames.shape == (2 * 16, 128, 128, 3)
     assert marked(video.frames) == [step >= first for step in range(0, 61, 4)] + [False] * 16

@@ -8,6 +8,7 @@ import torch
 from htrmrl_torchrl.inspection.attention import (
     around_first_success,
     attention_by_episode,
+    entropy,
     present_attention,
     relative_entropy,
     slot_entropy,
@@ -16,6 +17,11 @@ from htrmrl_torchrl.inspection.attention import (
 )
 from tests.helpers import assert_same
 from tests.inspection.recordings import hand_made, two_trials
+
+
+def test_entropy_is_zero_at_one_place_and_the_logarithm_of_the_places_where_all_are_alike():
+    rows = torch.tensor([[0.0, 1.0, 0.0, 0.0], [0.25] * 4, [0.5, 0.5, 0.0, 0.0]])
+    assert_same(entropy(rows), torch.tensor([0.0, math.log(4), math.log(2)]))
 
 
 def test_relative_entropy_is_one_for_uniform_rows_of_any_length_and_zero_for_one_place():

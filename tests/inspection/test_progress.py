@@ -8,6 +8,7 @@ from htrmrl_torchrl.agent.networks import build_networks
 from htrmrl_torchrl.checkpoints.checkpoint import latest_checkpoint, read_component
 from htrmrl_torchrl.inspection.progress import look_inside
 from htrmrl_torchrl.runs.loggers import RunLogger
+from htrmrl_torchrl.runs.progress import Progress
 from tests.inspection.test_training import a_minibatch
 from tests.recipes.runs import train_here
 from tests.recipes.test_ppo import TINY, metrics
@@ -23,7 +24,7 @@ def networks():
 
 def test_pictures_histograms_and_warnings_said_once(networks, tmp_path, capsys):
     minibatch = a_minibatch(networks)
-    progress = {"frames": 100, "best_val_success": 0.75}
+    progress = Progress(frames=100, best_val_success=0.75)
     fallen = {"eval/val_success": 0.25, "eval/val_success/a": 0.25, "eval/test_success": 0.0}
     with RunLogger(tmp_path) as logger:
         look_inside(
@@ -35,7 +36,7 @@ def test_pictures_histograms_and_warnings_said_once(networks, tmp_path, capsys):
             total_frames=1000,
         )
         assert capsys.readouterr().err == ""
-        progress["frames"] = 200
+        progress.frames = 200
         seen = look_inside(networks, minibatch, fallen, progress, logger, total_frames=1000)
         (line,) = capsys.readouterr().err.splitlines()
         assert line.startswith("warning at 200 frames: held-out success fell to 0.25 from its best of 0.75")
@@ -44,7 +45,7 @@ def test_pictures_histograms_and_warnings_said_once(networks, tmp_path, capsys):
         taken_back = look_inside(networks, None, fallen, progress, logger, total_frames=1000)
         assert set(taken_back) == {"eval/val_forgetting", "eval/val_forgetting/a", "eval/val_test_gap", "time/inspect"}
     assert seen["eval/val_forgetting/a"] == 0.5 and seen["eval/val_test_gap"] == 0.25 and seen["time/inspect"] > 0
-    assert progress["best_by_task"] == {"a": 0.75} and progress["warned"] == ["falling held-out success"]
+    assert progress.best_by_task == {"a": 0.75} and progress.warned == ["falling held-out success"]
     events = EventAccumulator(str(tmp_path / "tensorboard"))
     events.Reload()
     assert [event.step for event in events.Images("attention/maps")] == [100, 200, 200]

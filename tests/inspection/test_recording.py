@@ -12,7 +12,7 @@ from htrmrl_torchrl.evaluation import play_trials
 from htrmrl_torchrl.inspection.recording import record_trials
 from htrmrl_torchrl.inspection.retrieval import retrieve
 from htrmrl_torchrl.memory.strategies import STRATEGIES
-from tests.helpers import assert_same, differ
+from tests.helpers import assert_same, differ, rules
 
 PAIRS = [(0, goal) for goal in range(4) for _ in range(2)]
 
@@ -35,9 +35,7 @@ def played():
 
 def test_outcomes_are_those_of_an_evaluation_with_sampled_actions(played):
     agent, recording = played
-    outcomes = play_trials(
-        acting_policy(agent, seed=5), toy(), adaptation_episodes=3, evaluation_episodes=0, trials=8, seed=5
-    )
+    outcomes = play_trials(acting_policy(agent, seed=5), toy(), rules(2, mean_action=False), trials=8, seed=5)
     assert recording.task.tolist() == [0] * 8 and recording.goal.tolist() == [0, 0, 1, 1, 2, 2, 3, 3]
     assert torch.equal(recording.success, outcomes["success"])
     assert_same(recording.returns, outcomes["return"])

@@ -8,7 +8,6 @@ import torch
 from htrmrl_torchrl import keys
 from htrmrl_torchrl.evaluation.report import evaluation_metrics
 from htrmrl_torchrl.ppo.metrics import (
-    attention_entropy,
     critic_metrics,
     episode_outcomes,
     explained_variance,
@@ -173,16 +172,6 @@ def test_explained_variance():
     assert explained_variance(target + 7, target) == pytest.approx(1, abs=1e-4)
     assert explained_variance(torch.full_like(target, 3.0), target) == pytest.approx(0, abs=1e-5)
     assert explained_variance(-target, target) == pytest.approx(-3, abs=1e-4)
-
-
-def test_attention_entropy():
-    one_place = torch.zeros(3, 4, 2)
-    one_place[:, 1] = 1
-    assert attention_entropy(one_place) == pytest.approx(0, abs=1e-6)
-    assert attention_entropy(torch.full((3, 4, 2), 0.25)) == pytest.approx(math.log(4))
-    half = torch.tensor([0.5, 0.5, 0, 0]).view(1, 4, 1).expand(3, 4, 2)
-    assert attention_entropy(half) == pytest.approx(math.log(2))
-    assert attention_entropy(torch.cat([half, one_place])) == pytest.approx(math.log(2) / 2)
 
 
 def test_process_metrics_see_memory_and_files_that_are_kept(tmp_path):

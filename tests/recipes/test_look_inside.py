@@ -148,7 +148,8 @@ def test_what_a_checkpoint_says_is_not_imported_or_resolved(trained, recipe, tmp
     evil = named_otherwise(checkpoint, tmp_path / "evil.torchrl", name)
     out, error, code = recipe(f"checkpoint={evil}")
     assert (out, code) == ("", 2) and error.count("\n") == 1, error
-    assert f"'{name}' is a factory" in error and "benchmark=NAME" in error
+    assert f"names code that is not of this package, {name}," in error and f"trust=[{name}]" in error
+    assert "benchmark=NAME" in error
     asks = named_otherwise(checkpoint, tmp_path / "asks.torchrl", "${oc.env:HOME}")
     out, error, code = recipe(f"checkpoint={asks}")
     assert (out, code) == ("", 2) and "Unknown environment '${oc.env:HOME}'" in error and error.count("\n") == 1

@@ -9,7 +9,7 @@ import subprocess
 
 import pytest
 
-from htrmrl_torchrl.checkpoints.checkpoint import check_archive
+from htrmrl_torchrl.checkpoints.archive import check_archive
 from htrmrl_torchrl.checkpoints.files import RecordFile, write_whole
 from htrmrl_torchrl.runs.loggers import RunLogger
 from tests.recipes.runs import FRAMES, TINY, assert_one_curve, frames_on_disk, metrics, start, train_here, wait_for

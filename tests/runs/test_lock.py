@@ -1,5 +1,7 @@
 """One run in a run folder: the second start is refused by the first one's number, whatever stopped runs have left."""
 
+import errno
+import fcntl
 import json
 import os
 import re
@@ -75,7 +77,7 @@ def test_the_lock_of_a_run_in_another_folder_of_this_name_stays(tmp_path):
     assert (tmp_path / "run" / ".lock").read_text() == "theirs"
 
 
-@pytest.mark.parametrize("left", ["", "{", '{"pid": 1, "host": "elsewhere", "started": "7"}'])
+@pytest.mark.parametrize("left", ["", "{", ' {"pid": 1, "host": "elsewhere", "started": "7"}'])
 def test_what_a_lock_file_says_locks_nothing(left, tmp_path):
     (tmp_path / ".lock").write_text(left)
     with locked(tmp_path):
@@ -83,12 +85,23 @@ def test_what_a_lock_file_says_locks_nothing(left, tmp_path):
     assert not (tmp_path / ".lock").exists()
 
 
+@pytest.mark.parametrize("number", [errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOLCK])
+def test_a_file_system_without_locks_is_said_in_one_sentence(number, tmp_path, monkeypatch, capsys):
+    def refuse(*_):
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(fcntl, "flock", refuse)
+    with locked(tmp_path / "run"):
+        assert holder_of(tmp_path / "run") is None
+    (said,) = capsys.readouterr().err.splitlines()
+    assert said.startswith(f"warning: {tmp_path / 'run'} is on a file system without locks, so a second run")
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_a_reused_number_is_not_named(tmp_path):
     """The file of a killed run names a process that runs, but another one; the holder has not signed yet."""
-    import fcntl
-
     stale = {"pid": os.getpid(), "host": os.uname().nodename, "started": "1"}
-    (tmp_path / ".lock").write_text(json.dumps(stale))
+    (tmp_path / ".lock").write_text(f" {json.dumps(stale)}")
     with (tmp_path / ".lock").open("r+") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
         with pytest.raises(UserError, match=r"in use by another process"), locked(tmp_path):

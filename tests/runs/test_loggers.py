@@ -3,6 +3,7 @@
 import csv
 import io
 import math
+from contextlib import closing
 from pathlib import Path
 
 import matplotlib
@@ -11,7 +12,7 @@ import pytest
 from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from htrmrl_torchrl.runs.loggers import RunLogger
+from htrmrl_torchrl.runs.loggers import EventFile, RunLogger
 
 matplotlib.use("Agg")
 from matplotlib import pyplot
@@ -93,8 +94,8 @@ def test_text_and_figures(tmp_path: Path) -> None:
 def test_a_video_can_be_read_back(tmp_path: Path) -> None:
     shades = (0, 120, 240)
     pictures = np.stack([np.full((6, 8, 3), shade, np.uint8) for shade in shades])
-    with RunLogger(tmp_path) as logger:
-        logger.log_video("video/reach", pictures, frames=40, fps=10)
+    with closing(EventFile(tmp_path / "tensorboard")) as file:
+        file.add_video("video/reach", pictures, frames=40, fps=10)
         read = events(tmp_path)  # it is on the disk before the file is closed
     (event,) = read.Images("video/reach")
     assert (event.step, event.width, event.height) == (40, 8, 6)
@@ -109,8 +110,9 @@ def test_a_video_can_be_read_back(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("wrong", [np.zeros((2, 6, 8), np.uint8), np.zeros((2, 6, 8, 3)), np.zeros((0, 6, 8, 3), "u1")])
 def test_what_is_no_video_writes_nothing(tmp_path: Path, wrong: np.ndarray) -> None:
-    with RunLogger(tmp_path) as logger, pytest.raises(ValueError, match=r"A video is uint8 \[n, H, W, 3\]"):
-        logger.log_video("video/reach", wrong, frames=40, fps=10)
+    refused = pytest.raises(ValueError, match=r"A video is uint8 \[n, H, W, 3\]")
+    with closing(EventFile(tmp_path / "tensorboard")) as file, refused:
+        file.add_video("video/reach", wrong, frames=40, fps=10)
     assert events(tmp_path).Tags()["images"] == []
 
 

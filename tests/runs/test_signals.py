@@ -34,7 +34,7 @@ from tests.recipes.runs import (
 )
 
 LONG = "total_frames=1_000_000"
-LONG_ITERATION = ["env.num_envs=16", "env.horizon=400", "loss.minibatch_frames=6400"]  # of 25,600 frames
+LONG_ITERATION = ["env.num_envs=16", "env.horizon=400", "loss.minibatch_frames=6000"]  # of 25,600 frames
 TOTAL = 8 * FRAMES
 # From the signal to the end: one or two where the cores are free. A worker that hangs would be waited for for 60.
 SECONDS = 50.0
@@ -172,9 +172,10 @@ def test_a_second_ctrl_c_ends_it_at_once(first, tmp_path):
     assert process.returncode == 130, errors
     assert seconds < SECONDS and "stopped at once\n" in errors and "Traceback" not in errors
     assert_nobody_left(process, mapped)
-    done = run(tmp_path / "run", *LONG_ITERATION, "total_frames=100")  # and its lock locks nothing
-    assert "continuing" in done.stdout
-    assert [at for at, name, _ in metrics(tmp_path / "run") if name == "train/return"] == [25_600]
+    process = start(tmp_path / "run", LONG, *LONG_ITERATION)  # its lock locks nothing
+    assert process.stdout.readline().startswith(f"continuing {tmp_path / 'run'} at 0 of")
+    process.kill()
+    process.communicate(timeout=300)
 
 
 def start_and_stop_a_worker(run_dir):
@@ -462,9 +463,8 @@ def test_a_folder_that_is_moved_away_is_said_and_not_made_anew(replaced, tmp_pat
     assert "(its folder was moved" in said and "Traceback" not in said + errors
     assert "error: the checkpoint could not be written (its folder was moved" in errors
     if replaced:
-        assert [path for path in sorted(run_dir.rglob("*")) if "evaluations/" not in str(path)] == [
-            path for path in before if "evaluations/" not in str(path)
-        ]
+        left = [path for path in sorted(run_dir.rglob("*")) if "evaluations" not in path.parts]
+        assert left == [path for path in before if "evaluations" not in path.parts]
     else:
         assert not run_dir.exists()
     assert frames_on_disk(moved) >= FRAMES

@@ -8,6 +8,7 @@ from torchrl.envs import SerialEnv, TransformedEnv
 
 from htrmrl_torchrl import TrialTransform, make_env
 from htrmrl_torchrl.agent.networks import build_networks
+from htrmrl_torchrl.runs.progress import Progress
 from recipes.configuration.compose import load_config
 from recipes.configuration.parts import (
     advantages,
@@ -133,7 +134,7 @@ def test_two_batches_in_one_are_what_a_collector_of_twice_the_size_collects():
         torch.manual_seed(0)
         networks = build_networks(**agent_arguments(config, env))
         collector, buffer = collector_of(config, env, networks), replay_buffer(config, networks)
-        batches = grown(collector.iterator(), config, {"frames": 1})
+        batches = grown(collector.iterator(), config, Progress(frames=1, best_val_success=0.0))
         for _ in range(2):
             batch = next(batches)
             frames = buffer.extend(batch)
