@@ -12,7 +12,8 @@ where an episode ends: there, and at the batch's start, it is asked for a whole 
     root         row    o1     o2     o3   ||  row    o5     the row, and then what came next
 """
 
-from collections import defaultdict
+from collections.abc import Iterator
+from typing import Any
 
 import torch
 from tensordict import TensorDict, TensorDictBase
@@ -83,7 +84,7 @@ class TrialCollector(Collector):
         device, sampled = self.policy_device or self.env.device, _SAMPLED[self.exploration_type]
         batch, token = _Batch(), None
         row: TensorDictBase | None = self._carrier.select(*_SHOWN, *_DONE)
-        trajectories = self._carrier.get("collector", None)
+        trajectories: Tensor | None = self._carrier.get(_TRAJECTORY, None)
         try:
             for _ in range(self.frames_per_batch):
                 if row is not None:
@@ -94,9 +95,9 @@ class TrialCollector(Collector):
                 if step.ended:
                     self._carrier = batch.end(self.env.row())
                     if trajectories is not None:
-                        self._carrier = self._carrier.copy().set("collector", trajectories)
+                        self._carrier = self._carrier.copy().set(_TRAJECTORY, trajectories)
                         self._update_traj_ids(TensorDict(next=self._carrier, batch_size=self._carrier.batch_size))
-                        trajectories = self._carrier.get("collector")
+                        trajectories = self._carrier.get(_TRAJECTORY)
                     row = self.env.maybe_reset(self._carrier.exclude("collector"))
                 token = token_after(step.observation, step.action, step.reward).to(device)
         finally:  # an interrupted rollout leaves the collector where the environment is
@@ -104,7 +105,7 @@ class TrialCollector(Collector):
             if self._carrier_has_no_device:
                 self._carrier.clear_device_()
             if trajectories is not None:
-                self._carrier.set("collector", trajectories)
+                self._carrier.set(_TRAJECTORY, trajectories)
         return batch.write(self._final_rollout)
 
 
@@ -112,58 +113,56 @@ class _Batch:
     """The steps of a batch, and how they make the TensorDict of it."""
 
     def __init__(self) -> None:
-        self._columns: dict[NestedKey, list[Tensor]] = defaultdict(list)  # [N, ...] of each step
-        self._loc: list[Tensor] = []
-        self._scale: list[Tensor] = []
+        self._steps: list[tuple[Decision, Step, dict[NestedKey, Tensor], Tensor | None]] = []
         self._rows: list[tuple[int, TensorDictBase]] = []
         self._ends: list[tuple[int, TensorDictBase]] = []
 
     def begin(self, row: TensorDictBase) -> None:
         """The next step's row is this one."""
-        self._rows.append((len(self._loc), row))
+        self._rows.append((len(self._steps), row))
 
-    def add(
-        self, decision: Decision, step: Step, noted: dict[NestedKey, Tensor], trajectories: TensorDictBase | None
-    ) -> None:
-        self._loc.append(decision.loc)
-        self._scale.append(decision.scale)
-        columns: dict[NestedKey, Tensor | None] = {
-            keys.ACTION: decision.action,
-            keys.STATE_VALUE: decision.value,
-            ("next", keys.OBSERVATION): step.observation,
-            ("next", keys.PREV_ACTION): step.action,
-            ("next", keys.PREV_REWARD): step.reward,
-            ("next", keys.REWARD): step.reward,
-            ("next", keys.SUCCESS): step.success,
-            ("next", keys.EPISODE): step.episode,
-            ("next", keys.TASK): step.pair[:, :1],
-            ("next", keys.GOAL): step.pair[:, 1:],
-            _TRAJECTORY: None if trajectories is None else trajectories.get("traj_ids"),
-            **noted,
-        }
-        for key, value in columns.items():
-            if value is not None:
-                self._columns[key].append(value)
+    def add(self, *step: Any) -> None:
+        """A step: what was decided, what it led to, what the memory noted and which trajectories it is of."""
+        self._steps.append(step)  # type: ignore[arg-type]
 
     def end(self, row: TensorDictBase) -> TensorDictBase:
         """Some lane's episode has ended with the last step, and this is what it shows."""
-        self._ends.append((len(self._loc) - 1, row))
+        self._ends.append((len(self._steps) - 1, row))
         return row
 
     def write(self, out: TensorDictBase) -> TensorDictBase:
         """Fills ``out`` ``[N, T]``, which has all keys of an environment and a policy of ours, and returns it."""
-        for key, steps in self._columns.items():
-            out.get(key).copy_(torch.stack(steps, 1))
-        loc, scale = torch.stack(self._loc, 1), torch.stack(self._scale, -2)
-        action = torch.stack(self._columns[keys.ACTION], 1)
-        out.get(keys.LOG_PROB).copy_(IndependentNormal(loc, scale.expand_as(loc)).log_prob(action))
+        for key, column in self._columns():
+            out.get(key).copy_(column)
         for key in (*_AT_SEAMS, *_DONE):
-            after = out.get(("next", *((key,) if isinstance(key, str) else key))).zero_()
+            after = out.get(_next(key)).zero_()
             for time, row in self._ends:
                 after[:, time] = row.get(key)
         for key in (*_SHOWN, *_DONE):
-            column, after = out.get(key), out.get(("next", *((key,) if isinstance(key, str) else key)))
-            column[:, 1:] = after[:, :-1]
+            column = out.get(key)
+            column[:, 1:] = out.get(_next(key))[:, :-1]
             for time, row in self._rows:
                 column[:, time] = row.get(key)
         return out
+
+    def _columns(self) -> Iterator[tuple[NestedKey, Tensor]]:
+        """All that differs from step to step, ``[N, T, ...]``."""
+        decisions, steps, noted, trajectories = zip(*self._steps, strict=True)
+        action, loc, scale, *value = (torch.stack(c, -2) for c in zip(*decisions, strict=True) if c[0] is not None)
+        yield keys.ACTION, action
+        yield keys.LOG_PROB, IndependentNormal(loc, scale.expand_as(loc)).log_prob(action)
+        yield from ((keys.STATE_VALUE, column) for column in value)
+        reward, pair = (torch.stack([getattr(s, name) for s in steps], 1) for name in ("reward", "pair"))
+        for key in (keys.OBSERVATION, keys.SUCCESS, keys.EPISODE):
+            if getattr(steps[0], key) is not None:
+                yield _next(key), torch.stack([getattr(step, key) for step in steps], 1)
+        yield _next(keys.PREV_ACTION), torch.stack([step.action for step in steps], 1)
+        yield from ((_next(key), reward) for key in (keys.PREV_REWARD, keys.REWARD))
+        yield from ((_next(key), pair[..., i : i + 1]) for i, key in enumerate((keys.TASK, keys.GOAL)))
+        yield from ((key, torch.stack([n[key] for n in noted], 1)) for key in noted[0])
+        if trajectories[0] is not None:
+            yield _TRAJECTORY, torch.stack(trajectories, 1)
+
+
+def _next(key: NestedKey) -> NestedKey:
+    return ("next", key) if isinstance(key, str) else ("next", *key)

@@ -6,6 +6,7 @@ and the past's keys and values, laid out as the products read them, for the leng
 and added, and in which order, is what the modules do; `tests/encoders/test_acting.py` holds the two together.
 """
 
+import math
 from collections.abc import Callable
 from typing import TypeAlias
 
@@ -81,8 +82,9 @@ class _HierarchicalStep:
     def _prepare_window(self, mask: Tensor) -> None:
         self.mask = mask
         self.blocked = ~causal_mask(mask).unsqueeze(1)  # [N, 1, T, T]
-        self.blocked_newest = ~mask.unsqueeze(1)  # [N, 1, T]
-        self.blocked_newest[..., -1] = False
+        blocked = ~mask.unsqueeze(1)  # [N, 1, T]
+        blocked[..., -1] = False
+        self.blocked_newest = blocked if blocked.any() else None
 
     def _prepare_past(self, past: TensorDict) -> None:
         self.past, self.slot_mask = past, past.get("slot_mask")
@@ -92,7 +94,7 @@ class _HierarchicalStep:
             cache = self.encoder.encode_past(*windows)
         self.embeddings = cache  # of full attention
         if self.encoder.attention == "causal":
-            self.empty = ~self.slot_mask[:, None, :]  # [N, 1, P]
+            self.empty = None if self.slot_mask.all() else ~self.slot_mask[:, None, :]  # [N, 1, P]
             self.projected = [
                 layer.laid_out(cache[:, index, 0], cache[:, index, 1]) for index, layer in enumerate(self.inter)
             ]
@@ -111,25 +113,28 @@ class _LayerStep:
             )
         )  # fmt: skip
         self.norm_attention, self.norm_feedforward = _norm_of(layer.norm_attention), _norm_of(layer.norm_feedforward)
+        if math.frexp(self.scale)[0] == 0.5:  # a power of two: it may as well divide the weights, and no digit changes
+            self.q, self.scale = (self.q[0] / self.scale, self.q[1] / self.scale), 1.0
 
     def all(self, x: Tensor, blocked: Tensor) -> Tensor:
         """`TransformerLayer.forward`: ``[N, T, D]`` -> ``[N, T, D]``."""
         n, t, d = x.shape
         normed = _normed(x, self.norm_attention)
         q, k, v = (F.linear(normed, *p).view(n, t, self.heads, -1) for p in (self.q, self.k, self.v))
-        logits = _product(q.permute(0, 2, 1, 3), k.permute(0, 2, 3, 1)) / self.scale  # [N, H, T, T]
-        weights = logits.masked_fill_(blocked, -torch.inf).softmax(-1)
+        weights = self._softmax(
+            _product(q.permute(0, 2, 1, 3), k.permute(0, 2, 3, 1)).masked_fill_(blocked, -torch.inf)
+        )
         seen = _product(weights, v.permute(0, 2, 1, 3)).permute(0, 2, 1, 3).reshape(n, t, d)
         return self._feed(x + F.linear(seen, *self.output))
 
-    def last(self, x: Tensor, blocked: Tensor) -> Tensor:
+    def last(self, x: Tensor, blocked: Tensor | None) -> Tensor:
         """`TransformerLayer.newest`: ``[N, T, D]`` -> ``[N, D]``."""
         n, t, d = x.shape
         normed = _normed(x, self.norm_attention)
         q = F.linear(normed[:, -1], *self.q).view(n, self.heads, 1, -1)
         k, v = (F.linear(normed, *p).view(n, t, self.heads, -1) for p in (self.k, self.v))
-        logits = _product(q, k.permute(0, 2, 3, 1)).view(n, self.heads, t) / self.scale
-        weights = logits.masked_fill_(blocked, -torch.inf).softmax(-1)
+        logits = _product(q, k.permute(0, 2, 3, 1)).view(n, self.heads, t)
+        weights = self._softmax(logits if blocked is None else logits.masked_fill_(blocked, -torch.inf))
         seen = _product(weights.unsqueeze(2), v.permute(0, 2, 1, 3)).reshape(n, d)
         return self._feed(x[:, -1] + F.linear(seen, *self.output))
 
@@ -138,19 +143,24 @@ class _LayerStep:
         k, v = (part.unflatten(-1, (self.heads, -1)) for part in (keys, values))
         return k.permute(0, 2, 3, 1).contiguous(), v.permute(0, 2, 1, 3).contiguous()
 
-    def extend(self, x: Tensor, k: Tensor, v: Tensor, empty: Tensor) -> Tensor:
+    def extend(self, x: Tensor, k: Tensor, v: Tensor, empty: Tensor | None) -> Tensor:
         """`TransformerLayer.extend`: ``x`` ``[N, D]`` after a past that was `laid_out`."""
         n, d = x.shape
         normed = _normed(x, self.norm_attention)
         q, own_k, own_v = (F.linear(normed, *p).view(n, self.heads, -1) for p in (self.q, self.k, self.v))
         own = (q * own_k).sum(-1, keepdim=True)  # [N, H, 1]
-        past = _product(q.unsqueeze(2), k).squeeze(2).masked_fill_(empty, -torch.inf)  # [N, H, P]
-        weights = (torch.cat([past, own], -1) / self.scale).softmax(-1)
+        past = _product(q.unsqueeze(2), k).squeeze(2)  # [N, H, P]
+        if empty is not None:
+            past.masked_fill_(empty, -torch.inf)
+        weights = self._softmax(torch.cat([past, own], -1))
         seen = _product(weights[..., :-1].unsqueeze(2), v).squeeze(2) + weights[..., -1:] * own_v
         return self._feed(x + F.linear(seen.view(n, d), *self.output))
 
+    def _softmax(self, logits: Tensor) -> Tensor:
+        return (logits if self.scale == 1 else logits / self.scale).softmax(-1)
+
     def _feed(self, x: Tensor) -> Tensor:
-        return x + F.linear(F.relu(F.linear(_normed(x, self.norm_feedforward), *self.widen)), *self.narrow)
+        return x + F.linear(F.linear(_normed(x, self.norm_feedforward), *self.widen).relu_(), *self.narrow)
 
 
 def _product(a: Tensor, b: Tensor) -> Tensor:
@@ -165,4 +175,4 @@ def _norm_of(norm: nn.Module) -> tuple[tuple[int, ...], Tensor, Tensor, float] |
 
 
 def _normed(x: Tensor, norm: tuple[tuple[int, ...], Tensor, Tensor, float] | None) -> Tensor:
-    return x if norm is None else F.layer_norm(x, *norm)
+    return x if norm is None else torch.layer_norm(x, *norm)

@@ -62,6 +62,7 @@ class TrialCounter:
         self.episode = torch.full(shape, -1, dtype=torch.int64, device=device)  # -1: nothing started yet
         self.is_init = torch.zeros(shape, dtype=torch.bool, device=device)
         self.trial_init = torch.zeros(shape, dtype=torch.bool, device=device)
+        self.none_init = torch.zeros(shape, dtype=torch.bool, device=device)  # nobody writes into it
         self.observation = torch.zeros((*batch_size, *observation_shape), dtype=observation_dtype, device=device)
         self.action = torch.zeros((*batch_size, *action_shape), device=device)
         self.reward = torch.zeros(shape, device=device)
@@ -82,15 +83,17 @@ class TrialCounter:
 
     def step(self, observation: Tensor, action: Tensor, reward: Tensor) -> None:
         """Note the token that a step of all lanes led to; ``action`` is the one executed."""
-        self.is_init = torch.zeros_like(self.is_init)
-        self.trial_init = torch.zeros_like(self.trial_init)
         # Copies: the caller may reuse its buffers, and these must survive until the next episode's first row.
-        self.observation = observation.clone()
-        self.action, self.reward = (value.to(torch.float32, copy=True) for value in (action, reward))
+        self.keep(observation.clone(), *(value.to(torch.float32, copy=True) for value in (action, reward)))
+
+    def keep(self, observation: Tensor, action: Tensor, reward: Tensor) -> None:
+        """As `step`, for tensors (of float32, action and reward) that nobody writes into afterwards."""
+        self.is_init = self.trial_init = self.none_init
+        self.observation, self.action, self.reward = observation, action, reward
 
     def apply(self, fn: Callable[[Tensor], Tensor]) -> None:
         """Replace each tensor by what ``fn`` makes of it, on another device for instance."""
-        for name in ("episode", "is_init", "trial_init", "observation", "action", "reward"):
+        for name in ("episode", "is_init", "trial_init", "none_init", "observation", "action", "reward"):
             setattr(self, name, fn(getattr(self, name)))
 
     def write(self, tensordict: TensorDictBase) -> TensorDictBase:
@@ -188,6 +191,7 @@ class TrialEnv(EnvBase):
         )
         n = lanes.num_lanes
         self._steps = torch.zeros(n, 1, dtype=torch.int64)
+        self._to_go = horizon  # steps until an episode ends in some lane
         self._resets = 0
         self._pair = torch.zeros(n, 2, dtype=torch.int64)  # (task, goal) that the lane plays
         self._observation = torch.zeros(n, lanes.obs_dim)
@@ -228,6 +232,7 @@ class TrialEnv(EnvBase):
             self._observation = self._observation.index_copy(0, started, observation)
             check_finite([(keys.OBSERVATION, self._observation)])
             self._steps = self._steps.index_fill(0, started, 0)
+            self._to_go = self.horizon - int(self._steps.max())
         return self.row()
 
     def _draw_starts(self) -> IntArray:
@@ -256,10 +261,9 @@ class TrialEnv(EnvBase):
         observation, reward, success = (torch.from_numpy(x) for x in self._lanes.step(action.numpy()))
         check_finite([(keys.OBSERVATION, observation), (keys.REWARD, reward)])
         reward, solved = reward[:, None], success[:, None] if self._says_success else None
-        self._observation, self._steps = observation, self._steps + 1
-        self._counter.step(observation, action, reward)
-        ended = bool((self._steps >= self.horizon).any())
-        return Step(observation, action, reward, solved, self._counter.episode, self._pair, ended)
+        self._observation, self._steps, self._to_go = observation, self._steps + 1, self._to_go - 1
+        self._counter.keep(observation, action, reward)
+        return Step(observation, action, reward, solved, self._counter.episode, self._pair, self._to_go <= 0)
 
     def row(self) -> TensorDictBase:
         """What the lanes show now, after a reset as well as after a step."""

@@ -45,6 +45,7 @@ class LaneHistories:
         self._first = torch.zeros_like(self._lanes)  # where the running episode begins
         self._room = _FIRST_CAPACITY  # so many rows at least are unused, in every lane
         self._running = 0  # so many tokens at least has every running episode
+        self._base: tuple[int, Tensor] | None = None  # rows a lane, and each lane's first
         self._whole: tuple[Tensor, Tensor] | None = None  # rows [T] and mask [N, T] of windows without padding
         self._ended: list[list[Ended]] = [[] for _ in token]  # oldest first
         self._earlier = [0] * len(token)  # how many of these are of earlier trials
@@ -58,7 +59,7 @@ class LaneHistories:
 
     def move(self, token: Tensor) -> None:
         """Moves all to the type and device of ``token``."""
-        self._table, self._whole = self._table.to(token), None
+        self._table, self._base, self._whole = self._table.to(token), None, None
         self._lanes, self._count, self._first = (
             index.to(token.device) for index in (self._lanes, self._count, self._first)
         )
@@ -74,7 +75,7 @@ class LaneHistories:
             self._table[lanes, self._count[lanes]] = token
             self._count[lanes] += 1
             return
-        self._table.flatten(0, 1).index_copy_(0, self._lanes * self._table.shape[1] + self._count, token)
+        self._table.flatten(0, 1).index_copy_(0, self._first_rows() + self._count, token)
         self._count += 1
         self._running += 1
 
@@ -125,7 +126,7 @@ class LaneHistories:
 
         The mask may be handed out again, so nobody writes into it.
         """
-        row = self._lanes * self._table.shape[1]
+        row = self._first_rows()
         if self._running < window:
             return window_at(self._table.flatten(0, 1), row + self._count - 1, row + self._first, window)
         if self._whole is None or len(self._whole[0]) != window:
@@ -133,6 +134,13 @@ class LaneHistories:
             self._whole = torch.arange(-window, 0, device=row.device), mask
         rows = (row + self._count).unsqueeze(-1) + self._whole[0]  # [N, T]
         return self._table.flatten(0, 1).index_select(0, rows.flatten()).view(*rows.shape, -1), self._whole[1]
+
+    def _first_rows(self) -> Tensor:
+        """Each lane's first row in the flat table ``[N]``."""
+        capacity = self._table.shape[1]
+        if self._base is None or self._base[0] != capacity:
+            self._base = capacity, self._lanes * capacity
+        return self._base[1]
 
     def windows(self, lane: int, drawn: list[Window], *, slots: int, window: int) -> tuple[Tensor, Tensor]:
         """Tokens ``[slots, T, x]`` and mask ``[slots, T]`` of right-aligned windows (index in `ended`, first token)."""
