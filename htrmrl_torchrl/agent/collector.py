@@ -93,12 +93,10 @@ class TrialCollector(Collector):
                 step, row = self.env.advance(decision.action.to(self.env.device)), None
                 batch.add(decision, step, acting.memory.noted(), trajectories)
                 if step.ended:
-                    self._carrier = batch.end(self.env.row())
+                    after = batch.end(self.env.row())
                     if trajectories is not None:
-                        self._carrier = self._carrier.copy().set(_TRAJECTORY, trajectories)
-                        self._update_traj_ids(TensorDict(next=self._carrier, batch_size=self._carrier.batch_size))
-                        trajectories = self._carrier.get(_TRAJECTORY)
-                    row = self.env.maybe_reset(self._carrier.exclude("collector"))
+                        trajectories = self._following(trajectories, after)
+                    row = self.env.maybe_reset(after.copy())  # which writes into what it is given
                 token = token_after(step.observation, step.action, step.reward).to(device)
         finally:  # an interrupted rollout leaves the collector where the environment is
             self._carrier = (self.env.row() if row is None else row).copy()
@@ -107,6 +105,12 @@ class TrialCollector(Collector):
             if trajectories is not None:
                 self._carrier.set(_TRAJECTORY, trajectories)
         return batch.write(self._final_rollout)
+
+    def _following(self, trajectories: Tensor, after: TensorDictBase) -> Tensor:
+        """The numbers of the lanes' trajectories ``[N]``, new ones where an episode has ended with ``after``."""
+        self._carrier = after.copy().set(_TRAJECTORY, trajectories)
+        self._update_traj_ids(TensorDict(next=after, batch_size=after.batch_size))
+        return self._carrier.get(_TRAJECTORY)
 
 
 class _Batch:
