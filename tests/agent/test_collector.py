@@ -28,7 +28,9 @@ CASES = {
     "single step": {"critic_kind": "single_step", "observe_token": True},
     "dependent": {"std": "dependent"},
     "lane": {"scope": "lane", "max_episodes": 5},
-    **{strategy: {"strategy": strategy} for strategy in ("recent", "uniform_last", "best_return", "diverse", "similar")},
+    **{
+        strategy: {"strategy": strategy} for strategy in ("recent", "uniform_last", "best_return", "diverse", "similar")
+    },
 }
 
 
@@ -192,6 +194,6 @@ def test_actions_that_are_not_finite_reach_no_simulator():
     collector.env._lanes.step = lambda actions: stepped.append(1) or step(actions)
     with torch.no_grad():
         next(module for module in networks.actor.modules() if isinstance(module, torch.nn.Linear)).weight[:] = torch.inf
-    with pytest.raises(NonFiniteError, match="^action is not finite on lanes 0 .*, 3 "):
+    with pytest.raises(NonFiniteError, match=r"^action is not finite on lanes 0 .*, 3 "):
         next(collector.iterator())
     assert not stepped
