@@ -62,7 +62,7 @@ def _collector(
 
 
 def collection(config: DictConfig) -> list[dict[str, Any]]:
-    """Frames per second of the collector and of TorchRL's own rollout, default ML10 model, trials of ten short episodes."""
+    """Frames per second of the collector and of TorchRL's rollout: default ML10 model, trials of ten short episodes."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)  # as in the recipe while it collects
     cases: dict[str, tuple[int, Backend, type[Collector]]] = {}
