@@ -65,6 +65,10 @@ class ValueHead(nn.Module):
         value = self.mlp(torch.cat(inputs, -1))
         return value if self.norm is None else self.norm.denormalize(value)
 
+    def affine(self) -> tuple[Tensor, Tensor] | None:
+        """Mean and scale of the affine map, which stand until the next `adapt`; ``None`` if there is no map."""
+        return None if self.norm is None else (self.norm._running_stats()[0], self.norm.scale())
+
     @property
     def scale(self) -> Tensor | float:
         """Units of the return in one unit of the network's output."""

@@ -10,6 +10,9 @@ Back-propagation is truncated: no gradient passes a segment's start. The state t
 state", Kapturowski et al. 2019, R2D2): exact before the first optimizer step of an update, a little stale after it.
 """
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import torch
 from tensordict import TensorDict, TensorDictBase
 from tensordict.utils import NestedKey
@@ -104,25 +107,38 @@ class RecurrentEncoder(ContextEncoder):
             state = context.get((keys.STATE_BEFORE[1], self.state_key))
             if starts is None:
                 starts = torch.ones_like(state[..., :1], dtype=torch.bool)
-            hidden = self._run(context.get(keys.CURRENT[1])[..., -1, :], state, starts, recurrent=True)
+            hidden = self._run(context.get(keys.CURRENT[1])[..., -1, :], state, starts)
         return tensordict.set(self.out_keys[0], hidden)
 
     def step(self, token: Tensor, state: Tensor) -> Tensor:
         """The state ``[N, D]`` after one ``token`` ``[N, x]`` more."""
-        return self._run(token, state, torch.zeros_like(state[..., :1], dtype=torch.bool), recurrent=False)
+        features = self._features(token, state)
+        with _full_precision(token):
+            hidden: Tensor = self.gru.gru(features.unsqueeze(1), state.unsqueeze(0))[0][:, 0]
+        return hidden
 
-    def _run(self, token: Tensor, state: Tensor, starts: Tensor, *, recurrent: bool) -> Tensor:
+    def _features(self, token: Tensor, state: Tensor) -> Tensor:
         if token.shape[-1] != self.token_dim:
             raise ValueError(f"The context's tokens have size {token.shape[-1]}; the encoder's is {self.token_dim}.")
-        features = self.mlp(self.tokens(token)).to(state.dtype)
-        # torchrl's key for "starts from the given state" (recurrent) or "from zero" (single steps, unused here).
+        features: Tensor = self.mlp(self.tokens(token)).to(state.dtype)
+        return features
+
+    def _run(self, token: Tensor, state: Tensor, starts: Tensor) -> Tensor:
+        """States ``[*batch, D]`` of whole sequences along the last axis of the batch."""
+        features = self._features(token, state)
+        # torchrl's key for "starts from the given state".
         sequence = TensorDict(features=features, state=state.unsqueeze(-2), is_init=starts, batch_size=token.shape[:-1])
-        # In full precision: on a GPU, cuDNN's default TF32 makes the states of single steps and of whole sequences
-        # differ in their fifth digit.
-        with (
-            set_recurrent_mode(recurrent),
-            torch.autocast(token.device.type, enabled=False),
-            torch.backends.cudnn.flags(enabled=True, allow_tf32=False),
-        ):
+        with set_recurrent_mode(True), _full_precision(token):
             hidden: Tensor = self.gru(sequence).get("hidden")
         return hidden
+
+
+@contextmanager
+def _full_precision(token: Tensor) -> Iterator[None]:
+    """On a GPU, cuDNN's default TF32 makes the states of single steps and of whole sequences differ in their fifth
+    digit."""
+    with (
+        torch.autocast(token.device.type, enabled=False),
+        torch.backends.cudnn.flags(enabled=True, allow_tf32=False),
+    ):
+        yield

@@ -57,8 +57,12 @@ class TokenNormalizer(nn.Module):
                 f"and action_dim={action_dim}, for {observation_dim + action_dim + 2}; build it with the sizes of the "
                 "environment's observation and action."
             )
-        shift = torch.cat([self.mean, torch.zeros_like(self.rest)])
-        return (token - shift) * torch.cat([1 / self.std, self.rest])
+        shift, factor = self.affine()
+        return (token - shift) * factor
+
+    def affine(self) -> tuple[Tensor, Tensor]:
+        """Shift and factor ``[x]`` of `forward`, which stand until the next `adapt`."""
+        return torch.cat([self.mean, torch.zeros_like(self.rest)]), torch.cat([1 / self.std, self.rest])
 
     @torch.no_grad()
     def adapt(self, observation: Tensor) -> None:

@@ -13,7 +13,7 @@ observation after an episode's last step; it is never acted on, so only ``final`
 """
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -62,6 +62,7 @@ class TrialCounter:
         self.episode = torch.full(shape, -1, dtype=torch.int64, device=device)  # -1: nothing started yet
         self.is_init = torch.zeros(shape, dtype=torch.bool, device=device)
         self.trial_init = torch.zeros(shape, dtype=torch.bool, device=device)
+        self.none_init = torch.zeros(shape, dtype=torch.bool, device=device)  # nobody writes into it
         self.observation = torch.zeros((*batch_size, *observation_shape), dtype=observation_dtype, device=device)
         self.action = torch.zeros((*batch_size, *action_shape), device=device)
         self.reward = torch.zeros(shape, device=device)
@@ -82,15 +83,17 @@ class TrialCounter:
 
     def step(self, observation: Tensor, action: Tensor, reward: Tensor) -> None:
         """Note the token that a step of all lanes led to; ``action`` is the one executed."""
-        self.is_init = torch.zeros_like(self.is_init)
-        self.trial_init = torch.zeros_like(self.trial_init)
         # Copies: the caller may reuse its buffers, and these must survive until the next episode's first row.
-        self.observation = observation.clone()
-        self.action, self.reward = (value.to(torch.float32, copy=True) for value in (action, reward))
+        self.keep(observation.clone(), *(value.to(torch.float32, copy=True) for value in (action, reward)))
+
+    def keep(self, observation: Tensor, action: Tensor, reward: Tensor) -> None:
+        """As `step`, for tensors (of float32, action and reward) that nobody writes into afterwards."""
+        self.is_init = self.trial_init = self.none_init
+        self.observation, self.action, self.reward = observation, action, reward
 
     def apply(self, fn: Callable[[Tensor], Tensor]) -> None:
         """Replace each tensor by what ``fn`` makes of it, on another device for instance."""
-        for name in ("episode", "is_init", "trial_init", "observation", "action", "reward"):
+        for name in ("episode", "is_init", "trial_init", "none_init", "observation", "action", "reward"):
             setattr(self, name, fn(getattr(self, name)))
 
     def write(self, tensordict: TensorDictBase) -> TensorDictBase:
@@ -126,6 +129,18 @@ class TrialCounter:
         spec[keys.PREV_REWARD] = final[keys.FINAL_REWARD[1]].clone()
         spec[keys.FINAL_OBSERVATION[0]] = final
         return spec
+
+
+class Step(NamedTuple):
+    """What a step of N lanes led to, and what they play. Nobody writes into it."""
+
+    observation: Tensor  # [N, o]
+    action: Tensor  # [N, a], the executed one
+    reward: Tensor  # [N, 1]
+    success: Tensor | None  # [N, 1], bool; none where the lanes say nothing of it
+    episode: Tensor  # [N, 1]
+    pair: Tensor  # [N, 2], task and goal
+    ended: bool  # whether an episode has ended in some lane
 
 
 class TrialEnv(EnvBase):
@@ -176,6 +191,7 @@ class TrialEnv(EnvBase):
         )
         n = lanes.num_lanes
         self._steps = torch.zeros(n, 1, dtype=torch.int64)
+        self._to_go = horizon  # steps until an episode ends in some lane
         self._resets = 0
         self._pair = torch.zeros(n, 2, dtype=torch.int64)  # (task, goal) that the lane plays
         self._observation = torch.zeros(n, lanes.obs_dim)
@@ -216,7 +232,8 @@ class TrialEnv(EnvBase):
             self._observation = self._observation.index_copy(0, started, observation)
             check_finite([(keys.OBSERVATION, self._observation)])
             self._steps = self._steps.index_fill(0, started, 0)
-        return self._row(self._steps >= self.horizon)
+            self._to_go = self.horizon - int(self._steps.max())
+        return self.row()
 
     def _draw_starts(self) -> IntArray:
         """A random number for the next start of each lane [N], determined by the seed and the number of resets."""
@@ -227,20 +244,30 @@ class TrialEnv(EnvBase):
     def _step(self, tensordict: TensorDictBase) -> TensorDictBase:
         if "_step" in tensordict.keys():
             raise RuntimeError("TrialEnv steps all lanes together; use rollout(..., break_when_any_done=False).")
-        action = tensordict.get(keys.ACTION).detach()
+        step = self.advance(tensordict.get(keys.ACTION).detach())
+        result = self.row().set(keys.REWARD, step.reward)
+        return result if step.success is None else result.set(keys.SUCCESS, step.success)
+
+    def advance(self, action: Tensor) -> Step:
+        """Steps all lanes with ``action`` ``[N, a]``: what `step` does, on plain tensors.
+
+        Where an episode has ended, go on with ``maybe_reset(row())``.
+
+        Raises:
+            NonFiniteError, WorkerFault: as `step` does.
+        """
         check_finite([(keys.ACTION, action)])  # a policy's fault, but this is where it would do harm
         action = torch.clamp(action, self._low, self._high)
         observation, reward, success = (torch.from_numpy(x) for x in self._lanes.step(action.numpy()))
         check_finite([(keys.OBSERVATION, observation), (keys.REWARD, reward)])
-        self._observation, self._steps = observation, self._steps + 1
-        self._counter.step(observation, action, reward[:, None])
-        result = self._row(self._steps >= self.horizon)
-        result.set(keys.REWARD, reward[:, None])
-        if self._says_success:
-            result.set(keys.SUCCESS, success[:, None])
-        return result
+        reward, solved = reward[:, None], success[:, None] if self._says_success else None
+        self._observation, self._steps, self._to_go = observation, self._steps + 1, self._to_go - 1
+        self._counter.keep(observation, action, reward)
+        return Step(observation, action, reward, solved, self._counter.episode, self._pair, self._to_go <= 0)
 
-    def _row(self, truncated: Tensor) -> TensorDictBase:
+    def row(self) -> TensorDictBase:
+        """What the lanes show now, after a reset as well as after a step."""
+        truncated = self._steps >= self.horizon
         row = {
             keys.OBSERVATION: self._observation.clone(),
             keys.TASK: self._pair[:, :1].clone(),
@@ -249,7 +276,7 @@ class TrialEnv(EnvBase):
             keys.TERMINATED: torch.zeros_like(truncated),
             keys.DONE: truncated.clone(),
         }
-        return self._counter.write(TensorDict(row, batch_size=self.batch_size))
+        return self._counter.write(TensorDict(row, batch_size=self.batch_size, device=self.device))
 
     def _set_seed(self, seed: int | None) -> None:
         if seed is not None:

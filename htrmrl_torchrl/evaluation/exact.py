@@ -43,9 +43,17 @@ class ExactPolicy(TensorDictModuleBase):
         self.out_keys: list[NestedKey] = [keys.ACTION]
 
     def forward(self, tensordict: TensorDictBase) -> TensorDictBase:
-        seen = tensordict.select(*self.in_keys, strict=False)
-        action = self.policy(seen.apply(_in_double))[keys.ACTION]
-        return tensordict.set(keys.ACTION, ((action / GRID).round() * GRID).to(tensordict[keys.OBSERVATION].dtype))
+        action = self.policy(self.seen(tensordict))[keys.ACTION]
+        return tensordict.set(keys.ACTION, on_grid(action).to(tensordict[keys.OBSERVATION].dtype))
+
+    def seen(self, tensordict: TensorDictBase) -> TensorDictBase:
+        """What the policy reads, in float64."""
+        return tensordict.select(*self.in_keys, strict=False).apply(_in_double)
+
+
+def on_grid(action: torch.Tensor) -> torch.Tensor:
+    """Rounded to multiples of 2^-16."""
+    return (action / GRID).round() * GRID
 
 
 def _in_double(value: torch.Tensor) -> torch.Tensor:

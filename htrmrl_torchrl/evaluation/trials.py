@@ -5,19 +5,23 @@ it never ends one. So all lanes are always at the same step of the same episode.
 """
 
 import math
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Iterator
+from typing import Any, TypeAlias
 
 import torch
 from tensordict import TensorDict, TensorDictBase
 from tensordict.nn import TensorDictModuleBase
+from torch import Tensor
 from torchrl.envs.utils import ExplorationType, set_exploration_type
 from tqdm import tqdm
 
 from htrmrl_torchrl import keys
+from htrmrl_torchrl.agent.acting import Acting
 from htrmrl_torchrl.envs.trial import TrialEnv
+from htrmrl_torchrl.evaluation.exact import ExactPolicy, on_grid
 from htrmrl_torchrl.evaluation.protocols import Protocol
 from htrmrl_torchrl.memory.contract import Memory, memories_of
+from htrmrl_torchrl.memory.windows import token_after
 from htrmrl_torchrl.progress import progress_bar
 
 # What an episode's first step tells of the one before.
@@ -103,6 +107,7 @@ def _play_round(
     device = next((parameter.device for parameter in policy.parameters()), env.device)
     steps = torch.zeros(lanes, total, dtype=torch.long)
     returns = torch.zeros(lanes, total)
+    acting = _lean_policy(policy) if look is None else None
     now, boundary = env.reset(), None
     outcome = TensorDict(task=now[keys.TASK].squeeze(-1), goal=now[keys.GOAL].squeeze(-1), batch_size=[lanes])
     for episode in range(total):
@@ -113,20 +118,70 @@ def _play_round(
         if look is not None:
             look(0, now)
         with set_exploration_type(ExplorationType.DETERMINISTIC if mean_action else ExplorationType.RANDOM):
-            for step in range(1, env.horizon + 1):
-                now[keys.ACTION] = policy(now.to(device))[keys.ACTION].to(env.device)
-                after = env.step(now)["next"]
-                returns[:, episode] += after[keys.REWARD].squeeze(-1)
-                success = after.get(keys.SUCCESS, None)  # none where the benchmark says nothing of it
-                if success is not None:
+            if acting is None:
+                played = _plain_steps(policy, env, now, device=device, look=look)
+            else:
+                played = _lean_steps(acting, env, now, device=device, mean_action=mean_action)
+            for step, (reward, success) in enumerate(played, 1):
+                returns[:, episode] += reward.squeeze(-1)
+                if success is not None:  # none where the benchmark says nothing of it
                     steps[:, episode].masked_fill_(success.squeeze(-1) & (steps[:, episode] == 0), step)
-                if look is not None:
-                    look(step, after)
                 bar.update(lanes)
-                # Past the last step of a trial the environment would deal the next pairs.
-                if step < env.horizon or episode < total - 1:
-                    now = env.maybe_reset(after.exclude(keys.REWARD, keys.SUCCESS))
+        # Past the last step of a trial the environment would deal the next pairs.
+        if episode < total - 1:
+            now = env.maybe_reset(env.row())
     return outcome.update({"success": steps > 0, "return": returns, "steps_to_success": steps}).auto_batch_size_(1)
+
+
+Played: TypeAlias = Iterator[tuple[Tensor, Tensor | None]]  # reward and success [N, 1] of each step of an episode
+LeanPolicy: TypeAlias = Callable[[TensorDictBase | None, Tensor | None, bool], Tensor]  # see `Acting.step`
+
+
+def _plain_steps(
+    policy: TensorDictModuleBase,
+    env: TrialEnv,
+    now: TensorDictBase,
+    *,
+    device: torch.device,
+    look: Callable[[int, TensorDictBase], None] | None,
+) -> Played:
+    for step in range(1, env.horizon + 1):
+        now[keys.ACTION] = policy(now.to(device))[keys.ACTION].to(env.device)
+        after = env.step(now)["next"]
+        if look is not None:
+            look(step, after)
+        yield after[keys.REWARD], after.get(keys.SUCCESS, None)
+        now = after.exclude(keys.REWARD, keys.SUCCESS)
+
+
+def _lean_steps(
+    acting: LeanPolicy, env: TrialEnv, now: TensorDictBase, *, device: torch.device, mean_action: bool
+) -> Played:
+    """The same numbers from plain tensors, in a fraction of the time."""
+    row, token = now.to(device), None
+    for _ in range(env.horizon):
+        step = env.advance(acting(row, token, mean_action).to(env.device))
+        yield step.reward, step.success
+        row, token = None, token_after(step.observation, step.action, step.reward).to(device)
+
+
+def _lean_policy(policy: TensorDictModuleBase) -> LeanPolicy | None:
+    """``policy`` for `_lean_steps`, if it is one of ours and nobody looks on."""
+    if not isinstance(policy, ExactPolicy):
+        acting = Acting.of(policy)
+    else:
+        acting = None if policy._forward_hooks or policy._forward_pre_hooks else Acting.of(policy.policy)
+    if acting is None:
+        return None
+    acting.prepare()
+
+    def act(row: TensorDictBase | None, token: Tensor | None, mean_action: bool) -> Tensor:
+        if not isinstance(policy, ExactPolicy):
+            return acting.step(row, token, deterministic=mean_action).action
+        row, token = None if row is None else policy.seen(row), None if token is None else token.double()
+        return on_grid(acting.step(row, token, deterministic=mean_action).action).float()
+
+    return act
 
 
 def _start_from(

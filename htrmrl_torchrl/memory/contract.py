@@ -1,14 +1,22 @@
 """What everything else knows of a memory: a TensorDict module that is put first in the policy of a collector."""
 
 from collections.abc import Sequence
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
-from tensordict import TensorDictBase
+from tensordict import TensorDict, TensorDictBase
 from tensordict.utils import NestedKey
 from torch import Tensor, nn
 
 from htrmrl_torchrl.encoders.contract import ContextEncoder
 from htrmrl_torchrl.specs import MismatchError
+
+
+class Seen(NamedTuple):
+    """What a decision of N lanes sees, on plain tensors: what the context of a TensorDict policy holds."""
+
+    current: Tensor  # [N, T, x]
+    mask: Tensor  # [N, T]
+    past: TensorDict  # [N], the past of windows as in the context, or the states of recurrent encoders by name
 
 
 @runtime_checkable

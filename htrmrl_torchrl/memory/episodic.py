@@ -21,7 +21,7 @@ from torch import Tensor
 
 from htrmrl_torchrl import keys
 from htrmrl_torchrl.encoders.contract import ContextEncoder
-from htrmrl_torchrl.memory.contract import check_readers
+from htrmrl_torchrl.memory.contract import Seen, check_readers
 from htrmrl_torchrl.memory.history import Ended, LaneHistories, check_counters, check_history, without_running
 from htrmrl_torchrl.memory.past import Array, PastEpisodes, Scope, Window, check_scope
 from htrmrl_torchrl.memory.processes import EPISODES_A_WORKER, handed_over, sent_to_worker, worker_number
@@ -170,13 +170,36 @@ class EpisodicMemory(TensorDictModuleBase):
         state.history.append(token)
         if self._encoders:
             self._follow_weights(state)
-        current, mask = state.history.current(self.window)
-        context = state.past.copy().set(keys.CURRENT[1], current).set(keys.CURRENT_MASK[1], mask)
-        tensordict.set(keys.CONTEXT, context.reshape(batch))
+        seen = self.seen()
         # Copies, for a collector's reset writes zeros into what it was handed.
-        tensordict.set(keys.WINDOW_EPISODE, state.window_episode.clone().reshape(*batch, -1))
-        tensordict.set(keys.WINDOW_START, state.window_start.clone().reshape(*batch, -1))
-        return tensordict.set(keys.WINDOW_CURRENT, state.episode.clone().reshape(*batch, 1))
+        context = seen.past.copy().set(keys.CURRENT[1], seen.current).set(keys.CURRENT_MASK[1], seen.mask.clone())
+        tensordict.set(keys.CONTEXT, context.reshape(batch))
+        for key, value in self.noted().items():
+            tensordict.set(key, value.clone().reshape(*batch, -1))
+        return tensordict
+
+    def advance(self, token: Tensor) -> None:
+        """`forward` for the steps between: takes the next ``token`` ``[N, x]`` of every lane, none of which begins an
+        episode, of the type and device and with the weights of the last `forward`."""
+        self._here.history.append(token)
+
+    def seen(self) -> Seen:
+        """What the present decision sees; nobody writes into it."""
+        return Seen(*self._here.history.current(self.window), self._here.past)
+
+    def noted(self) -> dict[NestedKey, Tensor]:
+        """What the replay buffer needs to rebuild it, ``[N, ...]``; nobody writes into it."""
+        state = self._here
+        return {
+            keys.WINDOW_EPISODE: state.window_episode,
+            keys.WINDOW_START: state.window_start,
+            keys.WINDOW_CURRENT: state.episode,
+        }
+
+    @property
+    def _here(self) -> _LaneState:
+        assert self._state is not None, "`forward` comes first"
+        return self._state
 
     def forget(self) -> None:
         """Drops all lanes: the next call begins new trials everywhere, whatever its flags. Random streams go on."""

@@ -43,6 +43,10 @@ class LaneHistories:
         self._table = token.new_zeros(len(token), _FIRST_CAPACITY, token.shape[-1])
         self._count = torch.zeros_like(self._lanes)  # used rows
         self._first = torch.zeros_like(self._lanes)  # where the running episode begins
+        self._room = _FIRST_CAPACITY  # so many rows at least are unused, in every lane
+        self._running = 0  # so many tokens at least has every running episode
+        self._base: tuple[int, Tensor] | None = None  # rows a lane, and each lane's first
+        self._whole: tuple[Tensor, Tensor] | None = None  # rows [T] and mask [N, T] of windows without padding
         self._ended: list[list[Ended]] = [[] for _ in token]  # oldest first
         self._earlier = [0] * len(token)  # how many of these are of earlier trials
 
@@ -55,21 +59,29 @@ class LaneHistories:
 
     def move(self, token: Tensor) -> None:
         """Moves all to the type and device of ``token``."""
-        self._table = self._table.to(token)
+        self._table, self._base, self._whole = self._table.to(token), None, None
         self._lanes, self._count, self._first = (
             index.to(token.device) for index in (self._lanes, self._count, self._first)
         )
 
     def append(self, token: Tensor, lanes: Tensor | None = None) -> None:
         """Adds one token ``[lanes, x]`` to each of the lanes (all by default)."""
-        lanes = self._lanes if lanes is None else lanes
-        if int(self._count.max()) >= self._table.shape[1]:
-            self._make_room()
-        self._table[lanes, self._count[lanes]] = token
-        self._count[lanes] += 1
+        if not self._room:
+            if int(self._count.max()) >= self._table.shape[1]:
+                self._make_room()
+            self._room = self._table.shape[1] - int(self._count.max())
+        self._room -= 1
+        if lanes is not None:
+            self._table[lanes, self._count[lanes]] = token
+            self._count[lanes] += 1
+            return
+        self._table.flatten(0, 1).index_copy_(0, self._first_rows() + self._count, token)
+        self._count += 1
+        self._running += 1
 
     def begin_episodes(self, lanes: Tensor, *, new_trial: Tensor, counter: Tensor) -> None:
         """Ends the running episodes, number `counter`, of `lanes`, or forgets all if `new_trial` does; all ``[n]``."""
+        self._running = 0
         for lane, trial, number in zip(lanes.tolist(), new_trial.tolist(), counter.tolist(), strict=True):
             ended = self._ended[lane]
             if trial and self.scope == "trial":
@@ -90,6 +102,7 @@ class LaneHistories:
         """Forgets the running episodes of `lanes` ``[n]`` (all by default); what has ended stays."""
         lanes = self._lanes if lanes is None else lanes
         self._count[lanes] = self._first[lanes]
+        self._running = 0
 
     def running(self) -> Tensor:
         """Tokens of the running episodes, ``[N]``; 0 where none has begun."""
@@ -109,9 +122,25 @@ class LaneHistories:
         return self._table[lane, first : first + length]
 
     def current(self, window: int) -> tuple[Tensor, Tensor]:
-        """The newest ``window`` tokens of the running episodes, ``[N, T, x]``, and their mask ``[N, T]``."""
-        row = self._lanes * self._table.shape[1]
-        return window_at(self._table.flatten(0, 1), row + self._count - 1, row + self._first, window)
+        """The newest ``window`` tokens of the running episodes, ``[N, T, x]``, and their mask ``[N, T]``.
+
+        The mask may be handed out again, so nobody writes into it.
+        """
+        row = self._first_rows()
+        if self._running < window:
+            return window_at(self._table.flatten(0, 1), row + self._count - 1, row + self._first, window)
+        if self._whole is None or len(self._whole[0]) != window:
+            mask = torch.ones(len(self), window, dtype=torch.bool, device=row.device)
+            self._whole = torch.arange(-window, 0, device=row.device), mask
+        rows = (row + self._count).unsqueeze(-1) + self._whole[0]  # [N, T]
+        return self._table.flatten(0, 1).index_select(0, rows.flatten()).view(*rows.shape, -1), self._whole[1]
+
+    def _first_rows(self) -> Tensor:
+        """Each lane's first row in the flat table ``[N]``."""
+        capacity = self._table.shape[1]
+        if self._base is None or self._base[0] != capacity:
+            self._base = capacity, self._lanes * capacity
+        return self._base[1]
 
     def windows(self, lane: int, drawn: list[Window], *, slots: int, window: int) -> tuple[Tensor, Tensor]:
         """Tokens ``[slots, T, x]`` and mask ``[slots, T]`` of right-aligned windows (index in `ended`, first token)."""
@@ -150,6 +179,7 @@ class LaneHistories:
     def load_checkpoint_state(self, state: dict[str, Any]) -> None:
         """Puts back what `checkpoint_state` returned, into a history of as many lanes."""
         tokens, begin = state["tokens"].to(self._table.device), 0
+        self._room = self._running = 0
         for lane, (ended, running) in enumerate(zip(state["ended"], state["running"], strict=True)):
             for counter, length in ended:
                 self._ended[lane].append(Ended(counter, int(self._count[lane]), length))

@@ -21,7 +21,7 @@ from torch import Tensor
 from htrmrl_torchrl import keys
 from htrmrl_torchrl.encoders.contract import ContextEncoder
 from htrmrl_torchrl.encoders.recurrent import RecurrentEncoder
-from htrmrl_torchrl.memory.contract import check_readers
+from htrmrl_torchrl.memory.contract import Seen, check_readers
 from htrmrl_torchrl.memory.history import check_counters
 from htrmrl_torchrl.memory.processes import EPISODES_A_WORKER, handed_over, sent_to_worker, worker_number
 from htrmrl_torchrl.memory.windows import carry_over, final_token, make_token
@@ -34,6 +34,8 @@ class _LaneState:
 
     episode: Tensor  # [N, 1] running counter of the episode being played
     states: TensorDict  # [N] by name, [N, D]
+    token: Tensor  # [N, x] the newest
+    begins: Tensor  # [N, 1] whether the states began anew with it
 
 
 class RecurrentMemory(TensorDictModuleBase):
@@ -120,7 +122,7 @@ class RecurrentMemory(TensorDictModuleBase):
             entering = carry_over(token, final_token(flat), action_dim=self._encoders[0].action_dim)
             token = torch.where(goes_on, entering, token)
         before = lanes.states.apply(lambda state: state.masked_fill(begins, 0))
-        lanes.states = before.named_apply(lambda name, state: self._encoder(name).step(token, state))
+        self._run(lanes, token, before, begins)
         lanes.episode = lanes.episode + (first | begins)
         context = TensorDict(
             current=token.unsqueeze(-2),
@@ -131,14 +133,41 @@ class RecurrentMemory(TensorDictModuleBase):
             batch_size=[len(token)],
         )
         tensordict.set(keys.CONTEXT, context.reshape(batch))
-        none = torch.empty(*batch, 0, dtype=torch.long, device=token.device)
-        tensordict.set(keys.WINDOW_EPISODE, none).set(keys.WINDOW_START, none)
-        # A copy, for a collector's reset writes zeros into what it was handed.
-        tensordict.set(keys.WINDOW_CURRENT, lanes.episode.clone().reshape(*batch, 1))
-        tensordict.set(keys.RECURRENT_BEGINS, begins.reshape(*batch, 1))
-        for name, state in lanes.states.items():
-            tensordict.set((keys.RECURRENT, name), state.reshape(*batch, -1))
+        for key, value in self.noted().items():
+            # Copies, for a collector's reset writes zeros into what it was handed.
+            tensordict.set(key, value.clone().reshape(*batch, value.shape[-1]))
         return tensordict
+
+    def advance(self, token: Tensor) -> None:
+        """`forward` for the steps between: takes the next ``token`` ``[N, x]`` of every lane, none of which begins an
+        episode, of the type and device of the last `forward`."""
+        lanes = self._here
+        self._run(lanes, token, lanes.states, torch.zeros_like(lanes.begins))
+
+    def seen(self) -> Seen:
+        """What the present decision sees; nobody writes into it."""
+        lanes = self._here
+        return Seen(lanes.token.unsqueeze(-2), torch.ones_like(lanes.begins), lanes.states)
+
+    def noted(self) -> dict[NestedKey, Tensor]:
+        """What the replay buffer needs to rebuild it, ``[N, ...]``; nobody writes into it."""
+        lanes = self._here
+        none = torch.empty(len(lanes.token), 0, dtype=torch.long, device=lanes.token.device)
+        noted: dict[NestedKey, Tensor] = {
+            keys.WINDOW_EPISODE: none, keys.WINDOW_START: none, keys.WINDOW_CURRENT: lanes.episode,
+            keys.RECURRENT_BEGINS: lanes.begins,
+        }  # fmt: skip
+        return noted | {(keys.RECURRENT, name): state for name, state in lanes.states.items()}
+
+    def _run(self, lanes: _LaneState, token: Tensor, before: TensorDict, begins: Tensor) -> None:
+        """One ``token`` ``[N, x]`` more, from the states `before` it."""
+        after = {encoder.state_key: encoder.step(token, before.get(encoder.state_key)) for encoder in self._encoders}
+        lanes.token, lanes.begins, lanes.states = token, begins, TensorDict(after, batch_size=before.batch_size)
+
+    @property
+    def _here(self) -> _LaneState:
+        assert self._state is not None, "`forward` comes first"
+        return self._state
 
     def drop_running(self, lanes: Tensor | None = None) -> None:
         """Nothing: no episode is kept, and the state is zero again when the next trial begins."""
@@ -179,9 +208,6 @@ class RecurrentMemory(TensorDictModuleBase):
         handed = {"_state": handed_over(self._state), "_restored": handed_over(self._restored)}
         return {**super().__getstate__(), **handed}
 
-    def _encoder(self, name: str) -> RecurrentEncoder:
-        return next(encoder for encoder in self._encoders if encoder.state_key == name)
-
     def _fresh_state(self, token: Tensor) -> _LaneState:
         n = len(token)
         saved = self._restored if self._restored is not None and self._restored["lanes"] == n else None
@@ -190,4 +216,6 @@ class RecurrentMemory(TensorDictModuleBase):
         return _LaneState(
             episode=torch.tensor(saved["episode"] if saved else [before] * n, device=token.device).unsqueeze(-1),
             states=TensorDict({e.state_key: token.new_zeros(n, e.d_model) for e in self._encoders}, batch_size=[n]),
+            token=token,
+            begins=torch.ones(n, 1, dtype=torch.bool, device=token.device),
         )

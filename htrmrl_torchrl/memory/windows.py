@@ -43,6 +43,12 @@ def final_token(tensordict: TensorDictBase) -> Tensor:
             f"The environment gives no {keys.FINAL_OBSERVATION}, {keys.FINAL_ACTION} and {keys.FINAL_REWARD}, so an "
             "episode's last reward would be lost to the memory; append a TrialTransform to it."
         )
+    return token_after(observation, action, reward)
+
+
+def token_after(observation: Tensor, action: Tensor, reward: Tensor) -> Tensor:
+    """What a step led to as a token that begins no episode: ``[*batch, o]``, the executed ``[*batch, a]`` and
+    ``[*batch, 1]`` -> ``[*batch, o + a + 2]``."""
     reward = reward.to(action.dtype)
     return torch.cat([observation.to(action.dtype), action, reward, 0 * reward], -1)
 

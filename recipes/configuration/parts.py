@@ -18,6 +18,7 @@ from htrmrl_torchrl import (
     TrialGAE,
     keys,
 )
+from htrmrl_torchrl.agent.collector import TrialCollector
 from htrmrl_torchrl.agent.networks import Networks
 from htrmrl_torchrl.runs.progress import Progress
 from htrmrl_torchrl.specs import check_action
@@ -125,8 +126,8 @@ def replay_buffer(config: DictConfig, networks: Networks) -> EpisodicReplayBuffe
 
 
 def collector_of(config: DictConfig, env: EnvBase, networks: Networks) -> Collector:
-    """TorchRL's collector, which plays one batch after the other without end."""
-    return Collector(
+    """TorchRL's collector, lean where it can be, which plays one batch after the other without end."""
+    return TrialCollector(
         env,
         networks.policy,
         frames_per_batch=frames_per_batch(config),

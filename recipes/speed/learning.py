@@ -19,6 +19,7 @@ from torchrl import torchrl_logger
 from torchrl.collectors import Collector
 
 from htrmrl_torchrl import EpisodicReplayBuffer, EpisodicStorage, NormalizedClipPPOLoss, TrialGAE, keys, make_env
+from htrmrl_torchrl.agent.collector import TrialCollector
 from htrmrl_torchrl.agent.networks import Networks, build_networks
 from htrmrl_torchrl.encoders.hierarchical import HierarchicalEncoder
 from htrmrl_torchrl.encoders.transformer import causal_mask
@@ -41,10 +42,17 @@ def _networks(**sizes: int) -> Networks:
     return build_networks(observation_dim=39, **bounds, reward_scale=0.1, **sizes)  # type: ignore[arg-type]
 
 
-def _collector(networks: Networks, *, num_envs: int, num_workers: int, backend: Backend = "fast") -> Collector:
+def _collector(
+    networks: Networks,
+    *,
+    num_envs: int,
+    num_workers: int,
+    backend: Backend = "fast",
+    kind: type[Collector] = TrialCollector,
+) -> Collector:
     torchrl_logger.setLevel("WARNING")
     env = make_env("ML10", num_envs=num_envs, num_workers=num_workers, horizon=HORIZON, backend=backend)
-    return Collector(
+    return kind(
         env,
         networks.policy,
         frames_per_batch=num_envs * 10 * HORIZON,
@@ -54,14 +62,17 @@ def _collector(networks: Networks, *, num_envs: int, num_workers: int, backend: 
 
 
 def collection(config: DictConfig) -> list[dict[str, Any]]:
-    """Frames per second of TorchRL's collector with the default ML10 model, whole trials of ten short episodes."""
+    """Frames per second of the collector and of TorchRL's rollout: default ML10 model, trials of ten short episodes."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)  # as in the recipe while it collects
-    cases: dict[str, tuple[int, Backend]] = {f"{lanes} lanes": (lanes, "fast") for lanes in config.lanes}
-    cases[f"{config.lanes[0]} lanes, backend=official"] = (config.lanes[0], "official")
+    cases: dict[str, tuple[int, Backend, type[Collector]]] = {}
+    for lanes in config.lanes:
+        cases[f"{lanes} lanes"] = (lanes, "fast", TrialCollector)
+        cases[f"{lanes} lanes, TorchRL's rollout"] = (lanes, "fast", Collector)
+    cases[f"{config.lanes[0]} lanes, backend=official"] = (config.lanes[0], "official", TrialCollector)
     collectors = {
-        name: _collector(_networks(), num_envs=lanes, num_workers=config.num_workers, backend=backend)
-        for name, (lanes, backend) in cases.items()
+        name: _collector(_networks(), num_envs=lanes, num_workers=config.num_workers, backend=backend, kind=kind)
+        for name, (lanes, backend, kind) in cases.items()
     }
     batches = {name: iter(collector) for name, collector in collectors.items()}
 

@@ -13,7 +13,7 @@ from htrmrl_torchrl.agent.networks import acting_policy
 from htrmrl_torchrl.envs.deck import FixedGrid
 from htrmrl_torchrl.envs.toy import GOALS, STEP_SIZE
 from htrmrl_torchrl.envs.trial import TrialEnv
-from htrmrl_torchrl.evaluation import goal_grid, play_trials
+from htrmrl_torchrl.evaluation import ExactPolicy, goal_grid, play_trials
 from tests.helpers import assert_same, networks_for_toy, rules
 
 K = 3
@@ -234,3 +234,29 @@ def test_exploration_is_sampled_in_adaptation_and_the_mean_afterwards():
     assert not torch.equal(runs[0][:, :K], runs[1][:, :K])
     only_mean = [play_trials(acting_policy(networks), env, rules(0, 4), seed=seed)["return"] for seed in (0, 1)]
     assert torch.equal(*only_mean)
+
+
+@pytest.mark.parametrize(
+    "kind", [{}, {"encoder_kind": "rl2"}, {"encoder_kind": "mlp"}, {"std": "dependent", "observe_token": True}], ids=str
+)
+@pytest.mark.parametrize("exact", [True, False])
+def test_lean_trials_are_those_of_a_policy_that_somebody_looks_at(kind, exact, monkeypatch):
+    """Bit for bit, each episode that counts starting anew; looking on takes the way through tensordicts."""
+    small = {"window": 1, "episodes": 1, "intra_layers": 1, "inter_layers": 0} if "encoder_kind" in kind else {}
+    networks = networks_for_toy(**(small | kind))
+
+    def trials(**looked_at):
+        policy = acting_policy(copy.deepcopy(networks))
+        env = toy_grid(K + 2, lanes=3)
+        return play_trials(
+            ExactPolicy(policy) if exact else policy, env, rules(K, 2, separate=True), trials=4, **looked_at
+        )
+
+    expected = trials(look=lambda step, shown: None)
+    steps, plain = [], TrialEnv._step
+    monkeypatch.setattr(TrialEnv, "_step", lambda env, action: steps.append(1) or plain(env, action))
+    received = trials()
+    assert not steps
+    for key, value in expected.items():
+        assert torch.equal(received[key], value), key
+    assert len(set(expected["return"].flatten().tolist())) > 4

@@ -1,0 +1,172 @@
+"""TorchRL's collector, whose rollout does at each step only what the step needs.
+
+TorchRL's own makes a TensorDict at every step, of all that the environment shows, and stacks them. Here a step adds
+rows of plain tensors, and a batch is one TensorDict. What the environment shows of trials follows from the rows, but
+where an episode ends: there, and at the batch's start, it is asked for a whole row as TorchRL does.
+
+::
+
+    step         0      1      2      3    ||  4      5
+    asked for    row                       ||  row
+    next              o1     o2     o3     o4 ||     o6      observation, action and reward of each step
+    root         row    o1     o2     o3   ||  row    o5     the row, and then what came next
+"""
+
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from tensordict import TensorDict, TensorDictBase
+from tensordict.utils import NestedKey
+from torch import Tensor
+from torchrl.collectors import Collector
+from torchrl.envs.utils import ExplorationType
+from torchrl.modules import IndependentNormal
+
+from htrmrl_torchrl import keys
+from htrmrl_torchrl.agent.acting import Acting, Decision
+from htrmrl_torchrl.envs.trial import Step, TrialEnv
+from htrmrl_torchrl.memory.windows import token_after
+
+_SAMPLED = {ExplorationType.RANDOM: False, ExplorationType.DETERMINISTIC: True}
+_AT_SEAMS: tuple[NestedKey, ...] = (
+    keys.IS_INIT, keys.TRIAL_INIT, keys.FINAL_OBSERVATION, keys.FINAL_ACTION, keys.FINAL_REWARD,
+)  # fmt: skip
+_SHOWN: tuple[NestedKey, ...] = (
+    keys.OBSERVATION, keys.PREV_ACTION, keys.PREV_REWARD, keys.EPISODE, keys.TASK, keys.GOAL, *_AT_SEAMS
+)  # fmt: skip
+_DONE = (keys.DONE, keys.TERMINATED, keys.TRUNCATED)
+_TRAJECTORY = ("collector", "traj_ids")
+
+
+class TrialCollector(Collector):
+    """A `Collector` that gives the same batches in a fraction of the time where it plays a `TrialEnv` with a policy of
+    `make_actor_critic`; with anything else, or where somebody looks on by a forward hook, it is TorchRL's own.
+
+    Arguments, devices, hooks, weight updates and state dict are the `Collector`'s.
+
+    Example:
+        >>> from htrmrl_torchrl import make_env
+        >>> from htrmrl_torchrl.agent.networks import build_networks
+        >>> networks = build_networks(observation_dim=3, action_low=[-1.0] * 2, action_high=[1.0] * 2)
+        >>> env = make_env("toy", num_envs=4, horizon=6, episodes_per_trial=2)
+        >>> collector = TrialCollector(env, networks.policy, frames_per_batch=48, auto_register_policy_transforms=False)
+        >>> next(collector.iterator()).shape
+        torch.Size([4, 12])
+    """
+
+    _carrier: TensorDictBase  # what the environment shows now
+
+    @torch.no_grad()
+    def rollout(self) -> TensorDictBase | None:
+        acting = Acting.of(self._wrapped_policy) if self._is_plain() else None
+        if acting is None:
+            return super().rollout()  # type: ignore[no-any-return]
+        if self.pre_collect_hook is not None:
+            self.pre_collect_hook()
+        acting.prepare()
+        return self._play(acting)
+
+    def _is_plain(self) -> bool:
+        """Whether nothing was asked for that `_play` does not do."""
+        special = (
+            self.replay_buffer, self.interruptor, self.reset_at_each_iter, self.init_random_frames,
+            self.compiled_policy, self.cudagraphed_policy, self._compact_next_keys, self._truncated_keys,
+        )  # fmt: skip
+        return (
+            type(self.env) is TrialEnv
+            and self.exploration_type in _SAMPLED
+            and bool(self._use_buffers)
+            and not any(special)
+        )
+
+    def _play(self, acting: Acting) -> TensorDictBase:
+        device, sampled = self.policy_device or self.env.device, _SAMPLED[self.exploration_type]
+        batch, token = _Batch(), None
+        row: TensorDictBase | None = self._carrier.select(*_SHOWN, *_DONE)
+        trajectories: Tensor | None = self._carrier.get(_TRAJECTORY, None)
+        try:
+            for _ in range(self.frames_per_batch):
+                if row is not None:
+                    batch.begin(row)
+                decision = acting.step(None if row is None else row.to(device), token, deterministic=sampled)
+                step, row = self.env.advance(decision.action.to(self.env.device)), None
+                batch.add(decision, step, acting.memory.noted(), trajectories)
+                if step.ended:
+                    after = batch.end(self.env.row())
+                    if trajectories is not None:
+                        trajectories = self._following(trajectories, after)
+                    row = self.env.maybe_reset(after.copy())  # which writes into what it is given
+                token = token_after(step.observation, step.action, step.reward).to(device)
+        finally:  # an interrupted rollout leaves the collector where the environment is
+            self._carrier = (self.env.row() if row is None else row).copy()
+            if self._carrier_has_no_device:
+                self._carrier.clear_device_()
+            if trajectories is not None:
+                self._carrier.set(_TRAJECTORY, trajectories)
+        return batch.write(self._final_rollout)
+
+    def _following(self, trajectories: Tensor, after: TensorDictBase) -> Tensor:
+        """The numbers of the lanes' trajectories ``[N]``, new ones where an episode has ended with ``after``."""
+        self._carrier = after.copy().set(_TRAJECTORY, trajectories)
+        self._update_traj_ids(TensorDict(next=after, batch_size=after.batch_size))
+        return self._carrier.get(_TRAJECTORY)
+
+
+class _Batch:
+    """The steps of a batch, and how they make the TensorDict of it."""
+
+    def __init__(self) -> None:
+        self._steps: list[tuple[Decision, Step, dict[NestedKey, Tensor], Tensor | None]] = []
+        self._rows: list[tuple[int, TensorDictBase]] = []
+        self._ends: list[tuple[int, TensorDictBase]] = []
+
+    def begin(self, row: TensorDictBase) -> None:
+        """The next step's row is this one."""
+        self._rows.append((len(self._steps), row))
+
+    def add(self, *step: Any) -> None:
+        """A step: what was decided, what it led to, what the memory noted and which trajectories it is of."""
+        self._steps.append(step)  # type: ignore[arg-type]
+
+    def end(self, row: TensorDictBase) -> TensorDictBase:
+        """Some lane's episode has ended with the last step, and this is what it shows."""
+        self._ends.append((len(self._steps) - 1, row))
+        return row
+
+    def write(self, out: TensorDictBase) -> TensorDictBase:
+        """Fills ``out`` ``[N, T]``, which has all keys of an environment and a policy of ours, and returns it."""
+        for key, column in self._columns():
+            out.get(key).copy_(column)
+        for key in (*_AT_SEAMS, *_DONE):
+            after = out.get(_next(key)).zero_()
+            for time, row in self._ends:
+                after[:, time] = row.get(key)
+        for key in (*_SHOWN, *_DONE):
+            column = out.get(key)
+            column[:, 1:] = out.get(_next(key))[:, :-1]
+            for time, row in self._rows:
+                column[:, time] = row.get(key)
+        return out
+
+    def _columns(self) -> Iterator[tuple[NestedKey, Tensor]]:
+        """All that differs from step to step, ``[N, T, ...]``."""
+        decisions, steps, noted, trajectories = zip(*self._steps, strict=True)
+        action, loc, scale, *value = (torch.stack(c, -2) for c in zip(*decisions, strict=True) if c[0] is not None)
+        yield keys.ACTION, action
+        yield keys.LOG_PROB, IndependentNormal(loc, scale.expand_as(loc)).log_prob(action)
+        yield from ((keys.STATE_VALUE, column) for column in value)
+        reward, pair = (torch.stack([getattr(s, name) for s in steps], 1) for name in ("reward", "pair"))
+        for key in (keys.OBSERVATION, keys.SUCCESS, keys.EPISODE):
+            if getattr(steps[0], key) is not None:
+                yield _next(key), torch.stack([getattr(step, key) for step in steps], 1)
+        yield _next(keys.PREV_ACTION), torch.stack([step.action for step in steps], 1)
+        yield from ((_next(key), reward) for key in (keys.PREV_REWARD, keys.REWARD))
+        yield from ((_next(key), pair[..., i : i + 1]) for i, key in enumerate((keys.TASK, keys.GOAL)))
+        yield from ((key, torch.stack([n[key] for n in noted], 1)) for key in noted[0])
+        if trajectories[0] is not None:
+            yield _TRAJECTORY, torch.stack(trajectories, 1)
+
+
+def _next(key: NestedKey) -> NestedKey:
+    return ("next", key) if isinstance(key, str) else ("next", *key)
