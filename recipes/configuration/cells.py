@@ -15,7 +15,7 @@ from hydra.core.override_parser.types import ChoiceSweep, Glob, Override, RangeS
 from htrmrl_torchrl.faults import UserError
 from htrmrl_torchrl.runs.console import reason, say
 from recipes.configuration.compose import UNREADABLE, load_config, parse_override
-from recipes.configuration.paths import path_override, safe_name
+from recipes.configuration.paths import in_hydras_words, path_override, safe_name
 
 MOST_CELLS = 10_000
 
@@ -98,7 +98,7 @@ def plan(recipe: str, overrides: Sequence[str], out: Path) -> tuple[list[str], l
     """
     from recipes.configuration.run_folder import check_same_run  # late: torch takes a while
 
-    axes, combinations = expand(overrides)
+    axes, combinations = expand([in_hydras_words(override) for override in overrides])
     if "run_dir" in combinations[0]:
         raise UserError("run_dir is each cell's own: give out=<folder> instead")
     if "resume" in combinations[0]:
