@@ -8,19 +8,21 @@ from collections.abc import Collection, Iterable
 from pathlib import Path
 from typing import Any
 
+_BENCHMARKS = ("ML1", "ML10", "ML25", "ML45", "custom")  # what may stand before the colon of a built-in name
+
 
 def is_dotted_path(name: object) -> bool:
     """Whether ``name`` has the form of a dotted path (also ``package.module.name``); no built-in name has it.
 
     Example:
-        >>> is_dotted_path("my_lab.encoders:Mamba"), is_dotted_path("ML1:push-v3"), is_dotted_path("uniform")
+        >>> is_dotted_path("my_lab.encoders:Mamba"), is_dotted_path("ML10:fold=1"), is_dotted_path("uniform")
         (True, False, False)
     """
     if not isinstance(name, str):
         return False
     module, separator, attribute = _split(name)
     parts = [*module.split("."), attribute]
-    return bool(separator) and module not in ("ML1", "custom") and all(part.isidentifier() for part in parts)
+    return bool(separator) and module not in _BENCHMARKS and all(part.isidentifier() for part in parts)
 
 
 def resolve(path: str) -> Any:

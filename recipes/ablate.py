@@ -2,7 +2,7 @@
 
 Every combination is a run in its own process and folder. All configurations are checked before the first run starts.
 Finished runs are skipped and stopped ones continue, so the same command can be repeated and extended. A failing run
-does not stop the others. Writes one table and, for each axis, one figure.
+does not stop the others. Writes one table and, for each axis, one figure; with folds of a benchmark a ranking too.
 """
 
 import csv
@@ -20,14 +20,14 @@ from omegaconf import DictConfig, OmegaConf
 from htrmrl_torchrl.runs.console import reason, say
 from htrmrl_torchrl.runs.lock import holder
 from htrmrl_torchrl.runs.signals import Interrupts, end_with_parent, ending_at_once
-from recipes.configuration.cells import Cell, Row, plan, tabulate
+from recipes.configuration.cells import Cell, Row, plan, rank, tabulate
 from recipes.configuration.compose import CONFIG_DIR, run_recipe
 from recipes.configuration.paths import check_folder, writing
 from recipes.configuration.rules import Rule, check_values, one_of
 
 OWN = ("recipe", "seeds", "axis", "metric", "out", "jobs")
 AXES = (
-    "window", "episodes", "strategy", "scope", "memory_size", "depth", "heads", "attention", "norm", "tasks",
+    "window", "episodes", "strategy", "scope", "memory_size", "depth", "heads", "attention", "norm", "folds", "tasks",
 )  # fmt: skip
 RECIPES = sorted(path.stem for path in Path(__file__).parent.glob("*_ppo.py"))
 RULES: dict[str, Rule] = {
@@ -51,6 +51,8 @@ def ablate(config: DictConfig, overrides: Sequence[str]) -> None:
     asked = [*(config.axes[config.axis] if config.axis else ()), *overrides]
     if not any(override.startswith("seed=") for override in asked):
         asked.append(f"seed={','.join(map(str, config.seeds))}")
+    if config.metric.endswith("_memory_gain") and not any(o.startswith("eval.memory_gain=") for o in asked):
+        asked.append("eval.memory_gain=true")
     from htrmrl_torchrl.media import write_figure  # late: it takes a while
 
     out = Path(config.out)
@@ -66,8 +68,13 @@ def ablate(config: DictConfig, overrides: Sequence[str]) -> None:
     rows = tabulate(cells, config.metric)
     if rows:
         print(f"\n{_shown(rows, axes, config.metric)}\n", flush=True)  # even if no file can be written
+        ranking, arms = rank(cells, config.metric), [axis for axis in axes if axis != "env.name"]
+        if ranking:
+            print(f"mean over folds:\n{_shown(ranking, arms, config.metric)}\n", flush=True)
         with writing(f"table and figures in {out}"):
             write_table(rows, axes, config.metric, out / "table.csv")
+            if ranking:
+                write_table(ranking, arms, config.metric, out / "ranking.csv")
             for axis in axes:
                 write_figure(figure(rows, axis, config.metric), out / f"{axis}.png")
         print(f"table and figures are in {out}")

@@ -82,6 +82,7 @@ def run(config: DictConfig) -> None:
             num_envs=config.num_envs,
             num_workers=config.num_workers,
             worker_timeout=config.worker_timeout,
+            memory_gain=config.memory_gain,
             progress=True,
             command=command_line(),
             trust=config.trust,
@@ -130,6 +131,7 @@ def _unusual(report: "EvaluationReport", *, own: bool) -> str:
         f"horizon{horizon}": horizon != find_benchmark(report.benchmark).default_horizon,
         actions: actions != PROTOCOLS[report.protocol.name].evaluation_actions,
         f"goals{report.benchmark_seed}": report.benchmark_seed != 0,
+        "memory_gain": report.without_memory is not None,
         _digest(report): not own,
     }
     return "".join(f"_{part}" for part, shown in parts.items() if shown)

@@ -190,7 +190,7 @@ def _train(config: DictConfig) -> None:
             if finished or progress.frames - progress.evaluated >= config.eval.every_frames:
                 folder = run_dir / "evaluations"
                 metrics |= guard.evaluate(
-                    partial(evaluate_on_held_out, config, networks, folder, frames=progress.frames)
+                    partial(evaluate_on_held_out, config, networks, folder, frames=progress.frames, last=finished)
                 )
                 minibatch = None if updated is None else updated.minibatch
                 metrics |= look_inside(networks, minibatch, metrics, progress, logger, total_frames=config.total_frames)

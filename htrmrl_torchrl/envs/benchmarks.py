@@ -5,6 +5,8 @@ name                          tasks
 ============================  ==================================================================================
 ``ML1:<task>``                one of the 50 Meta-World tasks; test = the same task with other goals
 ``ML10``, ``ML25``, ``ML45``  Meta-World's splits: 10, 25 or 45 training tasks and 5 test tasks
+``ML10:fold=1`` to ``=5``     eight of ML10's training tasks; test = the other two. ML10's test tasks are never built
+``ML45:fold=1`` to ``=5``     36 of ML45's training tasks; test = the other nine
 ``custom:[a,b]/[c]``          training tasks a and b, test task c (``metaworld.CustomML``)
 ``HalfCheetah-Dir``           one task with 2 goals, forward and backward, the same in every split
 ``HalfCheetah-Vel``           one task, 50 target velocities in each split
@@ -17,6 +19,10 @@ In Meta-World the 50 goals per task are those of the official classes (``metawor
 Split ``val`` has the training tasks with the goals of seed ``benchmark_seed + 10_000`` (``metaworld.ML1`` already uses
 ``seed + 1`` for its test goals). Choose models on ``val``, never on ``test``. No (task, goal) is in two splits. In
 ML25, Meta-World 3.1.1 has basketball-v3 among both the training and the test tasks, with other goals.
+
+Choose what helps on unknown tasks on folds, never on a benchmark's test tasks. Fold n holds out every fifth training
+task in Meta-World's order, beginning with the n-th, so that the five folds together hold out each training task once.
+Every task has the goals that it has in the whole benchmark.
 """
 
 import difflib
@@ -45,21 +51,28 @@ SPLITS: tuple[str, ...] = get_args(Split)
 VAL_SEED_OFFSET = 10_000
 GOALS_PER_TASK = 50  # metaworld._N_GOALS
 FIXED_NAMES = ("ML10", "ML25", "ML45")
+FOLDED_NAMES = ("ML10", "ML45")  # ML25's training tasks hold one of its test tasks
+FOLDS = 5
 OWN = {benchmark.name: benchmark for benchmark in (toy.BENCHMARK, *locomotion.BENCHMARKS)}  # beside Meta-World's
 GoalList = list[npt.NDArray[np.float64]]  # per task [50, d]; d depends on the task
 
 
 @dataclass(frozen=True)
 class MetaWorldBenchmark:
-    """Task names of both splits in Meta-World's order, which determines the goals of a seed."""
+    """Task names of both splits in Meta-World's order, which determines the goals of a seed.
+
+    ``drawn`` are the tasks whose goals are drawn together; by default those of the split.
+    """
 
     name: str
     train: tuple[str, ...]
     test: tuple[str, ...]
     test_seed_offset: int = 0
+    drawn: tuple[str, ...] | None = None
 
-    def names(self, split: str) -> tuple[str, ...]:
-        return self.test if split == "test" else self.train
+    def drawn_with(self, split: str) -> tuple[str, ...]:
+        """The tasks whose goals are drawn together with this split's."""
+        return self.drawn or (self.test if split == "test" else self.train)
 
     def seed(self, split: str, benchmark_seed: int) -> int:
         """The seed with which Meta-World's constructor draws this split's goals."""
@@ -122,17 +135,30 @@ def parse_name(name: str) -> MetaWorldBenchmark:
     if name in FIXED_NAMES:
         split_classes = getattr(_env_dict(), f"{name}_V3")
         return MetaWorldBenchmark(name, tuple(split_classes["train"]), tuple(split_classes["test"]))
+    if ":fold" in name:
+        return _parse_fold(name)
     if name.startswith("ML1:"):
         task = _task_name(name.removeprefix("ML1:"), name)
         return MetaWorldBenchmark(f"ML1:{task}", (task,), (task,), test_seed_offset=1)
     if name.startswith("custom:"):
         return _parse_custom(name)
-    known = [*OWN, *FIXED_NAMES, "ML1:<task>", "custom:[a,b]/[c]"]
+    known = [*OWN, *FIXED_NAMES, "ML1:<task>", "ML10:fold=<n>", "ML45:fold=<n>", "custom:[a,b]/[c]"]
     nearest = difflib.get_close_matches(name, known, n=3, cutoff=0.3) or known
     raise ValueError(
         f"Unknown environment {name!r}; nearest known: {', '.join(nearest)}. Known are {', '.join(known)} and the "
         "dotted path of an environment of your own (package.module:name)."
     )
+
+
+def _parse_fold(name: str) -> MetaWorldBenchmark:
+    benchmark, _, fold = name.partition(":fold=")
+    if benchmark not in FOLDED_NAMES or fold not in map(str, range(1, FOLDS + 1)):
+        folded = " or ".join(f"{known}:fold=<n>" for known in FOLDED_NAMES)
+        raise ValueError(f"Received {name!r}; a fold is written {folded}, with n from 1 to {FOLDS}.")
+    whole = parse_name(benchmark)
+    held_out = whole.train[int(fold) - 1 :: FOLDS]
+    rest = tuple(task for task in whole.train if task not in held_out)
+    return MetaWorldBenchmark(name, rest, held_out, drawn=whole.train)
 
 
 def _parse_custom(name: str) -> MetaWorldBenchmark:
@@ -174,6 +200,8 @@ def task_names(name: str, split: str = "train") -> list[str]:
     Example:
         >>> task_names("ML10", "test")
         ['door-close-v3', 'drawer-open-v3', 'lever-pull-v3', 'shelf-place-v3', 'sweep-into-v3']
+        >>> task_names("ML10:fold=1", "test")
+        ['button-press-topdown-v3', 'reach-v3']
     """
     check_split(split)
     names = list(find_benchmark(name).tasks(split))
@@ -197,7 +225,7 @@ def draw_goals(name: str, split: str, benchmark_seed: int) -> GoalList:
     names = task_names(name, split)
     benchmark = parse_name(name)
     check_benchmark_seed(benchmark_seed)
-    drawn_names = benchmark.names(split)
+    drawn_names = benchmark.drawn_with(split)
     goals = _goals(drawn_names, benchmark.seed(split, benchmark_seed))
     return [goals[drawn_names.index(task)].copy() for task in names]
 
@@ -234,8 +262,8 @@ def official_goals(names: Sequence[str], seed: int) -> GoalList:
 
 
 def official_arguments(name: str, split: str, benchmark_seed: int) -> dict[str, Any]:
-    """Arguments of ``metaworld.make_ml_envs`` for a split; ValueError for our own and custom benchmarks."""
-    if not is_metaworld(name) or name.startswith("custom:"):
+    """Arguments of ``metaworld.make_ml_envs`` for a split; ValueError for our own and custom benchmarks and folds."""
+    if not is_metaworld(name) or name.startswith("custom:") or ":fold" in name:
         raise ValueError(f"{name!r} is none of Meta-World's own benchmarks; they are ML1:<task>, ML10, ML25 and ML45.")
     benchmark = parse_name(name)
     half = "test" if split == "test" else "train"

@@ -2,12 +2,16 @@
 
 import copy
 import hashlib
-from collections.abc import Collection, Sequence
+import math
+from collections.abc import Callable, Collection, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeAlias
 
 import torch
+from tensordict import TensorDict
 from tensordict.nn import TensorDictModuleBase
+from torch import Tensor
 from torchrl.envs import EnvBase
 
 from htrmrl_torchrl import keys
@@ -23,9 +27,10 @@ from htrmrl_torchrl.envs.factory import check_seed, resolve_horizon
 from htrmrl_torchrl.envs.workers import WORKER_TIMEOUT
 from htrmrl_torchrl.evaluation.exact import ExactPolicy
 from htrmrl_torchrl.evaluation.official import MetaLearner, run_official
-from htrmrl_torchrl.evaluation.protocols import Actions, Setup, named_protocol
+from htrmrl_torchrl.evaluation.protocols import Actions, Protocol, Setup, named_protocol
 from htrmrl_torchrl.evaluation.report import EvaluationReport
 from htrmrl_torchrl.evaluation.trials import goal_grid, play_trials
+from htrmrl_torchrl.memory.contract import memories_of
 
 Evaluable: TypeAlias = str | Path | HTrMRLAgent | Networks | TensorDictModuleBase | MetaLearner
 
@@ -47,6 +52,7 @@ def evaluate(
     num_envs: int = 20,
     num_workers: int = 0,
     worker_timeout: float = WORKER_TIMEOUT,
+    memory_gain: bool = False,
     progress: bool = False,
     command: str = "",
     trust: Collection[str] = (),
@@ -71,13 +77,16 @@ def evaluate(
         device: of the networks; default where they are. Simulators run on the CPU.
         num_envs: environments at a time; more are faster. Sampled actions depend on it.
         num_workers, worker_timeout: simulator processes (0: this process) and their time limit, see `make_env`.
+        memory_gain: whether to play also, on every goal, K trials of one episode, for `EvaluationReport.memory_gain`.
+            Action noise is that of the trials' K adaptation episodes, so that an agent without memory gains exactly 0
+            (under ``garage``, or where starts are random, if `num_envs` plays all goals at once; else 0 on average).
         progress: whether to show it, see `progress_bar`.
         command: saved in the report.
         trust: your own code that checkpoints may name, see `load_networks`.
 
     Raises:
-        ValueError: for an unknown benchmark, split or protocol, too many goals, an untrusted checkpoint, or an agent
-            for other observations or actions.
+        ValueError: for an unknown benchmark, split or protocol, too many goals, an untrusted checkpoint, an agent for
+            other observations or actions, or ``memory_gain`` with fewer than two adaptation episodes.
         FileNotFoundError: if there is no checkpoint at a path.
         Fault: if a worker fails, or an observation, reward or action is not finite.
 
@@ -101,6 +110,8 @@ def evaluate(
             f"goals_per_task is {rules.goals_per_task} but must be at most {known.num_goals}, the goals that "
             f"{benchmark} has for each task."
         )
+    if memory_gain:
+        _check_memory_gain(rules)
     setup = Setup(
         benchmark=benchmark,
         split=split,
@@ -118,15 +129,26 @@ def evaluate(
             results = run_official(own, setup, seed=seed, device=device)
         else:
             policy = _policy(own, seed).to(device)
-            results = _play(
+            pairs = goal_grid(num_tasks=len(setup.tasks), goals_per_task=rules.goals_per_task)
+            lanes = min(num_envs, len(pairs))
+            play = partial(
+                _play,
                 policy,
                 setup,
                 seed=seed,
-                num_envs=num_envs,
-                num_workers=num_workers,
+                num_envs=lanes,
+                num_workers=min(num_workers, lanes),
                 worker_timeout=worker_timeout,
                 progress=progress,
             )
+            if memory_gain:
+                _check_forgets(policy)
+            results = _as_fields(play(rules, pairs))
+            if memory_gain:
+                empty = _without_memory(
+                    play, rules, pairs, lanes=lanes, outcome="success" if known.has_success else "return"
+                )
+                results["without_memory"] = empty.double().numpy()[None]
         runs = [{"seed": seed} | identity]
         reports.append(EvaluationReport(**vars(setup), **results, runs=runs, versions=versions(), command=command))
     return EvaluationReport.merge(reports)
@@ -135,32 +157,36 @@ def evaluate(
 def _play(
     policy: TensorDictModuleBase,
     setup: Setup,
+    protocol: Protocol,
+    pairs: list[tuple[int, int]],
     *,
     seed: int,
     num_envs: int,
     num_workers: int,
     worker_timeout: float,
     progress: bool,
-) -> dict[str, Any]:
-    """Plays the grid of goals; the outcomes as fields of a report."""
-    pairs = goal_grid(num_tasks=len(setup.tasks), goals_per_task=setup.protocol.goals_per_task)
-    lanes = min(num_envs, len(pairs))
+) -> TensorDict:
+    """Plays one trial of each pair, see `play_trials`."""
     env = make_env(
         setup.benchmark,
         split=setup.split,
-        num_envs=lanes,
-        num_workers=min(num_workers, lanes),
+        num_envs=num_envs,
+        num_workers=num_workers,
         worker_timeout=worker_timeout,
-        episodes_per_trial=setup.protocol.episodes,
+        episodes_per_trial=protocol.episodes,
         horizon=setup.horizon,
         benchmark_seed=setup.benchmark_seed,
         pairs=pairs,
     )
     try:
         check_sizes(policy, env)
-        outcomes = play_trials(policy, env, setup.protocol, trials=len(pairs), seed=seed, progress=progress)
+        return play_trials(policy, env, protocol, trials=len(pairs), seed=seed, progress=progress)
     finally:
         env.close()
+
+
+def _as_fields(outcomes: TensorDict) -> dict[str, Any]:
+    """Outcomes as fields of a report."""
     steps = outcomes["steps_to_success"].double()
     return {
         "task": outcomes["task"].numpy(),
@@ -169,6 +195,42 @@ def _play(
         "returns": outcomes["return"].double().numpy()[None],
         "steps_to_success": steps.masked_fill(steps == 0, float("nan")).numpy()[None],
     }
+
+
+def _without_memory(
+    play: Callable[[Protocol, list[tuple[int, int]]], TensorDict],
+    rules: Protocol,
+    pairs: list[tuple[int, int]],
+    *,
+    lanes: int,
+    outcome: str,
+) -> Tensor:
+    """An outcome of trials of one episode, one for each of the adaptation episodes 2 to K: ``[pairs, K - 1]``.
+
+    Lanes play the same pairs at the same time as in the trials of K episodes, so that action noise is the same. The
+    first episode of those has an empty memory as well: it is played for its noise and not returned.
+    """
+    episodes, rounds = rules.adaptation_episodes, math.ceil(len(pairs) / lanes)
+    one = rules.changed(adaptation_episodes=0, evaluation_episodes=1, evaluation_actions="sampled")
+    order = [(r * lanes + i) % len(pairs) for r in range(rounds) for _ in range(episodes) for i in range(lanes)]
+    outcomes = play(one, [pairs[index] for index in order])[outcome]
+    by_trial = outcomes.reshape(rounds, episodes, lanes).transpose(1, 2).reshape(rounds * lanes, episodes)
+    return by_trial[: len(pairs), 1:]
+
+
+def _check_memory_gain(rules: Protocol) -> None:
+    if rules.biased:
+        raise ValueError(f"memory_gain is for strict and garage; {rules.name} tells nothing of single episodes.")
+    if rules.adaptation_episodes < 2:
+        raise ValueError(
+            "memory_gain is of the adaptation episodes after the first, so that adaptation_episodes must be at least "
+            f"2, received {rules.adaptation_episodes}."
+        )
+
+
+def _check_forgets(policy: TensorDictModuleBase) -> None:
+    if any(getattr(memory, "scope", "trial") != "trial" for memory in memories_of(policy)):
+        raise ValueError("memory_gain is for memory.scope=trial; this policy remembers earlier trials, scope=lane.")
 
 
 def _several(agent: Any) -> list[Any]:

@@ -50,6 +50,8 @@ class EvaluationReport:
         returns: ``[R, P, E]``, undiscounted.
         steps_to_success: ``[R, P, E]``, counted from 1; NaN without success.
         runs: one dictionary per run: evaluation seed, checkpoint with SHA-256, frames trained.
+        without_memory: ``[R, P, K - 1]``, success (return where there is none) of episodes that each started with an
+            empty memory, with sampled actions; None if none were played.
         versions: of the packages used.
         command: that reproduces the report, if there is one.
         defines_success: whether the benchmark defines success; default: looked up by its name.
@@ -80,6 +82,7 @@ class EvaluationReport:
     versions: dict[str, str] = field(default_factory=dict)
     command: str = ""
     defines_success: bool | None = None
+    without_memory: Array | None = None
 
     def __post_init__(self) -> None:
         expected = (len(self.runs), len(self.task))
@@ -98,6 +101,17 @@ class EvaluationReport:
             raise ValueError("steps_to_success holds numbers below 1; steps count from 1, and are NaN without success.")
         if np.isinf(self.returns).any() or np.isinf(self.steps_to_success).any():
             raise ValueError("returns or steps_to_success hold an infinity.")
+        if self.without_memory is not None:
+            self._check_without_memory(self.without_memory)
+
+    def _check_without_memory(self, values: Array) -> None:
+        runs, pairs, episodes = self.success.shape
+        adaptation = self.protocol.adaptation_episodes
+        if not 2 <= adaptation <= episodes or values.shape != (runs, pairs, adaptation - 1):
+            raise ValueError(f"without_memory has shape {values.shape} beside {adaptation} adaptation episodes.")
+        low, high = (0.0, 1.0) if self.has_success else (-np.inf, np.inf)
+        if not (np.isfinite(values) & (values >= low) & (values <= high)).all():
+            raise ValueError("without_memory holds numbers that are no success or return.")
 
     @property
     def success_rate(self) -> float:
@@ -141,13 +155,7 @@ class EvaluationReport:
         """95% interval of the headline (`intervals`), ``over`` other ``"goals"`` of the same tasks or training
         ``"runs"``. ``None`` with fewer than two goals per task, or runs, and where runs (or returns) are all equal.
         """
-        if over == "runs":
-            runs = range(len(self.success))
-            scores = [np.mean([self._goal_scores(rows)[run].mean() for _, rows in self._rows()]) for run in runs]
-            return interval_over_runs(scores, scale=self._scale)
-        if over != "goals":
-            raise ValueError(f"over={over!r} is unknown; choose goals or runs.")
-        return interval_over_goals([self._goal_scores(rows).mean(0) for _, rows in self._rows()], scale=self._scale)
+        return _interval([self._goal_scores(rows) for _, rows in self._rows()], over=over, scale=self._scale)
 
     def task_interval(self, name: str) -> Interval | None:
         """95% interval over goals of one task's part of the headline."""
@@ -157,8 +165,32 @@ class EvaluationReport:
         """Headline of `other` minus this one, with a 95% interval paired by goal. Raises as `check_comparable` does."""
         self.check_comparable(other)
         pairs = [(other._goal_scores(rows).mean(0) - self._goal_scores(rows).mean(0)) for _, rows in self._rows()]
-        scale = DIFFERENCES if self.has_success else None
-        return other.headline - self.headline, interval_over_goals(pairs, scale=scale)
+        return other.headline - self.headline, interval_over_goals(pairs, scale=self._scale_of_differences)
+
+    @property
+    def memory_gain(self) -> float:
+        """Success (or return) in episodes 2 to K of a trial, K its adaptation episodes, minus that of as many episodes
+        that each start with an empty memory; mean over tasks. Sampled actions in both. Raises ValueError if the latter
+        were not played.
+        """
+        return float(np.mean(list(self.task_memory_gain().values())))
+
+    def task_memory_gain(self) -> dict[str, float]:
+        """`memory_gain` by task."""
+        return {name: float(gains.mean()) for name, gains in self._memory_gains()}
+
+    def memory_gain_interval(self, *, over: str = "goals", task: str | None = None) -> Interval | None:
+        """95% interval of `memory_gain`, or of one task's, paired by goal; see `interval` for ``over``."""
+        gains = [gains for name, gains in self._memory_gains() if task in (None, name)]
+        return _interval(gains, over=over, scale=self._scale_of_differences)
+
+    def _memory_gains(self) -> list[tuple[str, Array]]:
+        """``[R, goals]`` of each task."""
+        if self.without_memory is None:
+            raise ValueError("No episodes without memory were played: evaluate with memory_gain=True.")
+        remembering = (self.success if self.has_success else self.returns)[..., 1 : self.protocol.adaptation_episodes]
+        gains = (remembering - self.without_memory).mean(-1)
+        return [(name, gains[:, rows]) for name, rows in self._rows()]
 
     @classmethod
     def merge(cls, reports: Sequence[Self]) -> Self:
@@ -166,7 +198,10 @@ class EvaluationReport:
         first = reports[0]
         for other in reports[1:]:
             first.check_comparable(other)
-        arrays: dict[str, Any] = {name: np.concatenate([getattr(r, name) for r in reports]) for name in _PER_RUN}
+        names = _PER_RUN if first.without_memory is None else (*_PER_RUN, "without_memory")
+        if len({report.without_memory is None for report in reports}) > 1:
+            raise ProtocolMismatchError("Some reports have episodes without memory and others have none.")
+        arrays: dict[str, Any] = {name: np.concatenate([getattr(r, name) for r in reports]) for name in names}
         return replace(first, runs=[run for report in reports for run in report.runs], **arrays)
 
     def check_comparable(self, other: Self) -> None:
@@ -183,6 +218,10 @@ class EvaluationReport:
     @property
     def _scale(self) -> Scale | None:
         return SHARES if self.has_success else None
+
+    @property
+    def _scale_of_differences(self) -> Scale | None:
+        return DIFFERENCES if self.has_success else None
 
     def _rows(self) -> list[tuple[str, npt.NDArray[np.int64]]]:
         """Each played task's rows."""
@@ -212,6 +251,12 @@ class EvaluationReport:
         # For people who read the file.
         name = "success_rate" if self.has_success else "return"
         content["summary"] = {name: self.headline, "interval_over_goals": self.interval()}
+        if self.without_memory is None:
+            del content["without_memory"]
+        else:
+            content["without_memory"] = self.without_memory.tolist()
+            gain = {"memory_gain": self.memory_gain, "memory_gain_interval_over_goals": self.memory_gain_interval()}
+            content["summary"] |= gain
         path = Path(path)
         path.parent.mkdir(parents=True, exist_ok=True)
         write_whole(path, json.dumps(content, allow_nan=False, default=int))  # numpy's integers too
@@ -226,7 +271,8 @@ class EvaluationReport:
                 content["defines_success"] = "success_rate" in summary
             content["protocol"] = Protocol(**content["protocol"])
             _check_words(content)
-            for name, kind in {"task": int, "goal": int, **dict.fromkeys(_PER_RUN, float)}.items():
+            optional = [name for name in ("without_memory",) if name in content]
+            for name, kind in {"task": int, "goal": int, **dict.fromkeys([*_PER_RUN, *optional], float)}.items():
                 _check_entries(name, content[name], kind)
                 content[name] = np.array(content[name], dtype=kind)  # null becomes NaN
             return cls(**content)
@@ -244,6 +290,16 @@ class EvaluationReport:
 
 
 _PER_RUN = ("success", "returns", "steps_to_success")
+
+
+def _interval(by_task: Sequence[Array], *, over: str, scale: Scale | None) -> Interval | None:
+    """95% interval over goals or runs of numbers ``[R, goals]`` of each task."""
+    if over == "runs":
+        runs = range(len(by_task[0]))
+        return interval_over_runs([np.mean([goals[run].mean() for goals in by_task]) for run in runs], scale=scale)
+    if over != "goals":
+        raise ValueError(f"over={over!r} is unknown; choose goals or runs.")
+    return interval_over_goals([goals.mean(0) for goals in by_task], scale=scale)
 
 
 def _check_words(content: dict[str, Any]) -> None:
@@ -280,9 +336,13 @@ def _nan_to_none(values: Any) -> Any:
 
 
 def evaluation_metrics(report: EvaluationReport) -> dict[str, float]:
-    """``eval/<split>_*`` of a report: success (if defined) by task and by episode, and return by episode."""
+    """``eval/<split>_*`` of a report: success (if defined) by task and by episode, return by episode, and the gain from
+    memory (if played).
+    """
     prefix = f"eval/{report.split}"
     metrics = {f"{prefix}_return": statistics.fmean(report.task_returns().values())}
+    if report.without_memory is not None:
+        metrics[f"{prefix}_memory_gain"] = report.memory_gain
     metrics |= {f"{prefix}_return_by_episode/{k}": x for k, x in enumerate(report.return_by_episode())}
     if not report.has_success:
         return metrics

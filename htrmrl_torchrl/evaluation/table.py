@@ -15,7 +15,7 @@ def as_table(report: "EvaluationReport") -> str:
     success, returns, steps = report.task_success(), report.task_returns(), report.task_steps_to_success()
     width = max(len(name) for name in (*success, "all tasks"))
     if not report.has_success:
-        return "\n".join([*_header(report), "", *_table_of_returns(report, width)])
+        return "\n".join([*_header(report), "", *_table_of_returns(report, width), *_memory_gain(report, width)])
     lines = [
         *_header(report),
         "",
@@ -32,7 +32,27 @@ def as_table(report: "EvaluationReport") -> str:
         lines.append(f"{len(report.runs)} runs, 95% over runs: {_shown(report.interval(over='runs'))}")
     if report.success.shape[-1] > 1:
         lines += ["", "success by episode: " + " ".join(f"{value:.2f}" for value in report.success_by_episode())]
-    return "\n".join(lines)
+    return "\n".join([*lines, *_memory_gain(report, width)])
+
+
+def _memory_gain(report: "EvaluationReport", width: int) -> list[str]:
+    """By task, if episodes without memory were played."""
+    if report.without_memory is None:
+        return []
+    episodes = report.protocol.adaptation_episodes
+    rows = {name: (gain, report.memory_gain_interval(task=name)) for name, gain in report.task_memory_gain().items()}
+    rows["all tasks"] = (report.memory_gain, report.memory_gain_interval())
+    what = "success" if report.has_success else "return"
+    lines = [
+        "",
+        f"gain from memory: {what} in episodes 2 to {episodes} minus that of {episodes - 1} episodes that each start "
+        "with an empty memory, sampled actions",
+        f"{'task':<{width}}       gain      95% over goals",
+        *(f"{name:<{width}}  {gain:9.2f}  {_shown(interval):>18}" for name, (gain, interval) in rows.items()),
+    ]
+    if len(report.runs) > 1:
+        lines.append(f"{len(report.runs)} runs, 95% over runs: {_shown(report.memory_gain_interval(over='runs'))}")
+    return lines
 
 
 def _table_of_returns(report: "EvaluationReport", width: int) -> list[str]:

@@ -8,6 +8,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 from hydra.core.override_parser.types import ChoiceSweep, Glob, Override, RangeSweep
@@ -15,7 +16,7 @@ from hydra.core.override_parser.types import ChoiceSweep, Glob, Override, RangeS
 from htrmrl_torchrl.faults import UserError
 from htrmrl_torchrl.runs.console import reason, say
 from recipes.configuration.compose import UNREADABLE, load_config, parse_override
-from recipes.configuration.paths import path_override, safe_name
+from recipes.configuration.paths import in_hydras_words, path_override, safe_name
 
 MOST_CELLS = 10_000
 
@@ -98,7 +99,7 @@ def plan(recipe: str, overrides: Sequence[str], out: Path) -> tuple[list[str], l
     """
     from recipes.configuration.run_folder import check_same_run  # late: torch takes a while
 
-    axes, combinations = expand(overrides)
+    axes, combinations = expand([in_hydras_words(override) for override in overrides])
     if "run_dir" in combinations[0]:
         raise UserError("run_dir is each cell's own: give out=<folder> instead")
     if "resume" in combinations[0]:
@@ -166,6 +167,29 @@ def tabulate(cells: Sequence[Cell], metric: str) -> list[Row]:
         count = len(members)
         rows.append(Row(members[0][0].values, scores, sum(speeds) / count, sum(durations) / count))
     return rows
+
+
+def rank(cells: Sequence[Cell], metric: str) -> list[Row]:
+    """The arms, highest first, if ``env.name`` sweeps folds of one benchmark: one row for each combination of the other
+    axes. A seed's score is the mean over folds, and counts once all its folds are finished.
+    """
+    folds = {cell.values.get("env.name", "") for cell in cells}
+    benchmarks = {fold.partition(":fold=")[0] for fold in folds}
+    if len(folds) < 2 or len(benchmarks) > 1 or not all(":fold=" in fold for fold in folds):
+        return []
+    arms: dict[str, dict[str, list[Cell]]] = {}
+    for cell in cells:
+        arm = json.dumps({key: value for key, value in cell.values.items() if key != "env.name"})
+        arms.setdefault(arm, {}).setdefault(cell.run_dir.name, []).append(cell)
+    rows = []
+    for arm, seeds in arms.items():
+        whole = [runs for of in seeds.values() if len(runs := tabulate(of, metric)) == len(folds)]
+        if whole:
+            every = [run for runs in whole for run in runs]
+            scores = [fmean(run.mean for run in runs) for runs in whole]
+            speed, seconds = (fmean(getattr(run, name) for run in every) for name in ("frames_per_second", "seconds"))
+            rows.append(Row(json.loads(arm), scores, speed, seconds))
+    return sorted(rows, key=lambda row: -row.mean)
 
 
 def _seconds(path: Path) -> float:

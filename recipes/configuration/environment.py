@@ -66,9 +66,12 @@ def score_on_val(metrics: dict[str, float]) -> float:
     return metrics.get("eval/val_success", metrics.get("eval/val_return", LOWEST))
 
 
-def evaluate_on_held_out(config: DictConfig, networks: Networks, folder: Path, *, frames: int) -> dict[str, float]:
-    """Success on fixed grids of held-out goals (``val``) and tasks (``test``), beside training: ``eval/*``. Uses its
-    own environments and memory and shares only the weights. Writes a report of each into ``folder``.
+def evaluate_on_held_out(
+    config: DictConfig, networks: Networks, folder: Path, *, frames: int, last: bool
+) -> dict[str, float]:
+    """Success on fixed grids of held-out goals (``val``) and tasks (``test``), beside training: ``eval/*``; in the
+    ``last`` one the gain from memory, if configured. Uses its own environments and memory and shares only the weights.
+    Writes a report of each into ``folder``.
     """
     metrics: dict[str, float] = {}
     if is_factory(config.env.name):  # its goals are unknown
@@ -87,6 +90,7 @@ def evaluate_on_held_out(config: DictConfig, networks: Networks, folder: Path, *
             num_envs=config.env.num_envs,
             num_workers=config.env.num_workers,
             worker_timeout=config.env.worker_timeout,
+            memory_gain=config.eval.memory_gain and last,
         )
         report.runs[0]["frames"] = frames
         path = folder / f"{split}_{frames:012d}.json"

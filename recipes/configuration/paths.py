@@ -7,6 +7,8 @@ Paths are not read in Hydra's grammar, where ``=``, commas, brackets and quotes 
     run_dir=runs/x_${seed}              uses another key, unless a file of that very name exists
     out='"my results"'                  quotes for Hydra are allowed
     out=null                            is no path, where the shipped default is none
+
+Nor are folds of a benchmark (``env.name=ML10:fold=1,ML10:fold=2``), for the sake of their ``=``.
 """
 
 import hashlib
@@ -26,19 +28,24 @@ from htrmrl_torchrl.faults import UserError
 from htrmrl_torchrl.runs.lock import LOCK
 
 PATHS = ("checkpoint", "out", "resume", "run_dir")  # the keys, of all recipes, that are paths
+_BENCHMARKS = ("env.name", "benchmark")  # the keys that may name a fold
 _TRIED = bytes(4096)  # a full disk shows only when something is written
 
 
 def in_hydras_words(override: str) -> str:
-    """A path override quoted for Hydra's grammar; every other override as it is.
+    """An override of a path or a fold quoted for Hydra's grammar; every other override as it is.
 
     Example:
         >>> in_hydras_words("out=a=b,c")
         "out='a=b,c'"
+        >>> in_hydras_words("env.name=ML10:fold=1,ML10")
+        "env.name='ML10:fold=1',ML10"
         >>> in_hydras_words("seed=1,2")
         'seed=1,2'
     """
     key, equals, text = override.partition("=")
+    if key in _BENCHMARKS and re.fullmatch(r"[\w:=,-]*", text):
+        return f"{key}={','.join(quoted(name) if '=' in name else name for name in text.split(','))}"
     if key not in PATHS or not equals or text == "null":
         return override
     if _is_there(text) and os.path.expanduser(text) == text:

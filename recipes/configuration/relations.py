@@ -40,6 +40,13 @@ def relations(config: DictConfig) -> Iterator[Relation]:
     yield from _collection_relations(config)
     yield from _memory_relations(config)
     yield from _update_relations(config)
+    adaptation = config.eval.adaptation_episodes
+    adaptation = config.env.episodes_per_trial if adaptation is None else adaptation
+    yield (
+        not config.eval.memory_gain or adaptation >= 2,
+        f"eval.memory_gain is True but must be false with fewer than two adaptation episodes, which are {adaptation} "
+        "(eval.adaptation_episodes, or env.episodes_per_trial)",
+    )
 
 
 def warnings(config: DictConfig) -> Iterator[str]:

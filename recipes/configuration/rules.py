@@ -70,7 +70,7 @@ RANGES: dict[str, Rule] = {
 # Keys and prefixes that a continued run may change: none changes what is learned (another device draws other noise).
 FREE = (
     "total_frames", "resume", "run_dir", "device", "env.num_workers", "env.worker_timeout", "env.restart_workers",
-    "faults.", "checkpoint.", "eval.every_frames",
+    "faults.", "checkpoint.", "eval.every_frames", "eval.memory_gain",
 )  # fmt: skip
 
 MISSING = "???"  # OmegaConf's missing value

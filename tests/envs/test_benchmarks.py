@@ -7,7 +7,7 @@ import metaworld
 import numpy as np
 import pytest
 
-from htrmrl_torchrl.envs import benchmarks
+from htrmrl_torchrl.envs import benchmarks, check_name, make_env
 from htrmrl_torchrl.envs.benchmarks import draw_goals, num_goals, task_names
 
 
@@ -83,6 +83,60 @@ def test_splits_of_ml1_are_disjoint():
 @pytest.mark.parametrize("name", ["ML10", "ML25", "ML45"])
 def test_splits_of_benchmarks_are_disjoint(name):
     assert_disjoint(name)
+
+
+@pytest.mark.parametrize(("name", "size"), [("ML10", 2), ("ML45", 9)])
+def test_folds_partition_the_training_tasks_and_hold_no_test_task(name, size):
+    whole = list(getattr(metaworld.env_dict, f"{name}_V3")["train"])
+    held_out = []
+    for fold in range(1, 6):
+        train, test = (task_names(f"{name}:fold={fold}", split) for split in ("train", "test"))
+        assert train == task_names(f"{name}:fold={fold}", "val")
+        assert test == sorted(task for index, task in enumerate(whole) if index % 5 == fold - 1) and len(test) == size
+        assert sorted([*train, *test]) == sorted(whole)
+        held_out += test
+    assert sorted(held_out) == sorted(whole)
+    assert not {*held_out} & {*task_names(name, "test")}
+
+
+def test_a_folds_tasks_have_the_goals_of_the_whole_benchmark(monkeypatch):
+    """Goals are stood in for by what decides them: tasks drawn together, their order, and the seed."""
+
+    def goals(names, seed):
+        return [np.full((50, 1), [hash((names, seed, name))]) for name in names]
+
+    monkeypatch.setattr(benchmarks, "_goals", goals)
+    for fold in range(1, 6):
+        name = f"ML10:fold={fold}"
+        for split, whole in (("train", "train"), ("val", "val"), ("test", "train")):
+            expected = drawn("ML10", whole, 3)
+            assert_equal(drawn(name, split, 3), {task: expected[task] for task in task_names(name, split)})
+    alone = f"custom:[{','.join(task_names('ML10:fold=1'))}]/[]"  # the control: drawn without the held-out ones
+    assert not np.array_equal(drawn(alone, "train", 3)["push-v3"], drawn("ML10", "train", 3)["push-v3"])
+
+
+WRONG_FOLDS = [
+    "ML10:fold=6", "ML10:fold=0", "ML10:fold=", "ML10:fold", "ML10:fold=01", "ML10:fold=x", "ML10:fold=1,2",
+    "ML1:fold=1", "ML25:fold=1", "toy:fold=1",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("name", WRONG_FOLDS)
+def test_a_wrong_fold_is_refused_with_how_it_is_written(name):
+    for refuses in (task_names, check_name):
+        with pytest.raises(ValueError) as error:
+            refuses(name)
+        said = f"Received {name!r}; a fold is written ML10:fold=<n> or ML45:fold=<n>, with n from 1 to 5."
+        assert str(error.value) == said
+
+
+def test_a_fold_is_played_and_its_held_out_tasks_are_other_simulators():
+    """The simulators that a lane builds are of the fold's own tasks, and of no other."""
+    for split, tasks in (("train", 8), ("val", 8), ("test", 2)):
+        env = make_env("ML10:fold=3", split=split, num_envs=tasks, horizon=2)
+        assert sorted(env.reset()["task"].flatten().tolist()) == list(range(tasks))
+        assert env._lanes.task_names == task_names("ML10:fold=3", split)
+        env.close()
 
 
 @pytest.mark.parametrize(("name", "train", "test"), [("ML10", 10, 5), ("ML25", 25, 5), ("ML45", 45, 5)])

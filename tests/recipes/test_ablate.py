@@ -17,7 +17,7 @@ from htrmrl_torchrl.evaluation.intervals import interval_over_runs
 from htrmrl_torchrl.faults import UserError
 from recipes.ablate import AXES, check, figure, write_table
 from recipes.configuration import cells as _ablation
-from recipes.configuration.cells import Cell, expand, plan, tabulate
+from recipes.configuration.cells import Cell, expand, plan, rank, tabulate
 from recipes.configuration.compose import load_config
 from tests.recipes.runs import hear_all_signals, python_path, wait_for
 
@@ -148,6 +148,56 @@ def test_the_table_is_what_one_works_out_by_hand(cells, tmp_path):
     assert table[2][:6] == ["3", "recent", "1", "0.5", "", ""]
     assert [float(x) for x in table[2][6:]] == pytest.approx([200, 5])
     assert table[3][:4] == ["1", "uniform", "1", "1.0"] and len(table) == 4
+
+
+def test_folds_need_no_quotes_and_their_cells_are_valid(tmp_path):
+    axes, cells = plan("ml10_ppo", ["env.name=ML10:fold=1,ML10:fold=2", "seed=1"], tmp_path)
+    assert axes == ["env.name"] and len({cell.run_dir for cell in cells}) == 2
+    configs = [load_config("ml10_ppo", cell.overrides) for cell in cells]
+    assert [config.env.name for config in configs] == ["ML10:fold=1", "ML10:fold=2"]
+    with pytest.raises(UserError, match=r"env.name='ML10:fold=6'.*a fold is written ML10:fold=<n>"):
+        plan("ml10_ppo", ["env.name=ML10:fold=1,ML10:fold=6"], tmp_path)
+
+
+SCORES = {  # arm: by fold, seeds 1 and 2
+    "uniform": {"'ML10:fold=1'": (0.5, 0.1), "'ML10:fold=2'": (0.1, 0.1)},
+    "best_return": {"'ML10:fold=1'": (0.2, 0.3), "'ML10:fold=2'": (0.4, 0.5)},
+}
+
+
+def folds_of(folder, scores):
+    cells = []
+    for arm, by_fold in scores.items():
+        for fold, of_seeds in by_fold.items():
+            for seed, score in enumerate(of_seeds, start=1):
+                made = made_up(folder / f"{len(cells)}", "1", arm, seed, score, seconds=10)
+                run_dir = made.run_dir.rename(made.run_dir.with_name(f"seed={seed}"))
+                cells.append(Cell({"env.name": fold, "memory.strategy": arm}, [], run_dir, 1000))
+    return cells
+
+
+def test_arms_are_ranked_by_the_mean_over_folds_and_seeds(tmp_path):
+    """best_return has seeds at 0.3 and 0.4, uniform at 0.3 and 0.1, though it has the best cell."""
+    first, second = rank(folds_of(tmp_path, SCORES), "eval/val_success")
+    assert first.values == {"memory.strategy": "best_return"} and second.values == {"memory.strategy": "uniform"}
+    assert first.scores == pytest.approx([0.3, 0.4]) and second.scores == pytest.approx([0.3, 0.1])
+    assert first.interval == pytest.approx(interval_over_runs([0.3, 0.4]))
+    assert (first.frames_per_second, first.seconds) == (pytest.approx(100), pytest.approx(10))
+
+
+def test_a_seed_counts_once_all_its_folds_are_finished(tmp_path):
+    cells = folds_of(tmp_path, SCORES)
+    (cells[7].run_dir / "summary.json").unlink()  # best_return, fold 2, seed 2
+    first = rank(cells, "eval/val_success")[0]
+    assert first.values == {"memory.strategy": "best_return"} and first.scores == pytest.approx([0.3])
+    (cells[0].run_dir / "summary.json").unlink()
+    (cells[3].run_dir / "summary.json").unlink()
+    assert [row.values["memory.strategy"] for row in rank(cells, "eval/val_success")] == ["best_return"]
+
+
+@pytest.mark.parametrize("names", [["'ML10:fold=1'"], ["'ML10:fold=1'", "ML10"], ["'ML10:fold=1'", "'ML45:fold=1'"]])
+def test_other_environments_are_not_averaged(names, tmp_path):
+    assert rank(folds_of(tmp_path, {"uniform": dict.fromkeys(names, (0.5,))}), "eval/val_success") == []
 
 
 def test_a_metric_that_the_runs_do_not_have_is_named(cells):

@@ -14,7 +14,7 @@ import pytest
 
 from htrmrl_torchrl import evaluate as evaluate_agent
 from htrmrl_torchrl.checkpoints.checkpoint import read_component
-from htrmrl_torchrl.envs import check_name
+from htrmrl_torchrl.envs import check_name, task_names
 from htrmrl_torchrl.evaluation import EvaluationReport
 from recipes import evaluate
 from tests.checkpoints.test_archive import forged
@@ -110,6 +110,37 @@ def test_the_goals_are_of_the_seed_that_the_agent_was_trained_with(trained, reci
         assert EvaluationReport.load(path).benchmark_seed == expected
     _, error, code = recipe(f"checkpoint={tmp_path}/seed*", *SMALL)
     assert code == 2 and "trained on goals of the seeds [0, 3]: give one" in error
+
+
+@pytest.mark.slow
+def test_a_fold_is_trained_and_evaluated_on_its_held_out_tasks(recipe, tmp_path):
+    short = ["env.name=ML10:fold=1", "env.num_envs=8", "env.num_workers=0", "env.episodes_per_trial=2"]
+    short += ["env.horizon=10", "total_frames=160", "loss.minibatch_frames=80", "loss.segment_frames=10"]
+    short += ["eval.goals_per_task=1", "eval.horizon=5", "eval.adaptation_episodes=2", "eval.memory_gain=true"]
+    short += ["encoder.episodes=2"]
+    run_dir = tmp_path / "run"
+    train_here(run_dir, *short, recipe="ml10_ppo")
+    metrics = json.loads((run_dir / "summary.json").read_text())["metrics"]
+    held_out = ["button-press-topdown-v3", "reach-v3"]
+    for split, tasks in (("val", set(task_names("ML10")) - {*held_out}), ("test", {*held_out})):
+        played = {
+            name.partition("/")[2].partition("/")[2] for name in metrics if name.startswith(f"eval/{split}_success/")
+        }
+        assert played == tasks and -1 <= metrics[f"eval/{split}_memory_gain"] <= 1
+    assert {name for name in metrics if name.startswith("train/success/")} == {
+        f"train/success/{task}" for task in set(task_names("ML10")) - {*held_out}
+    }
+    arguments = [f"checkpoint={run_dir}", *SMALL, "horizon=5", "goals_per_task=1", f"out={tmp_path / 'out'}"]
+    out, error, code = recipe(*arguments, "memory_gain=true")
+    assert code == 0 and "ML10:fold=1 test" in out and "gain from memory: success in episodes 2 to 2" in out, error
+    (path,) = (tmp_path / "out").glob("ML10_fold_1_test_strict_1goals_*_memory_gain_*.json")
+    report = EvaluationReport.load(path)
+    assert report.tasks == held_out and report.benchmark == "ML10:fold=1" and report.without_memory.shape == (1, 2, 1)
+    assert (
+        recipe(*arguments)[2] == 0 and len(list((tmp_path / "out").glob("*.json"))) == 2
+    )  # neither replaces the other
+    _, error, code = recipe(*arguments, "benchmark=ML10:fold=7")
+    assert code == 2 and "Received 'ML10:fold=7'; a fold is written ML10:fold=<n>" in error
 
 
 def test_stages_of_a_meta_world_run(recipe, tmp_path):

@@ -7,10 +7,13 @@ from htrmrl_torchrl import evaluate, make_env
 from htrmrl_torchrl.agent.networks import build_networks
 from htrmrl_torchrl.envs import metaworld
 from htrmrl_torchrl.envs.benchmarks import draw_goals
+from htrmrl_torchrl.evaluation import EvaluationReport
+from htrmrl_torchrl.faults import UserError
 from recipes.configuration import environment as _environment
 from recipes.configuration.compose import load_config
 from recipes.configuration.environment import LOWEST, evaluate_on_held_out, score_on_val, training_environment
 from tests.evaluation.reports import hand_made
+from tests.evaluation.test_memory_gain import remembering
 
 METAWORLD = {"observation_dim": 39, "action_low": [-1.0] * 4, "action_high": [1.0] * 4}
 
@@ -65,13 +68,32 @@ def test_evaluation_beside_training_is_as_configured(monkeypatch, tmp_path):
     monkeypatch.setattr(_environment, "evaluate", noted)
     changed = ["eval.protocol=garage", "eval.goals_per_task=3", "eval.adaptation_episodes=7", "eval.horizon=40"]
     config = load_config("ml1_ppo", [*changed, "env.benchmark_seed=5", "seed=9", "env.name=ML1:push-v3"])
-    evaluate_on_held_out(config, None, tmp_path, frames=1)
+    evaluate_on_held_out(config, None, tmp_path, frames=1, last=False)
     assert [call["split"] for call in calls] == ["val", "test"]
     expected = {
         "name": "ML1:push-v3", "protocol": "garage", "goals_per_task": 3, "adaptation_episodes": 7, "horizon": 40,
         "benchmark_seed": 5, "seed": 9,
     }  # fmt: skip
     assert all({key: call[key] for key in expected} == expected for call in calls)
+
+
+@pytest.mark.parametrize(
+    ("wanted", "last", "plays"), [("true", True, True), ("true", False, False), ("false", True, False)]
+)
+def test_the_gain_from_memory_is_played_at_the_end_alone(wanted, last, plays, tmp_path):
+    """By an agent whose gain is -1: it knows the goal in a trial's first episode only."""
+    config = load_config("toy_ppo", [f"eval.memory_gain={wanted}", "eval.goals_per_task=4", "env.num_workers=0"])
+    metrics = evaluate_on_held_out(config, remembering({0: {0, 1, 2, 3}}), tmp_path, frames=7, last=last)
+    gains = {name: value for name, value in metrics.items() if "gain" in name}
+    assert gains == ({"eval/val_memory_gain": -1.0, "eval/test_memory_gain": -1.0} if plays else {})
+    saved = EvaluationReport.load(tmp_path / "test_000000000007.json")
+    assert (saved.without_memory is not None) == plays
+
+
+@pytest.mark.parametrize("asked", [["env.episodes_per_trial=1", "encoder.episodes=1"], ["eval.adaptation_episodes=1"]])
+def test_a_gain_from_memory_wants_two_episodes(asked):
+    with pytest.raises(UserError, match=r"eval\.memory_gain is True but must be false .* which are 1"):
+        load_config("toy_ppo", ["eval.memory_gain=true", *asked])
 
 
 def test_the_best_checkpoint_is_chosen_on_val_alone():
