@@ -13,13 +13,12 @@ from htrmrl_torchrl.runs.signals import ending_at_once
 from recipes.configuration.compose import run_recipe
 from recipes.configuration.find import check_checkpoints, goals_of, one_checkpoint, run_folder_of
 from recipes.configuration.paths import check_folder, writing
-from recipes.configuration.rules import Rule, at_least, check_values, check_words
+from recipes.configuration.rules import check_values, check_words
 
 
 def check(config: DictConfig, defaults: DictConfig) -> None:
     """Raise UserError for the first error that shows before a checkpoint is read."""
-    tasks = Rule("a list of names", lambda names: bool(names) and all(type(name) is str for name in names), list)
-    check_values(config, defaults, {"tasks": tasks, "goal": at_least(0), "every": at_least(1), "size": at_least(128)})
+    check_values(config, defaults)
     words = {"split": SPLITS, "protocol": PROTOCOLS, "evaluation_actions": get_args(Actions), "format": ("mp4", "gif")}
     check_words(config, words)
 

@@ -9,7 +9,7 @@ import torch
 from htrmrl_torchrl import EpisodicReplayBuffer, EpisodicStorage, keys, make_env
 from htrmrl_torchrl.agent.networks import build_networks
 from htrmrl_torchrl.faults import UserError
-from recipes import ablate, benchmark, evaluate, export
+from recipes import ablate, benchmark, evaluate, export, video
 from recipes.configuration import rules
 from recipes.configuration.compose import CONFIG_DIR, load_config
 from recipes.configuration.parts import agent_arguments
@@ -20,7 +20,10 @@ from tests.helpers import assert_same
 
 FILES = sorted(CONFIG_DIR.rglob("*.yaml"))
 # These have rules and a check of their own.
-OTHERS = {"ablate": ablate, "benchmark": benchmark, "evaluate": evaluate, "export": export, "look_inside": look_inside}
+OTHERS = {
+    "ablate": ablate, "benchmark": benchmark, "evaluate": evaluate, "export": export, "look_inside": look_inside,
+    "video": video,
+}  # fmt: skip
 ENCODERS = [path for path in FILES if path.parent.name == "encoder"]
 TRAINING = [path for path in FILES if path.stem not in OTHERS and path not in ENCODERS]
 KEY = re.compile(r"^( *)([A-Za-z_]+):")

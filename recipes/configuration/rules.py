@@ -49,10 +49,10 @@ RANGES: dict[str, Rule] = {
         "total_frames", "every_frames", "minibatch_frames", "segment_frames", "frames_per_batch", "num_envs",
         "episodes_per_trial", "horizon", "window", "episodes", "d_model", "num_heads", "intra_layers", "mlp_layers",
         "max_episodes", "epochs", "grow_to", "grow_over", "goals_per_task", "trials_per_goal", "evaluation_episodes",
-        "looks", "max_in_a_row", "keep", "jobs", "rounds", "recipe_lanes",
+        "looks", "max_in_a_row", "keep", "jobs", "rounds", "recipe_lanes", "every",
     ), at_least(1)),
     **dict.fromkeys(
-        ("num_workers", "inter_layers", "benchmark_seed", "adaptation_episodes", "entropy_coeff"), at_least(0)
+        ("num_workers", "inter_layers", "benchmark_seed", "adaptation_episodes", "entropy_coeff", "goal"), at_least(0)
     ),
     **dict.fromkeys((
         "reward_scale", "init_std", "min_std", "target_kl", "clip_epsilon", "critic_coeff", "max_grad_norm", "lr",
@@ -64,6 +64,8 @@ RANGES: dict[str, Rule] = {
     "gae_lambda": Rule("between 0 and 1", lambda value: 0 <= value <= 1),
     "schedule": one_of("constant", "linear"),
     "threads": Rule("from 0 to 1024", lambda value: 0 <= value <= 1024, int),
+    "size": at_least(128),
+    "tasks": Rule("a list of names", lambda value: bool(value) and all(type(name) is str for name in value), list),
     "trust": Rule("a list of paths package.module:name", lambda value: all(map(is_dotted_path, value)), list),
 }  # fmt: skip
 
