@@ -171,7 +171,7 @@ ROWS = {
     "ablate: no end": ("ablate", ["seed=range(0,1e400)"], "comes to an end"),
     "ablate: far too many": ("ablate", ["seed=range(0,1000000000000)"], "more than 10,000 cells"),
     "ablate: too many together": ("ablate", ["encoder.window=range(1,1000)", "seed=range(1,1000)"], "10,000 cells"),
-    "ablate: a key twice": ("ablate", ["seed=1,2", "seed=3"], "of the same key: give it once"),
+    "ablate: a key twice": ("ablate", ["seed=1,2", "seed=3"], "set the same key: give it once"),
     "ablate: files": ("ablate", ["seed=glob(*)"], "a pattern of files"),
     "ablate: an empty choice": ("ablate", ["seed=choice()"], "cannot read"),
     "ablate: very deep": ("ablate", [f"seed={DEEP}"], "(3005 characters)"),

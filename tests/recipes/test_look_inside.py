@@ -118,7 +118,7 @@ WRONG = {
     "foreign": (["checkpoint={tmp}/foreign.torchrl"], "foreign.torchrl is not a checkpoint"),
     "unknown split": (["checkpoint={run}", "split=tset"], "split is 'tset'"),
     "unknown benchmark": (["checkpoint={run}", "benchmark=ML11"], "'ML11'"),
-    "a factory": (["checkpoint={run}", "benchmark=os:getcwd"], "look into a built-in benchmark"),
+    "a factory": (["checkpoint={run}", "benchmark=os:getcwd"], "name a Benchmark of your own"),
     "goals beyond": (["checkpoint={run}", "goals_per_task=5"], "goals_per_task is 5 but must be at most 4 in toy"),
     "other sizes": (
         ["checkpoint={run}", "benchmark=ML1:reach-v3", "num_workers=0", "goals_per_task=1", "trials_per_goal=1"],

@@ -57,8 +57,10 @@ def test_run_folder_holds_what_is_promised(toy_run):
     assert summary["versions"]["torchrl"].startswith("0.14")
 
 
-def test_metrics_have_the_documented_names(toy_run):
-    logged = {name for _, name in metrics(toy_run)}
+def test_metrics_have_the_documented_names(toy_run, tmp_path):
+    train_here(tmp_path, "total_frames=192", "eval.memory_gain=true", *TINY)
+    with_gain = {name for _, name in metrics(tmp_path)}
+    logged = {name for _, name in metrics(toy_run)} | with_gain
     expected = {"train/success", "train/return", "train/success/hidden-goal", "train/success_by_episode/3"}
     expected |= {"eval/val_success", "eval/test_success", "eval/val_success/hidden-goal"}
     expected |= {f"eval/val_success_by_episode/{k}" for k in range(5)}
@@ -66,12 +68,13 @@ def test_metrics_have_the_documented_names(toy_run):
     expected |= {"ppo/explained_variance", "ppo/first_minibatch_ratio", "memory/occupancy", "memory/window_age"}
     expected |= {"attention/intra_entropy", "attention/inter_entropy"}
     expected |= {"attention/inter_evenness/1.1", "attention/past_share", "memory/duplicates", "memory/window_distance"}
+    expected |= {"eval/val_memory_gain", "eval/test_memory_gain"}
     expected |= {"eval/val_forgetting/hidden-goal", "eval/val_test_gap", "norm/gradient/intra.1", "norm/weight/critic"}
     assert expected <= logged
     glossary = documented((ROOT / "README.md").read_text(encoding="utf-8"))
     assert not [name for name in logged if not any(pattern.fullmatch(name) for pattern in glossary)]
     with (toy_run / "metrics.csv").open(newline="") as file:
-        logged = {row["metric"] for row in csv.DictReader(file)}  # those of time and process too
+        logged = {row["metric"] for row in csv.DictReader(file)} | with_gain  # those of time and process too
     assert not [pattern.pattern for pattern in glossary if not any(pattern.fullmatch(name) for name in logged)]
     assert any(pattern.fullmatch("train/success/push-v3") for pattern in glossary)
     assert not any(pattern.fullmatch(name) for pattern in glossary for name in ("train/sucess", "memory/masked/1"))
