@@ -1,13 +1,12 @@
 """`recipes/export.py` as a user runs it: one small file, which is evaluated, and from which no run goes on."""
 
 import subprocess
-import sys
 
 import pytest
 
 from htrmrl_torchrl import evaluate
 from recipes import export
-from tests.recipes.runs import ROOT, TINY, command, here, train_here
+from tests.recipes.runs import TINY, command, here, train_here
 
 
 @pytest.fixture(scope="module")
@@ -23,16 +22,14 @@ def recipe(monkeypatch, capsys):
     return here(monkeypatch, capsys, export, config_name="export")
 
 
-def test_one_small_file_that_is_evaluated_like_the_checkpoint(trained, tmp_path):
-    arguments = [sys.executable, str(ROOT / "recipes" / "export.py"), f"checkpoint={trained}", "out=agent.torchrl"]
-    done = subprocess.run(arguments, capture_output=True, text=True, timeout=300, cwd=tmp_path)
-    assert done.returncode == 0, done.stderr
+def test_one_small_file_that_is_evaluated_like_the_checkpoint(trained, recipe, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    said, error, code = recipe(f"checkpoint={trained}", "out=agent.torchrl")
+    assert code == 0, error
     (out,) = tmp_path.iterdir()
     (checkpoint,) = (trained / "checkpoints").glob("best-*")
     assert out.name == "agent.torchrl" and 2 * out.stat().st_size < checkpoint.stat().st_size
-    assert done.stdout == (
-        f"agent.torchrl: {out.stat().st_size / 1e6:.1f} MB, the agent of {checkpoint} after 192 frames\n"
-    )
+    assert said == (f"agent.torchrl: {out.stat().st_size / 1e6:.1f} MB, the agent of {checkpoint} after 192 frames\n")
     expected, found = (evaluate(path, "toy", adaptation_episodes=2) for path in (checkpoint, out))
     assert found.success.tolist() == expected.success.tolist() and found.returns.tolist() == expected.returns.tolist()
     assert [run["frames"] for run in found.runs] == [192]
