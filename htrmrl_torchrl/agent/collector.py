@@ -28,7 +28,7 @@ from htrmrl_torchrl.agent.acting import Acting, Decision
 from htrmrl_torchrl.envs.trial import Step, TrialEnv
 from htrmrl_torchrl.memory.windows import token_after
 
-_SAMPLED = {ExplorationType.RANDOM: False, ExplorationType.DETERMINISTIC: True}
+_DETERMINISTIC = {ExplorationType.RANDOM: False, ExplorationType.DETERMINISTIC: True}
 _AT_SEAMS: tuple[NestedKey, ...] = (
     keys.IS_INIT, keys.TRIAL_INIT, keys.FINAL_OBSERVATION, keys.FINAL_ACTION, keys.FINAL_REWARD,
 )  # fmt: skip
@@ -75,13 +75,13 @@ class TrialCollector(Collector):
         )  # fmt: skip
         return (
             type(self.env) is TrialEnv
-            and self.exploration_type in _SAMPLED
+            and self.exploration_type in _DETERMINISTIC
             and bool(self._use_buffers)
             and not any(special)
         )
 
     def _play(self, acting: Acting) -> TensorDictBase:
-        device, sampled = self.policy_device or self.env.device, _SAMPLED[self.exploration_type]
+        device, mean_action = self.policy_device or self.env.device, _DETERMINISTIC[self.exploration_type]
         batch, token = _Batch(), None
         row: TensorDictBase | None = self._carrier.select(*_SHOWN, *_DONE)
         trajectories: Tensor | None = self._carrier.get(_TRAJECTORY, None)
@@ -89,7 +89,7 @@ class TrialCollector(Collector):
             for _ in range(self.frames_per_batch):
                 if row is not None:
                     batch.begin(row)
-                decision = acting.step(None if row is None else row.to(device), token, deterministic=sampled)
+                decision = acting.step(None if row is None else row.to(device), token, deterministic=mean_action)
                 step, row = self.env.advance(decision.action.to(self.env.device)), None
                 batch.add(decision, step, acting.memory.noted(), trajectories)
                 if step.ended:
