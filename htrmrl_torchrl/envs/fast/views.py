@@ -27,7 +27,7 @@ class NamedData(mujoco.MjData):
             setattr(self, kind, _Table(getattr(super(), kind)).__getitem__)
 
     def release(self) -> None:
-        """Drops the cached views: each keeps this object, and its model, in memory, and no garbage collector sees it."""
+        """Drops the cached views: each keeps this object and its model alive, unseen by the garbage collector."""
         for kind in ("body", "geom", "site", "joint"):
             getattr(self, kind).__self__.clear()
 
