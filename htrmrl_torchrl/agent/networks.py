@@ -111,7 +111,7 @@ def acting_policy(
         networks: whose weights to use, not to copy.
         strategy: how windows are drawn; default: as in `networks`.
         scope: ``"trial"`` by default, however `networks` were trained, so that no trial sees another goal's trial. With
-            ``"lane"`` a trial's context depends on the trials before it in its lane, and so on the number of lanes.
+            ``"lane"`` a trial's context depends on earlier trials of its environment, and on their number.
             ValueError without `max_episodes`, or with an encoder that reads no earlier episodes.
         seed: of the new memory's random streams.
     """

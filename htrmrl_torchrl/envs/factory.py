@@ -35,7 +35,7 @@ def make_env(
 ) -> EnvBase:
     """Build a batched trial environment, ``batch_size=[num_envs]``; ``keys.py`` lists what it writes.
 
-    Each lane plays trials: ``episodes_per_trial`` episodes of one (task, goal), then the next pair of a `TaskDeck`.
+    A trial is ``episodes_per_trial`` episodes of one (task, goal); the next trial has the next pair of a `TaskDeck`.
 
     Args:
         name: a built-in name of ``benchmarks.py``, or a dotted path (``package.module:name`` or
@@ -43,7 +43,7 @@ def make_env(
             called as ``factory(split=, num_envs=, seed=, **factory_kwargs)`` and wrapped in :class:`TrialTransform`
             unless it writes ``trial_init``.
         split: ``train``, ``val`` (training tasks, goals of another benchmark seed) or ``test``.
-        num_envs: lanes stepped together.
+        num_envs: environments stepped together.
         episodes_per_trial: K.
         horizon: steps per episode; default 500 in Meta-World (its maximum), 200 with HalfCheetah and Ant, 6 in the toy.
             Not for factories.
@@ -53,8 +53,8 @@ def make_env(
         worker_timeout: seconds after which a worker that does not answer a step is killed. Starting and resetting build
             simulators and may take ten times as long, at least ten minutes.
         backend: Meta-World only: ``fast``, or ``official`` for its own code; the trajectories are the same.
-        pairs: for evaluation: (task index, goal index) pairs to play instead of the deck, at least ``num_envs``; lane
-            ``i`` plays ``pairs[i]``, ``pairs[i + num_envs]``, ...
+        pairs: for evaluation: (task index, goal index) pairs to play instead of the deck, at least ``num_envs``;
+            environment ``i`` plays ``pairs[i]``, ``pairs[i + num_envs]``, ...
 
     Raises:
         ValueError: for an unknown name, split or task, or a number out of range, before any simulator is built.
@@ -129,7 +129,7 @@ def wrap_foreign(env: EnvBase, *, name: str, num_envs: int, episodes_per_trial: 
         raise MismatchError(f"{name} returned {type(env).__name__}; a factory must return a torchrl.envs.EnvBase.")
     if tuple(env.batch_size) != (num_envs,):
         raise MismatchError(
-            f"{name} returned batch_size {list(env.batch_size)}, expected [{num_envs}]; build num_envs lanes, for "
+            f"{name} returned batch_size {list(env.batch_size)}, expected [{num_envs}]; build num_envs of them, for "
             "instance with SerialEnv(num_envs, make_one)."
         )
     if keys.TRIAL_INIT in env.observation_spec.keys():
@@ -191,7 +191,7 @@ def check_seed(seed: int) -> int:
 
 def _check_pairs(pairs: Sequence[tuple[int, int]], num_envs: int, tasks: int, goals: int) -> list[tuple[int, int]]:
     if len(pairs) < num_envs:
-        raise ValueError(f"pairs needs a (task, goal) for each lane: received {len(pairs)} for num_envs={num_envs}.")
+        raise ValueError(f"pairs must have num_envs={num_envs} (task, goal) pairs or more, received {len(pairs)}.")
     wrong = [pair for pair in pairs if not (0 <= pair[0] < tasks and 0 <= pair[1] < goals)]
     if wrong:
         raise ValueError(f"Pairs {wrong} are out of range: tasks are 0 to {tasks - 1}, goals 0 to {goals - 1}.")

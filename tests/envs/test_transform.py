@@ -109,5 +109,5 @@ def test_an_environment_with_trials_is_refused():
 
 
 def test_outside_an_environment_it_says_where_it_belongs():
-    with pytest.raises(RuntimeError, match="belongs to an environment"):
+    with pytest.raises(RuntimeError, match="needs an environment"):
         TrialTransform(episodes_per_trial=3).transform_observation_spec(Composite(observation=Unbounded(1)))

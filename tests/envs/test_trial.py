@@ -232,7 +232,7 @@ def test_an_action_that_is_not_finite_names_its_lane():
     env = trial_env()
     row = env.reset()
     row["action"] = torch.tensor([[0.0], [float("nan")]])
-    with pytest.raises(ValueError, match=r"action is not finite on lane 1 \(nan\)"):
+    with pytest.raises(ValueError, match=r"action is not finite in environment 1 \(nan\)"):
         env.step(row)
 
 

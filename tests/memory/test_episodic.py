@@ -87,7 +87,7 @@ def test_windows_drawn_by_embedding_equal_the_reference(scope, max_episodes):
 
 def test_embeddings_need_an_encoder():
     memory = EpisodicMemory(window=2, episodes=2, strategy="similar")
-    with pytest.raises(ValueError, match=r"asks for embeddings.*EpisodicMemory\(encoder"):
+    with pytest.raises(ValueError, match=r"needs embeddings.*EpisodicMemory\(encoder"):
         for step in steps(as_batch(record([[[2, 2]]], window=2, episodes=2))):
             memory(step)
 
