@@ -93,8 +93,7 @@ class Acting:
         """The next step of all environments.
 
         Args:
-            row: input of the policy ``[N]``, at the first step and whenever an environment begins an episode; not
-                modified.
+            row: input of the policy ``[N]``, at the first step and where an episode begins; not modified.
             token: input at all other steps ``[N, x]``, see `make_token`.
             deterministic: the mean action instead of a sampled one.
         """

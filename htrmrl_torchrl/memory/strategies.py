@@ -97,9 +97,8 @@ class BestReturn:
 
     If success is rewarded, this window shows the steps that led to it. If one of the episode's first T - 1 tokens
     contains the largest reward, the window is the first T tokens and ends after it. Of equal returns or rewards the
-    latest counts. An episode of equal rewards therefore shows its end, but not if its last reward is lower than the
-    others. Returns are compared without scaling: with ``scope="lane"`` the episodes of an easy earlier task may fill
-    all slots.
+    latest counts. So an episode of equal rewards shows its end, but not if only its last reward is lower. Returns are
+    not scaled: with ``scope="lane"`` the episodes of an easy earlier task may fill all slots.
 
     Example:
         >>> rewards = {0: [0, 9, 0, 0], 1: [0, 0, 0, 0], 2: [0, 0, 0, 5]}

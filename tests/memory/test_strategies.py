@@ -337,6 +337,6 @@ def test_names():
     assert make_strategy(own) is own
     with pytest.raises(
         ValueError,
-        match=r"'recnt' is unknown.* recent, uniform, uniform_last, best_return, diverse, similar, and a path",
+        match=r"'recnt' is unknown.* recent, uniform, uniform_last, best_return, diverse, similar, or give the path",
     ):
         make_strategy("recnt")
