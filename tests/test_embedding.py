@@ -193,7 +193,7 @@ def test_scaled_actions_are_remembered_as_the_spec_says():
     [
         ("rl2", "mlp", "RecurrentEncoder cannot read the context of a EpisodicMemory"),
         ("htrmrl", "rl2", "HierarchicalEncoder cannot read the context of a RecurrentMemory"),
-        ("htrmrl", "mlp", "window=1 and episodes=1, and the encoder was built for window=2 and episodes=3"),
+        ("htrmrl", "mlp", "window=1 and episodes=1, but the encoder was built for window=2 and episodes=3"),
         ("htrmrl", "htrmrl", "built with another encoder than the actor or critic"),
         ("rl2", "rl2", "built with another encoder than the actor or critic"),
     ],

@@ -373,8 +373,8 @@ def test_calls_out_of_order(agent):
     [
         (np.zeros((2, 3)), r"observation has shape \[2, 3\] but must be \[2, 2\]"),
         (np.zeros(2), r"observation has shape \[2\] but must be \[2, 2\]"),
-        (np.array([[0, 0], [0, np.nan]]), r"observation is not finite in lanes \[1\]"),
-        (torch.full((2, 2), torch.inf), r"observation is not finite in lanes \[0, 1\]"),
+        (np.array([[0, 0], [0, np.nan]]), r"observation is not finite in environments \[1\]"),
+        (torch.full((2, 2), torch.inf), r"observation is not finite in environments \[0, 1\]"),
     ],
 )
 def test_wrong_observations(agent, observation, message):
@@ -387,12 +387,12 @@ def test_wrong_observations(agent, observation, message):
     [
         ({"reward": np.zeros(3)}, r"reward has shape \[3\] but must be \[2\]"),
         ({"reward": 0.0}, r"reward has shape \[\] but must be \[2\]"),
-        ({"reward": [0.0, float("nan")]}, r"reward is not finite in lanes \[1\]"),
+        ({"reward": [0.0, float("nan")]}, r"reward is not finite in environments \[1\]"),
         ({"terminated": [True]}, r"terminated has shape \[1\]"),
         ({"truncated": [[True, True]]}, r"truncated has shape \[1, 2\]"),
         ({"action": np.zeros((2, 3))}, r"action has shape \[2, 3\] but must be \[2, 1\]"),
         ({"final_observation": np.zeros((2, 5))}, r"final_observation has shape \[2, 5\]"),
-        ({"final_observation": np.full((2, 2), np.nan)}, r"final_observation is not finite in lanes \[0\]"),
+        ({"final_observation": np.full((2, 2), np.nan)}, r"final_observation is not finite in environments \[0\]"),
         ({"final_observation": np.array([None, np.zeros(2)], dtype=object)}, "None where an episode has ended"),
     ],
 )
