@@ -1,0 +1,166 @@
+"""Tables of ML10."""
+
+import json
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from htrmrl_torchrl.evaluation import EvaluationReport
+from htrmrl_torchrl.evaluation.intervals import DIFFERENCES, interval_over_goals
+from results.tables.cells import cell, cells, curve, markdown, scored, table
+
+# Folders of results/ml10/: one for each training seed.
+HTRMRL = ("htrmrl_grow_seed1", "htrmrl_grow_seed2", "htrmrl_grow_seed3")
+METHODS = {
+    "HTrMRL": HTRMRL,
+    "HTrMRL, settings of the baselines": ("htrmrl_shallow_seed1",),
+    "TrMRL": ("trmrl_seed1",),
+    "RL2": ("rl2_20m_seed1",),
+}
+RUNS = {
+    **{f"HTrMRL, seed {seed}": run for seed, run in enumerate(HTRMRL, 1)},
+    **{f"{name}, seed 1": runs[0] for name, runs in METHODS.items() if name != "HTrMRL"},
+}
+PLAYED = {  # column: split, protocol, goals per task
+    "train, `strict`": ("train", "strict", 5),
+    "train, `garage`": ("train", "garage", 2),
+    "test, `strict`": ("test", "strict", 10),
+    "test, `sampled`": ("test", "garage", 10),  # the same trials as `sampled`, see its definition
+    "test, `garage`": ("test", "garage", 2),
+}
+
+
+def ml10(
+    results: Path, runs: Sequence[str], split: str, protocol: str, goals: int, adaptation: int = 10
+) -> EvaluationReport:
+    """One report of several training seeds."""
+    pattern = f"evaluations/ML10_{split}_{protocol}_{goals}goals_{adaptation}+*episodes_seed0_????????????.json"
+    paths = [path for run in runs for path in (results / "ml10" / run).glob(pattern)]
+    if len(paths) != len(runs):
+        raise ValueError(f"{len(runs)} runs have {len(paths)} files {pattern}.")
+    return EvaluationReport.merge([EvaluationReport.load(path) for path in paths])
+
+
+def short(names: Iterable[str]) -> list[str]:
+    """Names of tasks for a table's header."""
+    return [name.removesuffix("-v3").replace("-topdown", "") for name in names]
+
+
+@table
+def headline(results: Path) -> str:
+    """ML10: each method by protocol, mean over seeds, 95% intervals over goals."""
+    rows = []
+    for name in ("HTrMRL", "TrMRL", "RL2"):
+        runs = METHODS[name]
+        seeds = ml10(results, runs, *PLAYED["test, `strict`"]).per_run_scores().mean(-1)
+        played = [scored(ml10(results, runs, *which)) for which in PLAYED.values()]
+        rows.append([name, str(len(runs)), *played, ", ".join(cells(seeds))])
+    paper = ["HTrMRL in the paper", "", "", "> 0.80", "", "", "0.35", ""]
+    return markdown(["", "seeds", *PLAYED, "test, `strict`, each seed"], [*rows, paper])
+
+
+@table
+def ml10_seeds(results: Path) -> str:
+    """ML10: each training seed by protocol, 95% intervals over goals; the mean with 95% intervals over seeds."""
+    rows = [[name, *(scored(ml10(results, [run], *which)) for which in PLAYED.values())] for name, run in RUNS.items()]
+    merged = [ml10(results, HTRMRL, *which) for which in PLAYED.values()]
+    over_seeds = [cell(report.success_rate, report.interval(over="runs")) for report in merged]
+    rows.insert(len(HTRMRL), ["HTrMRL, mean, interval over seeds", *over_seeds])
+    return markdown(["", *PLAYED], rows)
+
+
+@table
+def ml10_train_tasks(results: Path) -> str:
+    """ML10: success on training tasks under strict, five goals each."""
+    reports = {name: ml10(results, [run], *PLAYED["train, `strict`"]) for name, run in RUNS.items()}
+    rows = [[name, *cells(report.task_success().values())] for name, report in reports.items()]
+    return markdown(["", *short(reports["TrMRL, seed 1"].tasks)], rows)
+
+
+@table
+def ml10_test_tasks(results: Path) -> str:
+    """ML10: success on test tasks by protocol and memory, ten goals each."""
+    rows = []
+    for name, run in RUNS.items():
+        strict = ml10(results, [run], *PLAYED["test, `strict`"])
+        sampled = ml10(results, [run], *PLAYED["test, `sampled`"])
+        empty = ml10(results, [run], "test", "garage", 10, adaptation=0)
+        remembered = strict.success[0, :, 1:10].mean(-1)
+        rows += [
+            [name, "`strict`", *cells(strict.task_success().values())],
+            ["", "`sampled`", *cells(sampled.task_success().values())],
+            ["", "episodes 2 to 10", *cells(remembered[strict.task == task].mean() for task in range(5))],
+            ["", "without memory", *cells(empty.task_success().values())],
+        ]
+    return markdown(["", "", *short(strict.tasks)], rows)
+
+
+@table
+def ml10_memory(results: Path) -> str:
+    """ML10, test tasks: sampled actions without memory and in episodes 2 to 10 of a trial, difference by goal."""
+    rows = []
+    for name, run in RUNS.items():
+        strict = ml10(results, [run], *PLAYED["test, `strict`"])
+        empty = ml10(results, [run], "test", "garage", 10, adaptation=0)
+        goals = [report[0].mean(-1) for report in (empty.success, strict.success[..., 1:10])]
+        by_task = [(goals[1] - goals[0])[strict.task == task] for task in range(len(strict.tasks))]
+        gain = cell(float(np.mean(by_task)), interval_over_goals(by_task, scale=DIFFERENCES))
+        rows.append([name, scored(empty), cell(goals[1].mean()), gain])
+    return markdown(["", "without memory", "episodes 2 to 10", "difference"], rows)
+
+
+@table
+def ml10_training(results: Path) -> str:
+    """ML10: success of training episodes, mean over a million frames."""
+    millions = (1, 2, 3, 4, 6, 8, 10, 12, 14, 16, 18, 20)
+
+    def row(run: Path) -> list[str]:
+        return cells(curve(run, "train/success", above=(m - 1) * 10**6, upto=m * 10**6) for m in millions)
+
+    rows = [[name, *row(results / "ml10" / run)] for name, run in RUNS.items()]
+    return markdown(["up to frame", *(f"{m}M" for m in millions)], rows)
+
+
+@table
+def ml10_adaptation(results: Path) -> str:
+    """ML10: success by episode of the trial, over the last million training frames and on test tasks (sampled)."""
+    rows = []
+    for name, run in RUNS.items():
+        metrics = [f"train/success_by_episode/{k}" for k in range(5)]
+        training = cells(curve(results / "ml10" / run, metric, above=19_000_000) for metric in metrics)
+        test = ml10(results, [run], *PLAYED["test, `strict`"]).success_by_episode()
+        rows += [[name, "train", *training, "", ""], ["", "test", *cells(test[:5]), *cells(test[k] for k in (7, 9))]]
+    return markdown(["", "tasks", "episode 1", "2", "3", "4", "5", "8", "10"], rows)
+
+
+@table
+def ml10_history(results: Path) -> str:
+    """ML10, test tasks that are sometimes solved: episodes 2 to 10, by what the trial had shown so far."""
+
+    def share(now: np.ndarray, chosen: np.ndarray) -> str:
+        return f"{now[chosen].mean():.2f} ({chosen.sum()})" if chosen.any() else "none"
+
+    rows = []
+    for name, run in RUNS.items():
+        report = ml10(results, [run], *PLAYED["test, `strict`"])
+        for task, label in enumerate(short(report.tasks)):
+            success = report.success[0][report.task == task, :10] > 0
+            before, now = success[:, :-1], success[:, 1:]
+            if success.mean() < 0.02:
+                continue
+            failed = ~np.maximum.accumulate(success, 1)[:, :-1]
+            first = share(success[:, 0], np.full(len(success), True))
+            rows.append([name, label, first, *(share(now, chosen) for chosen in (before, ~before, failed))])
+    return markdown(["", "", "first episode", "after a success", "after a failure", "no success so far"], rows)
+
+
+@table
+def ml10_stages(results: Path) -> str:
+    """ML10, test tasks: how far the episode with the mean action came, by Meta-World's own measures."""
+    rows = []
+    for name, run in list(RUNS.items())[: len(HTRMRL)]:
+        (path,) = (results / "ml10" / run / "evaluations").glob("ML10_test_strict_*_stages.json")
+        for task, stages in json.loads(path.read_text(encoding="utf-8")).items():
+            rows.append([name, *short([task]), *cells(stages.values())])
+    return markdown(["", "", "near", "grasped", "in place", "success"], rows)
