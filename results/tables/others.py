@@ -53,6 +53,27 @@ def ml1_differences(results: Path) -> str:
     return markdown(["HTrMRL minus", "episode 1", "episodes 6 to 10", "mean action"], rows)
 
 
+@table
+def ml1_inside(results: Path) -> str:
+    """ML1 reach-v3: attention, and how well context vectors tell goals apart, of a trained and an untrained agent."""
+    content = json.loads((results / "baselines_ml1" / "inside" / "inspection.json").read_text(encoding="utf-8"))
+    rows = []
+    for split in ("train", "test"):
+        for kind in ("trained", "untrained"):
+            attention = content["attention"][split][kind]
+            later = content["separation"][split]["first decision"][kind][1:]
+            purity = [episode["purity"] for episode in later]
+            entropy = cell(attention["relative entropy over windows, mean over heads"])
+            ratio = attention.get(
+                "attention on a successful window over that on a failed one"
+            )  # none if none succeeded
+            nearest = f"{min(purity):.2f} to {max(purity):.2f}"
+            row = [f"{kind}, `{split}`", entropy, "" if ratio is None else cell(ratio), nearest]
+            rows.append([*row, cell(later[0]["chance"])])
+    header = ["", "relative entropy over windows", "attention, success / failure", "same goal nearest", "chance"]
+    return markdown(header, rows)
+
+
 # --------------------------------------------------------------------------------------------------------------- toy
 
 
@@ -96,6 +117,19 @@ def toy_long_trials(results: Path) -> str:
             rows.append([name, label, *cells(curves.mean(0)[k - 1] for k in episodes)])
             rows.append(["", "lowest seed", *cells(curves.min(0)[k - 1] for k in episodes)])
     return markdown(["", "actions", *map(str, episodes)], rows)
+
+
+@table
+def toy_contexts(results: Path) -> str:
+    """Toy: success with the mean action in the agent's own context and in another one, by run."""
+    runs = json.loads((results / "trial_length" / "long_trials.json").read_text(encoding="utf-8"))["runs"]
+    rows = []
+    for run in runs:
+        other = run["mean_action_in_other_contexts"].values()
+        shown = [run["mean_action"][3], run["mean_action"][11], *other]
+        rows.append([f"`{run['strategy']}`, seed {run['seed']}", *cells(shown[k] for k in (0, 2, 1, 3))])
+    header = ["", "episode 4", "shown 2 and 3 only", "episode 12", "shown 1, 10 and 11"]
+    return markdown(header, rows)
 
 
 # ------------------------------------------------------------------------------------------------------------- speed

@@ -1,13 +1,13 @@
 """Fills the tables of README.md and docs/results/.
 
-A page holds a table between ``<!-- table: NAME -->`` and ``<!-- end -->``; NAME is a function of `ml10` or `others`,
-whose docstring says what it shows. tests/results/test_tables.py fails where a page is not what this would write.
+A page holds a table between ``<!-- table: NAME -->`` and ``<!-- end -->``. NAME is a function of `ml10`, `others` or
+`notebook`; its docstring says what it shows. tests/results/test_tables.py fails if a page is not what this would write.
 """
 
 import re
 from pathlib import Path
 
-from results.tables import ml10, others  # noqa: F401 (they register their tables)
+from results.tables import ml10, notebook, others  # noqa: F401 (they register their tables)
 from results.tables.cells import TABLES
 
 ROOT = Path(__file__).resolve().parents[2]
