@@ -5,10 +5,12 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 import numpy as np
+import numpy.typing as npt
 
 from htrmrl_torchrl.evaluation import EvaluationReport
 from htrmrl_torchrl.evaluation.intervals import Interval
 
+Array = npt.NDArray[np.float64]
 Table = Callable[[Path], str]  # from the folder of results to Markdown
 TABLES: dict[str, Table] = {}
 
@@ -45,8 +47,17 @@ def scored(report: EvaluationReport) -> str:
     return cell(report.success_rate, report.interval())
 
 
-def curve(run: Path, metric: str, *, above: int, upto: int | None = None) -> float:
-    """Mean of a metric's committed rows with more than ``above`` and at most ``upto`` frames."""
+def logged(run: Path, metric: str) -> list[tuple[int, float]]:
+    """Frames and values of a metric in the committed rows of a run."""
     with (run / "metrics.csv").open(encoding="utf-8") as file:
-        rows = [(int(row["frames"]), float(row["value"])) for row in csv.DictReader(file) if row["metric"] == metric]
-    return float(np.mean([value for frames, value in rows if above < frames <= (upto or rows[-1][0])]))
+        return [(int(row["frames"]), float(row["value"])) for row in csv.DictReader(file) if row["metric"] == metric]
+
+
+def values(run: Path, metric: str) -> Array:
+    """Values of a metric in the committed rows of a run."""
+    return np.array([value for _, value in logged(run, metric)])
+
+
+def curve(run: Path, metric: str, *, above: int) -> float:
+    """Mean of a metric's committed rows with more than ``above`` frames."""
+    return float(np.mean([value for frames, value in logged(run, metric) if frames > above]))

@@ -9,7 +9,7 @@ import numpy as np
 
 from htrmrl_torchrl.evaluation import EvaluationReport
 from htrmrl_torchrl.evaluation.intervals import DIFFERENCES, interval_over_goals
-from results.tables.cells import cell, cells, markdown, scored, table
+from results.tables.cells import cell, cells, markdown, scored, table, values
 
 # Folders of results/ml10/: one for each training seed.
 HTRMRL = ("htrmrl_grow_seed1", "htrmrl_grow_seed2", "htrmrl_grow_seed3")
@@ -124,8 +124,7 @@ def ml10_runs(results: Path) -> str:
     rows = []
     for name, run in RUNS.items():
         summary = json.loads((results / "ml10" / run / "summary.json").read_text(encoding="utf-8"))
-        with (results / "ml10" / run / "metrics.csv").open(encoding="utf-8") as file:
-            speeds = [float(row["value"]) for row in csv.DictReader(file) if row["metric"] == "time/frames_per_second"]
+        speeds = values(results / "ml10" / run, "time/frames_per_second")
         frames, commits = summary["progress"]["frames"], summary["progress"]["commits"]
         rows.append([name, f"{frames:,}", f"{np.median(speeds):,.0f}", ", ".join(f"`{c}`" for c in commits)])
     return markdown(["", "frames", "frames/s", "commits"], rows)

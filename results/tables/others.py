@@ -9,7 +9,7 @@ import numpy as np
 
 from htrmrl_torchrl.evaluation import EvaluationReport
 from htrmrl_torchrl.evaluation.intervals import DIFFERENCES, interval_over_goals
-from results.tables.cells import cell, cells, curve, markdown, scored, table, with_range
+from results.tables.cells import cell, cells, curve, markdown, scored, table, values, with_range
 
 ML1 = {
     "HTrMRL": "htrmrl",
@@ -51,6 +51,20 @@ def ml1_differences(results: Path) -> str:
         differences = [goals("htrmrl", at) - goals(method, at) for at in (slice(0, 1), slice(5, 10), slice(10, 11))]
         rows.append([name, *(cell(d.mean(), interval_over_goals([d], scale=DIFFERENCES)) for d in differences)])
     return markdown(["HTrMRL minus", "episode 1", "episodes 6 to 10", "mean action"], rows)
+
+
+@table
+def ml1_speed(results: Path) -> str:
+    """ML1 reach-v3: frames per second of collection and update, median over iterations, lowest and highest seed."""
+    rows = []
+    for name, method in ML1.items():
+        speeds = []
+        for seed in (1, 2, 3):
+            run = results / "baselines_ml1" / f"{method}_seed{seed}"
+            collect, update = (values(run, f"time/{stage}") for stage in ("collect", "update"))
+            speeds.append(float(np.median(20_000 / (collect + update))))  # each iteration has 20,000 frames
+        rows.append([name, f"{min(speeds):,.0f} to {max(speeds):,.0f}"])
+    return markdown(["", "frames/s"], rows)
 
 
 @table
