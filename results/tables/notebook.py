@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from results.tables.cells import markdown, table
-from results.tables.ml10 import training
+from results.tables.ml10 import read_runs, training
 
 Pilot = tuple[str, str, float, float]  # what is different, the run's name, above and up to how many thousand frames
 
@@ -12,9 +12,9 @@ Pilot = tuple[str, str, float, float]  # what is different, the run's name, abov
 def _pilots(results: Path, pilots: Sequence[Pilot], columns: Sequence[str] = ()) -> str:
     """Success of training episodes over some frames of each pilot, in all and in a trial's first and last episode."""
     shown = ["train/success", "first_episode", "last_episode", *(f"train/success/{task}-v3" for task in columns)]
-    rows = []
+    runs, rows = read_runs(results), []
     for what, run, above, upto in pilots:
-        values = training(results, run, shown, above=int(above * 1000), upto=int(upto * 1000))
+        values = training(runs, run, shown, above=int(above * 1000), upto=int(upto * 1000))
         rows.append([what, f"`{run}`", f"{above / 1000:g}M to {upto / 1000:g}M", *values])
     return markdown(["", "run", "frames", "all", "first episode", "last episode", *columns], rows)
 
