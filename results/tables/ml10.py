@@ -6,10 +6,11 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import numpy as np
+import numpy.typing as npt
 
 from htrmrl_torchrl.evaluation import EvaluationReport
 from htrmrl_torchrl.evaluation.intervals import DIFFERENCES, interval_over_goals
-from results.tables.cells import cell, cells, markdown, scored, table, values
+from results.tables.cells import Array, cell, cells, markdown, scored, table, values
 
 # Folders of results/ml10/: one for each training seed.
 HTRMRL = ("htrmrl_grow_seed1", "htrmrl_grow_seed2", "htrmrl_grow_seed3")
@@ -46,6 +47,13 @@ def ml10(
 def short(names: Iterable[str]) -> list[str]:
     """Names of tasks for a table's header."""
     return [name.removesuffix("-v3").replace("-topdown", "") for name in names]
+
+
+def paired(task: npt.NDArray[np.int64], these: Array, those: Array) -> str:
+    """Success ``[1, goals, episodes]`` minus that of others on the same goals, with a 95% interval over goals."""
+    goals = (these.mean(-1) - those.mean(-1))[0]
+    by_task = [goals[task == index] for index in np.unique(task)]
+    return cell(float(np.mean([values.mean() for values in by_task])), interval_over_goals(by_task, scale=DIFFERENCES))
 
 
 @table
@@ -103,11 +111,22 @@ def ml10_memory(results: Path) -> str:
     for name, run in RUNS.items():
         strict = ml10(results, [run], *PLAYED["test, `strict`"])
         empty = ml10(results, [run], "test", "garage", 10, adaptation=0)
-        goals = [report[0].mean(-1) for report in (empty.success, strict.success[..., 1:10])]
-        by_task = [(goals[1] - goals[0])[strict.task == task] for task in range(len(strict.tasks))]
-        gain = cell(float(np.mean(by_task)), interval_over_goals(by_task, scale=DIFFERENCES))
-        rows.append([name, scored(empty), cell(goals[1].mean()), gain])
+        remembered = strict.success[..., 1:10]
+        gain = paired(strict.task, remembered, empty.success)
+        rows.append([name, scored(empty), cell(remembered.mean()), gain])
     return markdown(["", "without memory", "episodes 2 to 10", "difference"], rows)
+
+
+@table
+def ml10_actions(results: Path) -> str:
+    """ML10, test tasks: the mean action and sampled actions after the same adaptation, difference by goal."""
+    rows = []
+    for name, run in RUNS.items():
+        strict = ml10(results, [run], *PLAYED["test, `strict`"])
+        sampled = ml10(results, [run], *PLAYED["test, `sampled`"])
+        difference = paired(strict.task, strict.success[..., 10:], sampled.success[..., 10:])
+        rows.append([name, cell(strict.success_rate), cell(sampled.success_rate), difference])
+    return markdown(["", "`strict` (mean action)", "`sampled`", "difference"], rows)
 
 
 Rows = dict[str, list[dict[str, str]]]  # of runs.csv, by run
