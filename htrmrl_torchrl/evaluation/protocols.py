@@ -90,8 +90,8 @@ PROTOCOLS = {
             evaluation_actions="mean",
             goals_per_task=4,
         ),
-        # The goals and the adaptation of `strict`, then ten episodes with sampled actions, each from the memory after the
-        # adaptation: what most meta-RL papers report. `garage` with as many goals plays the same trials.
+        # The goals and the adaptation of `strict`, then ten episodes with sampled actions, each from the memory after
+        # the adaptation. `garage` with as many goals plays the same trials.
         Protocol(
             name="sampled",
             adaptation_episodes=10,

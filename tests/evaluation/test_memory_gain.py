@@ -219,7 +219,10 @@ def test_starts_are_the_same_too():
     "asked,message",
     [
         ({"adaptation_episodes": 1}, "adaptation_episodes must be at least 2, received 1"),
-        ({"protocol": "metaworld", "benchmark": "ML1:reach-v3"}, "memory_gain is for strict, sampled and garage; metaworld"),
+        (
+            {"protocol": "metaworld", "benchmark": "ML1:reach-v3"},
+            "memory_gain is for strict, sampled and garage; metaworld",
+        ),
     ],
 )
 def test_what_has_no_such_episodes_is_refused(asked, message):
