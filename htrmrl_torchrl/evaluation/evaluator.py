@@ -79,8 +79,8 @@ def evaluate(
         num_workers, worker_timeout: simulator processes (0: this process) and their time limit, see `make_env`.
         memory_gain: whether to play also, on every goal, K trials of one episode, for `EvaluationReport.memory_gain`.
             Action noise is that of the trials' K adaptation episodes, so that an agent without memory gains exactly 0
-            (under ``sampled`` and ``garage``, or where starts are random, if `num_envs` plays all goals at once; else 0 on
-            average).
+            (under ``sampled`` and ``garage``, or where starts are random, if `num_envs` plays all goals at once; else 0
+            on average).
         progress: whether to show it, see `progress_bar`.
         command: saved in the report.
         trust: your own code that checkpoints may name, see `load_networks`.

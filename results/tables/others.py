@@ -40,6 +40,17 @@ def ml1_methods(results: Path) -> str:
 
 
 @table
+def ml1_training(results: Path) -> str:
+    """ML1 reach-v3: training success by episode, last 200,000 frames, mean of three seeds (lowest to highest)."""
+    rows = []
+    for name, method in ML1.items():
+        runs = [results / "baselines_ml1" / f"{method}_seed{seed}" for seed in (1, 2, 3)]
+        metrics = [f"train/success_by_episode/{k}" for k in (0, 1, 4, 9)]
+        rows.append([name, *(with_range([curve(run, m, above=500_000) for run in runs]) for m in metrics)])
+    return markdown(["", "episode 1", "2", "5", "10"], rows)
+
+
+@table
 def ml1_differences(results: Path) -> str:
     """ML1 reach-v3: HTrMRL minus the others, paired by goal, over the 100 goals of both splits."""
 
@@ -157,10 +168,16 @@ def _benchmark(results: Path, part: str) -> list[dict[str, Any]]:
 def speed_environments(results: Path) -> str:
     """Environment steps per second, ML10, random actions."""
     rows = [
-        [row["environment"], f"{row['steps/s']:,.0f}", f"{row['x sync']:.1f}", f"{row['x async']:.1f}"]
+        [
+            row["environment"],
+            f"{row['steps/s']:,.0f}",
+            f"{row['x sync']:.1f}",
+            f"{row['x async']:.1f}",
+            f"{row['of physics']:.2f}",
+        ]
         for row in _benchmark(results, "environment")
     ]
-    return markdown(["", "steps/s", "x sync", "x async"], rows)
+    return markdown(["", "steps/s", "x sync", "x async", "x physics alone, 1 process"], rows)
 
 
 @table
