@@ -25,7 +25,7 @@ def filled(text: str, results: Path) -> str:
     def made(match: re.Match[str]) -> str:
         if match[2] not in TABLES:
             raise ValueError(f"There is no table {match[2]!r}; choose one of {', '.join(TABLES)}.")
-        return f"{match[1]}\n{TABLES[match[2]](results)}\n\n{match[3]}"
+        return f"{match[1]}{TABLES[match[2]](results)}\n{match[3]}"
 
     filled_text, count = MARKED.subn(made, text)
     if not count == text.count("<!-- table:") == text.count("<!-- end -->"):

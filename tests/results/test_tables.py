@@ -89,8 +89,8 @@ def test_pages_are_rewritten(tmp_path, monkeypatch):
     monkeypatch.setattr("results.tables.pages.pages", lambda: [page])
     main()
     text = page.read_text()
-    assert text.startswith("before\n\n<!-- table: speed_collection -->\n\n| ") and text.endswith(
-        "|\n\n<!-- end -->\n\nafter\n"
+    assert text.startswith("before\n\n<!-- table: speed_collection -->\n| ") and text.endswith(
+        "|\n<!-- end -->\n\nafter\n"
     )
     assert "old" not in text and filled(text, RESULTS) == text
 
