@@ -19,6 +19,7 @@ from torch.nn import functional as F
 from torchrl.modules import ProbabilisticActor, ValueOperator
 
 from htrmrl_torchrl.agent.heads import NewestToken, ValueHead, _GaussianHead, _IndependentStd
+from htrmrl_torchrl.agent.mlp import FiLM
 from htrmrl_torchrl.encoders.acting import encoder_step
 from htrmrl_torchrl.encoders.contract import ContextEncoder
 from htrmrl_torchrl.memory.episodic import EpisodicMemory
@@ -80,7 +81,7 @@ class Acting:
         """Computes what depends on the weights only."""
         self._step: Any = encoder_step(self._encoder)
         self._shift, self._factor = self._encoder.tokens.affine()
-        self._mlp = _Plain(self._head.mlp)
+        self._mlp: Any = self._head.mlp if isinstance(self._head.mlp, FiLM) else _Plain(self._head.mlp)
         spread = self._head.scale
         same_for_all = isinstance(spread, _IndependentStd)
         self._scale = spread(torch.zeros_like(spread.state_independent_scale))[1] if same_for_all else None

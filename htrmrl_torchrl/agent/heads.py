@@ -1,7 +1,8 @@
 """Actor and critic on top of an encoder, and the policy that a collector runs."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any, Literal
 
 import torch
@@ -11,7 +12,6 @@ from tensordict.utils import NestedKey
 from torch import Tensor, nn
 from torchrl.data import TensorSpec
 from torchrl.modules import (
-    MLP,
     IndependentNormal,
     PopArtValueNorm,
     ProbabilisticActor,
@@ -19,6 +19,7 @@ from torchrl.modules import (
 )
 
 from htrmrl_torchrl import keys
+from htrmrl_torchrl.agent.mlp import FiLM, linears_of, make_mlp
 from htrmrl_torchrl.encoders.contract import ContextEncoder
 from htrmrl_torchrl.encoders.tokens import TokenNormalizer
 from htrmrl_torchrl.envs.lanes import check_choice
@@ -54,7 +55,7 @@ class ValueHead(nn.Module):
 
     def __init__(self, *, in_features: int, hidden: Sequence[int], normalize: bool) -> None:
         super().__init__()
-        self.mlp = _mlp(in_features, 1, hidden, gain=1.0)
+        self.mlp = make_mlp(in_features, 1, hidden, gain=1.0)
         # Returns change as the agent learns, so the statistics average over about ten calls of `adapt`.
         self.norm = PopArtValueNorm(shape=1, beta=0.9) if normalize else None
         if self.norm is not None:
@@ -98,6 +99,7 @@ def make_actor_critic(
     init_std: float = 1.0,
     min_std: float = 1e-4,
     observe_token: bool = False,
+    film: bool = False,
     critic_kind: CriticKind = "shared",
     critic_encoder: ContextEncoder | None = None,
     value_norm: bool = True,
@@ -118,6 +120,8 @@ def make_actor_critic(
             the bound keeps exploration for the others. At the bound it rises again if the loss favours it. A training
             loop calls `keep_std_at_floor` after each optimizer step, so that the learned value never stays below.
         observe_token: the actor's head also reads the newest token directly.
+        film: the context vector scales and shifts the hidden layers of the actor's head instead of entering it, see
+            `FiLM`; only with ``observe_token``.
         critic_kind: ``"shared"``: reads the actor's context vector. ``"separate"``: has its own `critic_encoder`, at
             twice the cost. ``"single_step"``: an MLP on the newest token (TrMRL).
         critic_encoder: only for ``"separate"``; needs its own ``hidden_key`` and ``cache_key`` or ``state_key``.
@@ -148,6 +152,8 @@ def make_actor_critic(
         encoder=encoder,
         critic_encoder=critic_encoder,
     )
+    if film and not observe_token:
+        raise ValueError("film=True needs observe_token=True, for its head reads the newest token.")
     memory.check_encoders([encoder] if critic_encoder is None else [encoder, critic_encoder])
     check_action(action_spec, lanes=action_spec.shape[:-1])
     action_dim = action_spec.shape[-1]
@@ -162,7 +168,8 @@ def make_actor_critic(
         modules.append(NewestToken(keys.ACTOR_TOKEN, tokens=encoder.tokens))
         head_keys.append(keys.ACTOR_TOKEN)
     inputs = encoder.d_model + (encoder.token_dim if observe_token else 0)
-    head = _gaussian_head(inputs, action_dim, hidden, std=std, init_std=init_std, min_std=min_std)
+    mlp = partial(FiLM, context_dim=encoder.d_model) if film else make_mlp
+    head = _gaussian_head(mlp, inputs, action_dim, hidden, std=std, init_std=init_std, min_std=min_std)
     modules.append(TensorDictModule(head, in_keys=head_keys, out_keys=[keys.LOC, keys.SCALE]))
     actor = ProbabilisticActor(
         TensorDictSequential(*modules),
@@ -278,24 +285,22 @@ class _GaussianHead(nn.Module):
 
 
 def _gaussian_head(
-    in_features: int, action_dim: int, hidden: Sequence[int], *, std: Std, init_std: float, min_std: float
+    mlp: Callable[..., nn.Module],
+    in_features: int,
+    action_dim: int,
+    hidden: Sequence[int],
+    *,
+    std: Std,
+    init_std: float,
+    min_std: float,
 ) -> nn.Module:
     log_std = float(torch.tensor(init_std, device="cpu").log())
     if std == "independent":
         scale = _IndependentStd(action_dim, log_std=log_std, scale_lb=min_std)
-        return _GaussianHead(_mlp(in_features, action_dim, hidden, gain=0.01), scale)
-    mlp = _mlp(in_features, 2 * action_dim, hidden, gain=0.01)
-    nn.init.constant_(mlp[-1].bias[action_dim:], log_std)
-    return _GaussianHead(mlp, _DependentStd(scale_lb=min_std))
-
-
-def _mlp(in_features: int, out_features: int, hidden: Sequence[int], *, gain: float) -> MLP:
-    mlp = MLP(in_features=in_features, out_features=out_features, num_cells=list(hidden), activation_class=nn.Tanh)
-    linears = [module for module in mlp if isinstance(module, nn.Linear)]
-    for linear in linears:
-        nn.init.orthogonal_(linear.weight, gain=gain if linear is linears[-1] else 2**0.5)
-        nn.init.zeros_(linear.bias)
-    return mlp
+        return _GaussianHead(mlp(in_features, action_dim, hidden, gain=0.01), scale)
+    network = mlp(in_features, 2 * action_dim, hidden, gain=0.01)
+    nn.init.constant_(linears_of(network)[-1].bias[action_dim:], log_std)
+    return _GaussianHead(network, _DependentStd(scale_lb=min_std))
 
 
 def _check_kinds(

@@ -116,7 +116,7 @@ def acting_policy(
         seed: of the new memory's random streams.
     """
     changed = {} if strategy is None else {"strategy": strategy}
-    memory = networks.make_memory([networks.encoder], scope=scope, seed=seed, **changed)
+    memory = networks.make_memory([networks.encoder], scope=scope, seed=seed, dropout=0.0, **changed)
     return TensorDictSequential(memory, networks.actor, selected_out_keys=[keys.ACTION])
 
 

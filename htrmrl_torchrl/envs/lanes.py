@@ -88,6 +88,23 @@ class LaneKind:
 
 
 @dataclass(frozen=True)
+class Layout:
+    """What an observation's entries are, for disguises (`htrmrl_torchrl.envs.disguise`).
+
+    Attributes:
+        positions: the entries (x, y, z) of each position.
+        exchangeable: pairs of groups of entries, as long as each other, that may change places.
+        orientations: entries that may be hidden.
+        action_x: the entry of the action that moves along x.
+    """
+
+    positions: tuple[tuple[int, int, int], ...]
+    exchangeable: tuple[tuple[tuple[int, ...], tuple[int, ...]], ...]
+    orientations: tuple[int, ...]
+    action_x: int = 0
+
+
+@dataclass(frozen=True)
 class Benchmark:
     """Tasks, goals and simulators of an environment, none of which is built yet.
 
@@ -101,6 +118,7 @@ class Benchmark:
         has_success: whether success is defined; otherwise only returns are reported.
         needs_opengl: whether rendering needs OpenGL.
         steps_per_second: of simulated time, for videos; in Meta-World a step is 5 physics steps of 2.5 ms.
+        layout: which observations are positions; required by some disguises.
     """
 
     name: str
@@ -113,6 +131,7 @@ class Benchmark:
     has_success: bool = True
     needs_opengl: bool = True
     steps_per_second: float = 80.0
+    layout: Layout | None = None
 
     def tasks(self, split: str) -> tuple[str, ...]:
         """Sorted task names of ``train``, ``val`` or ``test``."""

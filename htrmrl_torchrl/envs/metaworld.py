@@ -13,13 +13,19 @@ import numpy as np
 import numpy.typing as npt
 
 from htrmrl_torchrl.envs.divergence import diverged
-from htrmrl_torchrl.envs.lanes import BoolArray, FloatArray, IntArray, Picture, check_choice
+from htrmrl_torchrl.envs.lanes import BoolArray, FloatArray, IntArray, Layout, Picture, check_choice
 from htrmrl_torchrl.envs.render import SimulatorRenderers
 
 Backend = Literal["fast", "official"]
 BACKENDS: tuple[str, ...] = get_args(Backend)
 MAX_HORIZON = 500  # metaworld raises in step() past SawyerXYZEnv.max_path_length
 OBS_DIM = 39
+# Hand, gripper, position and orientation of two objects; the same of the step before; the goal, which is hidden.
+LAYOUT = Layout(
+    positions=tuple((i, i + 1, i + 2) for i in (0, 4, 11, 18, 22, 29)),
+    exchangeable=tuple((tuple(range(i, i + 7)), tuple(range(i + 7, i + 14))) for i in (4, 22)),
+    orientations=(*range(7, 11), *range(14, 18), *range(25, 29), *range(32, 36)),
+)
 
 
 class MetaWorldLanes:

@@ -23,7 +23,8 @@ from torchrl.data import Bounded, Categorical, Composite, Unbounded
 from torchrl.envs import EnvBase
 
 from htrmrl_torchrl import keys
-from htrmrl_torchrl.envs.lanes import Deck, IntArray, Lanes, Picture, check_positive
+from htrmrl_torchrl.envs.disguise import TrialDisguise
+from htrmrl_torchrl.envs.lanes import BoolArray, Deck, FloatArray, IntArray, Lanes, Picture, check_positive
 from htrmrl_torchrl.envs.workers import WorkerLanes
 from htrmrl_torchrl.faults import check_finite
 
@@ -60,6 +61,7 @@ class TrialCounter:
         self.batch_size = torch.Size(batch_size)
         shape = (*batch_size, 1)
         self.episode = torch.full(shape, -1, dtype=torch.int64, device=device)  # -1: nothing started yet
+        self.length = torch.full_like(self.episode, episodes_per_trial)  # of the running trial, in episodes
         self.is_init = torch.zeros(shape, dtype=torch.bool, device=device)
         self.trial_init = torch.zeros(shape, dtype=torch.bool, device=device)
         self.none_init = torch.zeros(shape, dtype=torch.bool, device=device)  # read-only
@@ -75,7 +77,7 @@ class TrialCounter:
         """
         if mask is None:
             mask, new_trial = torch.ones_like(self.is_init), True
-        started = mask & ((self.episode < 0) | (self.episode + 1 >= self.episodes_per_trial) | new_trial)
+        started = mask & ((self.episode < 0) | (self.episode + 1 >= self.length) | new_trial)
         self.episode = torch.where(mask, self.episode + 1, self.episode).masked_fill(started, 0)
         self.is_init = self.is_init | mask
         self.trial_init = torch.where(mask, started, self.trial_init)
@@ -93,7 +95,7 @@ class TrialCounter:
 
     def apply(self, fn: Callable[[Tensor], Tensor]) -> None:
         """Replaces each tensor by ``fn`` of it, for instance to move it to another device."""
-        for name in ("episode", "is_init", "trial_init", "none_init", "observation", "action", "reward"):
+        for name in ("episode", "length", "is_init", "trial_init", "none_init", "observation", "action", "reward"):
             setattr(self, name, fn(getattr(self, name)))
 
     def write(self, tensordict: TensorDictBase) -> TensorDictBase:
@@ -157,9 +159,12 @@ class TrialEnv(EnvBase):
         lanes: the simulators; closed with the environment.
         deck: deals (task, goal) at each trial's start.
         episodes_per_trial: K.
-        horizon: H, steps per episode; a trial takes K * H frames of its environment.
+        shortest_trial: the K episodes are split at random into trials of at least this many episodes, in each
+            environment differently; default one trial of K.
+        horizon: H, steps per episode; K * H frames are one trial, or several if they are split.
         seed: of the random starts of episodes.
         success: whether the benchmark defines success; otherwise there is no ``("next", "success")``.
+        disguise: changes the observations, actions and rewards of each trial.
 
     Raises:
         ValueError: if ``episodes_per_trial`` or ``horizon`` is below 1.
@@ -176,12 +181,25 @@ class TrialEnv(EnvBase):
     """
 
     def __init__(
-        self, lanes: Lanes, deck: Deck, *, episodes_per_trial: int, horizon: int, seed: int = 0, success: bool = True
+        self,
+        lanes: Lanes,
+        deck: Deck,
+        *,
+        episodes_per_trial: int,
+        horizon: int,
+        seed: int = 0,
+        success: bool = True,
+        shortest_trial: int | None = None,
+        disguise: TrialDisguise | None = None,
     ) -> None:
-        check_positive(episodes_per_trial=episodes_per_trial, horizon=horizon)
+        shortest = episodes_per_trial if shortest_trial is None else shortest_trial
+        check_positive(episodes_per_trial=episodes_per_trial, horizon=horizon, shortest_trial=shortest)
+        if shortest > episodes_per_trial:
+            raise ValueError(f"shortest_trial={shortest} must be at most episodes_per_trial={episodes_per_trial}.")
         super().__init__(batch_size=[lanes.num_lanes], device="cpu")
         self.horizon, self.episodes_per_trial = horizon, episodes_per_trial
         self._lanes, self._deck, self._start_seed, self._says_success = lanes, deck, seed, success
+        self._shortest_trial, self._disguise = shortest, disguise
         self._low, self._high = torch.from_numpy(lanes.action_low), torch.from_numpy(lanes.action_high)
         self._counter = TrialCounter(
             self.batch_size,
@@ -191,6 +209,7 @@ class TrialEnv(EnvBase):
         )
         n = lanes.num_lanes
         self._steps = torch.zeros(n, 1, dtype=torch.int64)
+        self._left = torch.zeros(n, dtype=torch.int64)  # of the K episodes, those after the running trial
         self._to_go = horizon  # steps until an episode ends in any environment
         self._resets = 0
         self._pair = torch.zeros(n, 2, dtype=torch.int64)  # (task, goal) of each environment
@@ -220,20 +239,35 @@ class TrialEnv(EnvBase):
         new_trial = self._counter.reset(mask)
         fresh = torch.nonzero(new_trial[:, 0])[:, 0]
         if fresh.numel():
+            self._draw_lengths(fresh, anew=mask is None)
             pairs = self._pending if mask is None and self._pending else self._deck.deal(fresh.tolist())
             self._pair = self._pair.index_copy(0, fresh, torch.tensor(pairs, dtype=torch.int64))
             self._pending = None
         started = torch.arange(len(self._steps)) if mask is None else torch.nonzero(mask[:, 0])[:, 0]
         if started.numel():
             tasks, goals = self._pair[started].unbind(-1)
-            lanes = started.numpy()
+            lanes, number = started.numpy(), self._resets
             drawn = self._lanes.reset(lanes, tasks.numpy(), goals.numpy(), self._draw_starts()[lanes])
+            if self._disguise is not None:
+                self._disguise.draw(fresh.numpy(), number, seed=self._start_seed)
+                self._disguise.start_steps(number)
+                drawn = self._disguise.show(drawn, lanes)
             observation = torch.from_numpy(drawn)
             self._observation = self._observation.index_copy(0, started, observation)
             check_finite([(keys.OBSERVATION, self._observation)])
             self._steps = self._steps.index_fill(0, started, 0)
             self._to_go = self.horizon - int(self._steps.max())
         return self.row()
+
+    def _draw_lengths(self, lanes: Tensor, *, anew: bool) -> None:
+        """Draws the lengths of the trials that start in environments ``lanes`` ``[n]``; ``anew``: all K are left."""
+        k, shortest = self.episodes_per_trial, self._shortest_trial
+        drawn = np.random.default_rng([self._start_seed, self._resets, 3]).random(len(self._steps))
+        for lane in lanes.tolist():
+            left = k if anew or not self._left[lane] else int(self._left[lane])
+            allowed = [n for n in range(shortest, left + 1) if n == left or left - n >= shortest]
+            self._counter.length[lane] = allowed[int(drawn[lane] * len(allowed))]
+            self._left[lane] = left - self._counter.length[lane]
 
     def _draw_starts(self) -> IntArray:
         """A random number for each environment's next start [N], determined by the seed and the number of resets."""
@@ -258,12 +292,18 @@ class TrialEnv(EnvBase):
         """
         check_finite([(keys.ACTION, action)])  # from the policy; stop it before it reaches the simulators
         action = torch.clamp(action, self._low, self._high)
-        observation, reward, success = (torch.from_numpy(x) for x in self._lanes.step(action.numpy()))
+        observation, reward, success = (torch.from_numpy(x) for x in self._step_lanes(action.numpy()))
         check_finite([(keys.OBSERVATION, observation), (keys.REWARD, reward)])
         reward, solved = reward[:, None], success[:, None] if self._says_success else None
         self._observation, self._steps, self._to_go = observation, self._steps + 1, self._to_go - 1
         self._counter.keep(observation, action, reward)
         return Step(observation, action, reward, solved, self._counter.episode, self._pair, self._to_go <= 0)
+
+    def _step_lanes(self, action: FloatArray) -> tuple[FloatArray, FloatArray, BoolArray]:
+        if (disguise := self._disguise) is None:
+            return self._lanes.step(action)
+        observation, reward, success = self._lanes.step(disguise.act(action))
+        return disguise.show(observation), disguise.pay(reward), success
 
     def row(self) -> TensorDictBase:
         """The environments' present row, after a reset as well as after a step."""
@@ -291,8 +331,9 @@ class TrialEnv(EnvBase):
         because simulators are not saved.
         """
         counter, pending = self._counter, self._pending
-        dealt = bool(counter.trial_init.all())
-        ended = bool(((counter.episode + 1 == self.episodes_per_trial) & (self._steps >= self.horizon)).all())
+        whole = counter.length[:, 0] + self._left == self.episodes_per_trial  # not within K episodes that are split
+        dealt = bool(counter.trial_init.all() and whole.all())
+        ended = bool(((counter.episode + 1 == counter.length) & (self._steps >= self.horizon)).all())
         unstarted = bool((counter.episode < 0).all())
         resets = self._resets
         if pending is None and dealt:

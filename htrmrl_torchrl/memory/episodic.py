@@ -66,8 +66,10 @@ class EpisodicMemory(TensorDictModuleBase):
             not submodules: the memory has no parameters and adds nothing to a state dict.
         window: number of tokens T in a window; default: the encoder's.
         episodes: number of windows E in a context; default: the encoder's.
-        strategy: ``"recent"``, ``"uniform"``, ``"uniform_last"``, ``"best_return"``, ``"diverse"``, ``"similar"`` or a
-            callable, see `htrmrl_torchrl.memory.strategies`.
+        strategy: ``"recent"``, ``"uniform"``, ``"uniform_last"``, ``"best_return"``, ``"best_and_uniform"``,
+            ``"diverse"``, ``"similar"`` or a callable, see `htrmrl_torchrl.memory.strategies`.
+        dropout: probability that a drawn window is left out and its slot stays empty. For training, so that a policy
+            does not rely on single windows; agents act with 0.
         scope: what is visible: ``"trial"``: the running trial; ``"lane"``: earlier trials too.
         max_episodes: number of ended episodes per environment that are remembered (the latest); ``None``: all of the
             trial. Required with ``scope="lane"``. The storage needs the same `scope` and `max_episodes`.
@@ -102,10 +104,13 @@ class EpisodicMemory(TensorDictModuleBase):
         strategy: str | WindowStrategy = "uniform",
         scope: Scope = "trial",
         max_episodes: int | None = None,
+        dropout: float = 0.0,
         seed: int = 0,
     ) -> None:
         super().__init__()
         check_scope(scope, max_episodes)
+        if not 0 <= dropout < 1:
+            raise ValueError(f"dropout={dropout} must be at least 0 and below 1.")
         encoders = () if encoder is None else (encoder,) if isinstance(encoder, ContextEncoder) else tuple(encoder)
         if encoders:
             window = encoders[0].window if window is None else window
@@ -122,7 +127,7 @@ class EpisodicMemory(TensorDictModuleBase):
         self._embedder = encoders[:1]  # for strategies that need embeddings, even if the encoder remembers nothing
         self.strategy = make_strategy(strategy)
         self.scope, self.max_episodes = scope, max_episodes
-        self.seed = seed
+        self.dropout, self.seed = dropout, seed
         self.in_keys: list[NestedKey] = [
             keys.OBSERVATION, keys.PREV_ACTION, keys.PREV_REWARD, keys.IS_INIT, keys.TRIAL_INIT,
             keys.FINAL_OBSERVATION, keys.FINAL_ACTION, keys.FINAL_REWARD,
@@ -319,6 +324,9 @@ class EpisodicMemory(TensorDictModuleBase):
             past = self._past(state, lane, token[lane])
             drawn = sorted(self.strategy(past, slots=slots, window=self.window, rng=state.streams[lane]))
             _check_drawn(drawn, ended, slots)
+            if self.dropout:
+                kept = state.streams[lane].random(len(drawn)) >= self.dropout
+                drawn = [shown for shown, keep in zip(drawn, kept, strict=True) if keep]
             empty = [-1] * (slots - len(drawn))
             episode.append(empty + [ended[e].counter for e, _ in drawn])
             start.append(empty + [int(s) for _, s in drawn])

@@ -122,6 +122,23 @@ class BestReturn:
         return windows
 
 
+class BestAndUniform:
+    """`BestReturn` in the first half of the slots (rounded up) and `UniformLast` in the others.
+
+    Example:
+        >>> rewards = {0: [0, 9, 0, 0], 1: [0, 0, 0, 0], 2: [0, 0, 0, 5]}
+        >>> tokens = lambda episode: np.array([[0, 0, r, 0] for r in [0, *rewards[episode]]])
+        >>> past = PastEpisodes([5, 5, 5], tokens=tokens, observation_dim=1)
+        >>> BestAndUniform()(past, slots=3, window=2, rng=np.random.default_rng(0))
+        [(0, 1), (2, 3), (2, 3)]
+    """
+
+    def __call__(self, past: PastEpisodes, *, slots: int, window: int, rng: np.random.Generator) -> list[Window]:
+        best = (slots + 1) // 2
+        shown = BestReturn()(past, slots=best, window=window, rng=rng)
+        return shown + UniformLast()(past, slots=slots - best, window=window, rng=rng)
+
+
 class Diverse:
     """Windows spread over episodes, and within each episode over states.
 
@@ -226,6 +243,7 @@ STRATEGIES: dict[str, type[WindowStrategy]] = {
     "uniform": Uniform,
     "uniform_last": UniformLast,
     "best_return": BestReturn,
+    "best_and_uniform": BestAndUniform,
     "diverse": Diverse,
     "similar": Similar,
 }

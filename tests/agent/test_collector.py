@@ -27,6 +27,8 @@ CASES = {
     "separate rl2": {"encoder_kind": "rl2", "critic_kind": "separate"},
     "single step": {"critic_kind": "single_step", "observe_token": True},
     "dependent": {"std": "dependent"},
+    "film": {"observe_token": True, "film": True},
+    "dropout": {"dropout": 0.5},
     "lane": {"scope": "lane", "max_episodes": 5},
     **{
         strategy: {"strategy": strategy} for strategy in ("recent", "uniform_last", "best_return", "diverse", "similar")
