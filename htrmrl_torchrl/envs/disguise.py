@@ -137,7 +137,7 @@ class TrialDisguise:
         shift = rng.uniform(-SHIFT, SHIFT, (n, 3))
         gain = rng.uniform(*GAIN, (n, a))
         flipped = rng.random((n, a)) < FLIPPED
-        reward = np.exp(rng.uniform(*np.log(REWARD), n))
+        reward = np.exp(rng.uniform(np.log(REWARD[0]), np.log(REWARD[1]), n))
         noise, blank = rng.uniform(0, 1, (2, n)) * [[NOISE], [BLANK]]
         drawn, layout = self._plain(), self._layout
         if "mirror" in self._kinds:
