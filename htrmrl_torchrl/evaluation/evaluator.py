@@ -3,6 +3,7 @@
 import copy
 import hashlib
 import math
+import os
 from collections.abc import Callable, Collection, Sequence
 from functools import partial
 from pathlib import Path
@@ -18,6 +19,7 @@ from htrmrl_torchrl import keys
 from htrmrl_torchrl.agent.agent import HTrMRLAgent
 from htrmrl_torchrl.agent.networks import Networks, acting_policy, load_networks
 from htrmrl_torchrl.checkpoints.checkpoint import read_component
+from htrmrl_torchrl.checkpoints.folder import MODEL
 from htrmrl_torchrl.checkpoints.versions import versions
 from htrmrl_torchrl.dotted import is_dotted_path
 from htrmrl_torchrl.encoders.contract import ContextEncoder
@@ -64,8 +66,9 @@ def evaluate(
     (`htrmrl_torchrl.evaluation.exact`), except with ``protocol="metaworld"``.
 
     Args:
-        agent: path of a checkpoint, or of several (training seeds, merged into one report); a `HTrMRLAgent`; the result
-            of `build_networks`; or a TensorDict policy that reads the keys of `htrmrl_torchrl.keys` and writes
+        agent: path of a checkpoint or of an agent's folder, or of several (training seeds, merged into one report); a
+            `HTrMRLAgent`; the result of `build_networks`; or a TensorDict policy that reads the keys of
+            `htrmrl_torchrl.keys` and writes
             ``action`` (a copy plays, in its own precision). With ``protocol="metaworld"`` also a ``MetaLearningAgent``.
         benchmark: a name that `make_env` knows, or the path of a `Benchmark` of your own, but no factory.
         split: ``"train"``, ``"val"`` or ``"test"``.
@@ -282,5 +285,6 @@ def _identity(agent: Any) -> dict[str, Any]:
     if not isinstance(agent, str | Path):
         return {}
     frames = read_component(agent, "progress")["frames"]
-    digest = hashlib.sha256(Path(agent).read_bytes()).hexdigest()
+    weights = Path(agent, MODEL) if os.path.isdir(agent) else Path(agent)
+    digest = hashlib.sha256(weights.read_bytes()).hexdigest()
     return {"checkpoint": str(agent), "sha256": digest, "frames": frames}

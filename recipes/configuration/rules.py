@@ -44,7 +44,9 @@ NOT_EMPTY = Rule("not empty", lambda value: bool(value.strip()), str)
 
 # By the last name of a key, in all recipes and for the user's own encoders.
 RANGES: dict[str, Rule] = {
-    **dict.fromkeys(("name", "device", "run_dir", "resume", "checkpoint", "benchmark", "out", "metric"), NOT_EMPTY),
+    **dict.fromkeys((
+        "name", "device", "run_dir", "resume", "checkpoint", "benchmark", "out", "report", "metric",
+    ), NOT_EMPTY),
     **dict.fromkeys((
         "total_frames", "every_frames", "minibatch_frames", "segment_frames", "frames_per_batch", "num_envs",
         "episodes_per_trial", "shortest_trial", "horizon", "window", "episodes", "d_model", "num_heads",
