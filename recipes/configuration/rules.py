@@ -69,6 +69,7 @@ RANGES: dict[str, Rule] = {
     "schedule": one_of("constant", "linear"),
     "threads": Rule("from 0 to 1024", lambda value: 0 <= value <= 1024, int),
     "size": at_least(128),
+    "logger": Rule("a list of names", lambda value: all(type(name) is str for name in value), list),
     "tasks": Rule("a list of names", lambda value: bool(value) and all(type(name) is str for name in value), list),
     "disguises": Rule("a list of names", lambda value: all(type(name) is str for name in value), list),
     "trust": Rule("a list of paths package.module:name", lambda value: all(map(is_dotted_path, value)), list),
@@ -76,8 +77,8 @@ RANGES: dict[str, Rule] = {
 
 # Keys and prefixes that a continued run may change: none changes what is learned (another device draws other noise).
 FREE = (
-    "total_frames", "resume", "run_dir", "device", "env.num_workers", "env.worker_timeout", "env.restart_workers",
-    "faults.", "checkpoint.", "eval.every_frames", "eval.memory_gain",
+    "total_frames", "resume", "run_dir", "logger", "device", "env.num_workers", "env.worker_timeout",
+    "env.restart_workers", "faults.", "checkpoint.", "eval.every_frames", "eval.memory_gain",
 )  # fmt: skip
 
 MISSING = "???"  # OmegaConf's missing value
@@ -135,6 +136,7 @@ def validate(config: DictConfig, defaults: DictConfig) -> None:
     _check_strategy(config.memory.strategy)
     check_relations(relations(config))
     check_device(config.device)
+    _check_loggers(config.logger)
     _check_signatures(config)
     check_relations([fits_memory(training_needs(config), device=config.device)])
     from recipes.configuration.paths import check_run_folder  # late: it imports this module
@@ -174,6 +176,15 @@ def _check_strategy(name: str) -> None:
         make_strategy(name)
     except ValueError as error:
         raise UserError(f"memory.strategy is {name}: {error}") from error
+
+
+def _check_loggers(names: Sequence[str]) -> None:
+    from htrmrl_torchrl.runs.loggers import check_loggers  # late: torch takes a while
+
+    try:
+        check_loggers(names)
+    except ValueError as error:
+        raise UserError(f"logger is [{','.join(names)}]: {error}") from error
 
 
 def _check_signatures(config: DictConfig) -> None:
