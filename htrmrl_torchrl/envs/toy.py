@@ -17,7 +17,6 @@ Without memory, or with memory of the running episode only, every episode has th
 from functools import partial
 
 import numpy as np
-from PIL import Image, ImageDraw
 
 from htrmrl_torchrl.envs.lanes import (
     Benchmark,
@@ -28,6 +27,7 @@ from htrmrl_torchrl.envs.lanes import (
     Picture,
     check_positive,
 )
+from htrmrl_torchrl.extras import require
 
 TASK_NAME = "hidden-goal"
 STEP_SIZE = 0.4
@@ -86,6 +86,9 @@ class ToyLanes:
 
     def render(self, lane: int, *, size: int) -> Picture:
         """The disc with all goals, the hidden one in orange, and the point, [size, size, 3]."""
+        require("video", "PIL")
+        from PIL import Image, ImageDraw
+
         large = 4 * size  # drawn large and scaled down: smooth edges
         image = Image.new("RGB", (large, large), "#f4f1ea")
         draw = ImageDraw.Draw(image)

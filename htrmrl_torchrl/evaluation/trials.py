@@ -6,14 +6,13 @@ a success but does not end it. So all environments are always at the same step o
 
 import math
 from collections.abc import Callable, Iterator
-from typing import Any, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import torch
 from tensordict import TensorDict, TensorDictBase
 from tensordict.nn import TensorDictModuleBase
 from torch import Tensor
 from torchrl.envs.utils import ExplorationType, set_exploration_type
-from tqdm import tqdm
 
 from htrmrl_torchrl import keys
 from htrmrl_torchrl.agent.acting import Acting
@@ -22,7 +21,10 @@ from htrmrl_torchrl.evaluation.exact import ExactPolicy, on_grid
 from htrmrl_torchrl.evaluation.protocols import Protocol
 from htrmrl_torchrl.memory.contract import Memory, memories_of
 from htrmrl_torchrl.memory.windows import token_after
-from htrmrl_torchrl.progress import progress_bar
+from htrmrl_torchrl.progress import NoBar, progress_bar
+
+if TYPE_CHECKING:
+    from tqdm import tqdm
 
 # Keys of an episode's first step that describe the previous episode.
 _BOUNDARY = (keys.TRIAL_INIT, keys.FINAL_OBSERVATION, keys.FINAL_ACTION, keys.FINAL_REWARD)
@@ -85,7 +87,7 @@ def play_trials(
     with (
         torch.random.fork_rng(),
         torch.no_grad(),
-        progress_bar(total=frames, unit=" frames", disable=not progress) as bar,
+        progress_bar(total=frames, unit=" frames") if progress else NoBar() as bar,
     ):
         torch.manual_seed(seed)
         kept = memories if protocol.separate else []
@@ -99,7 +101,7 @@ def _play_round(
     protocol: Protocol,
     *,
     memories: list[Memory],
-    bar: tqdm,
+    bar: "tqdm | NoBar",
     look: Callable[[int, TensorDictBase], None] | None,
 ) -> TensorDict:
     """One trial in every environment, ``[N]``; each evaluation episode sets `memories` back."""
