@@ -62,7 +62,9 @@ pytest: $(INSTALLED)
 
 test: lint types pytest
 
+# Weights & Biases is too large for everybody's .venv.
 test-slow: $(STAMP)
+	$(PY) -c 'import wandb' 2>/dev/null || $(PIP) install wandb -c constraints.txt
 	$(PYTEST) -m "slow and not gpu" $(ARGS)
 
 # Each must be green wherever `make test` is.
