@@ -75,8 +75,8 @@ class Tracker:
             yield
         except Exception as error:
             self._logger = None
-            said = " ".join(str(error).split())[:300]
-            note(f"warning: the logger {self.name} failed ({type(error).__name__}: {said}) and is off; the run continues")
+            said = f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
+            note(f"warning: the logger {self.name} failed ({said}) and is off; the run continues")
 
     def _write(self) -> None:
         mine = {self.name: {"identity": self._identity, "frames": self._frames}}
