@@ -70,7 +70,7 @@ def model_card(description: dict[str, Any], *, report: Report | None = None, tra
 
 
 def _title(description: dict[str, Any]) -> str:
-    kind = description["agent"]["encoder_kind"]
+    kind = description["agent"].get("encoder_kind", "htrmrl")  # as `build_networks` says
     method = _METHODS.get(kind, f"`{kind}`")
     return f"{method} agent" + (f" for {environment_of(description['config']).name}" if "config" in description else "")
 
