@@ -1,7 +1,7 @@
 """Reference pages made while the site is built: every command, and every configuration key with its comment.
 
-The text comes from ``configs/*.yaml``, the ranges from ``recipes/configuration/rules.py``, the usage of the command from
-its own help. The changelog is a page too, once there is one.
+The text comes from ``configs/*.yaml``, the ranges from ``recipes/configuration/rules.py``, the usage of the command
+from its own help. The changelog is a page too, once there is one.
 """
 
 import ast
@@ -17,7 +17,7 @@ from mkdocs.structure.files import File, Files
 from htrmrl_torchrl import cli
 from recipes.configuration.compose import CONFIG_DIR
 from recipes.configuration.help import comments_of
-from recipes.configuration.rules import FREE, RANGES, flatten
+from recipes.configuration.rules import FREE, NOT_EMPTY, RANGES, flatten
 
 ROOT = Path(__file__).resolve().parents[2]
 CHANGELOG = ROOT / "CHANGELOG.md"
@@ -88,7 +88,9 @@ def _tool(tool: str) -> Iterator[str]:
         yield _keys_table(config, "meaning")
     else:  # plot, which reads options instead of keys
         text = ast.get_docstring(ast.parse(script.read_text(encoding="utf-8"))) or ""
-        yield re.sub(r"((?:^    .*\n?)+)", r"```bash\n\1```\n", text, flags=re.MULTILINE).replace("``metrics", "`metrics")
+        yield re.sub(r"((?:^    .*\n?)+)", r"```bash\n\1```\n", text, flags=re.MULTILINE).replace(
+            "``metrics", "`metrics"
+        )
 
 
 def _training_row(name: str) -> list[str]:
@@ -122,13 +124,14 @@ def _groups(path: Path) -> Iterator[str]:
         yield f"{GROUP_LEVEL} {group or 'The run'}"
         if group:
             yield comments[group]
-        yield _table(["key", "default", "allowed", "meaning"], ([*_row(key, values[key]), comments[key]] for key in keys))
+        yield _table(["key", "default", "meaning"], (_row(key, values[key], comments[key]) for key in keys))
 
 
-def _row(key: str, value: Any) -> list[str]:
-    rule = RANGES.get(key.rpartition(".")[2])
+def _row(key: str, value: Any, meaning: str) -> list[str]:
+    rule = RANGES.get(key.rpartition(".")[2], NOT_EMPTY)
     star = " \\*" if key.startswith(FREE) else ""
-    return [f"`{key}`{star}", f"`{_plain(value)}`", rule.allowed if rule else ""]
+    allowed = "" if rule is NOT_EMPTY else f" Allowed: {rule.allowed}."
+    return [f"`{key}`{star}", f"`{_plain(value)}`", meaning + allowed]
 
 
 def _keys_table(path: Path, last: str) -> str:
@@ -153,4 +156,10 @@ def _plain(value: Any) -> str:
 
 def _table(head: list[str], rows: Iterable[list[str]]) -> str:
     lines = [head, ["---"] * len(head), *rows]
-    return "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines)
+    return "\n".join("| " + " | ".join(map(_cell, line)) + " |" for line in lines)
+
+
+def _cell(text: str) -> str:
+    """With ``<task>`` and the like as they are written, not as HTML."""
+    text = text.replace("|", "\\|")
+    return text if text.startswith("`") else text.replace("<", "&lt;")

@@ -3,6 +3,7 @@
 import re
 import shlex
 from collections.abc import Iterator
+from itertools import pairwise
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -21,7 +22,7 @@ def blocks(page: Path) -> list[tuple[str, str, str]]:
     found = list(FENCE.finditer(content))
     printed = {
         one.start(): two[2]
-        for one, two in zip(found, found[1:], strict=False)
+        for one, two in pairwise(found)
         if two[1] == "text" and not content[one.end() : two.start()].strip()
     }
     return [(block[1], block[2], printed.get(block.start(), "")) for block in found if block[1] != "text"]

@@ -1,4 +1,4 @@
-"""Every Python block of the documentation, which has those of the README too, runs as it stands, and prints what the page says."""
+"""Every Python block of the documentation runs as it stands and prints what the page says."""
 
 import re
 import sys
@@ -56,6 +56,8 @@ def test_there_is_code_to_run():
 
 
 def test_an_own_strategy_takes_ten_lines():
-    (code,) = (code for _, code, _ in blocks(ROOT / "docs/tutorials/strategy_and_encoder.md") if "class Rewarded" in code)
+    (code,) = (
+        code for _, code, _ in blocks(ROOT / "docs/tutorials/strategy_and_encoder.md") if "class Rewarded" in code
+    )
     (strategy,) = re.findall(r"class Rewarded:\n(?:    .*\n|\n)*", code)
     assert len(strategy.strip().splitlines()) <= 10

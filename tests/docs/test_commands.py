@@ -25,7 +25,9 @@ def check(words: list[str]) -> None:
     elif program == "python" and rest[0].startswith("recipes/"):
         assert (ROOT / rest[0]).is_file(), words
         name = Path(rest[0]).stem
-        check_htrmrl(*(["run", name.removesuffix("_ppo")] if name.endswith("_ppo") else [name.replace("_", "-")]), *rest[1:])
+        check_htrmrl(
+            *(["run", name.removesuffix("_ppo")] if name.endswith("_ppo") else [name.replace("_", "-")]), *rest[1:]
+        )
     elif program == "python":
         assert rest[0] in ("-c", "-m"), words
     else:

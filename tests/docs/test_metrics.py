@@ -34,7 +34,10 @@ def written(tmp_path_factory):
 def documented() -> dict[str, str]:
     """Patterns of the names in the reference, by name."""
     names = re.findall(r"`([a-z]+/[^`*]+)`", (ROOT / "docs/reference/metrics.md").read_text(encoding="utf-8"))
-    return {name: re.sub("<[a-z]+>", lambda word: PLACEHOLDERS[word[0]], re.sub(r"\.(?=[a-z])", r"\\.", name)) for name in names}
+    return {
+        name: re.sub("<[a-z]+>", lambda word: PLACEHOLDERS[word[0]], re.sub(r"\.(?=[a-z])", r"\\.", name))
+        for name in names
+    }
 
 
 def test_every_metric_of_a_run_is_documented(written):
@@ -43,4 +46,6 @@ def test_every_metric_of_a_run_is_documented(written):
 
 
 def test_every_documented_metric_is_written(written):
-    assert not [name for name, pattern in documented().items() if not any(re.fullmatch(pattern, one) for one in written)]
+    assert not [
+        name for name, pattern in documented().items() if not any(re.fullmatch(pattern, one) for one in written)
+    ]

@@ -11,7 +11,17 @@ from tests.docs.pages import ROOT
 
 
 def build(source, target):
-    command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--config-file", source / "mkdocs.yml", "-d", target]
+    command = [
+        sys.executable,
+        "-m",
+        "mkdocs",
+        "build",
+        "--strict",
+        "--config-file",
+        source / "mkdocs.yml",
+        "-d",
+        target,
+    ]
     quiet = os.environ | {"NO_MKDOCS_2_WARNING": "1", "PYTHONPATH": str(ROOT)}
     return subprocess.run(command, capture_output=True, text=True, timeout=300, cwd=source, env=quiet)
 
@@ -48,7 +58,9 @@ def test_pages_fetch_nothing_from_elsewhere(site):
         assert 'src="http' not in text and 'rel="stylesheet" href="http' not in text and "fonts.g" not in text, page
 
 
-@pytest.mark.parametrize("line", ["[gone](gone.md)", "[gone](../gone.py)", "::: htrmrl_torchrl.gone", "[a](index.md#gone)"])
+@pytest.mark.parametrize(
+    "line", ["[gone](gone.md)", "[gone](../gone.py)", "::: htrmrl_torchrl.gone", "[a](index.md#gone)"]
+)
 def test_what_leads_nowhere_fails_the_build(line, tmp_path):
     """On one page in place of all."""
     for name in ("htrmrl_torchrl", "recipes", "configs"):
