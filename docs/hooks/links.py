@@ -16,6 +16,7 @@ from mkdocs.structure.pages import Page
 
 ROOT = Path(__file__).resolve().parents[2]
 LINK = re.compile(r"(!?)\[((?:[^\[\]]|\[[^\]]*\])*)\]\((\.\./[^)\s#]*)(#[^)\s]*)?\)")
+PATH = re.compile(r"[\w/-]+(/|\.\w+)")
 PICTURES = {".png", ".gif", ".svg", ".jpg"}
 SERVED = "evidence"  # folder of the site that holds pictures from outside of docs/
 log = logging.getLogger("mkdocs.hooks.links")
@@ -40,7 +41,7 @@ def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Fil
         if not (ROOT / path).exists():
             log.warning("%s links to %s, which does not exist", page.file.src_uri, path)
         if not _is_picture(path):
-            return link[2]
+            return f"`{link[2]}`" if PATH.fullmatch(link[2]) else link[2]
         return f"{link[1]}[{link[2]}]({os.path.relpath(f'{SERVED}/{path}', folder)})"
 
     return LINK.sub(changed, markdown)
