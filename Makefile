@@ -3,6 +3,7 @@
 #   make ml10          meta-train on Meta-World ML10          make ml10 ARGS="seed=2 total_frames=1_000_000"
 #   make benchmark     how fast every stage is here  make benchmark ARGS="parts=[update]"
 #   make docs          the documentation as a site, in site/
+#   make tables        the result tables of README.md and docs/results/, from the files in results/
 #   make test          lint, types, tests                     make test ARGS="-k encoder"
 #   make test-portable the tests as on other machines; one alone: make test-narrow, -shuffled, -elsewhere, -busy
 # Another interpreter: make PYTHON=python3.12 test
@@ -18,7 +19,7 @@ STAMP := .venv/.installed
 PYTEST = OMP_NUM_THREADS=$(THREADS) MKL_NUM_THREADS=$(THREADS) $(PY) -m pytest -n $(JOBS) --dist worksteal
 
 .DEFAULT_GOAL := help
-.PHONY: help venv quickstart ml10 benchmark docs lint types pytest test test-slow clean \
+.PHONY: help venv quickstart ml10 benchmark tables docs lint types pytest test test-slow clean \
 	test-portable test-narrow test-shuffled test-elsewhere test-busy
 
 help:
@@ -46,6 +47,8 @@ benchmark: $(STAMP)
 
 docs: $(STAMP)
 	NO_MKDOCS_2_WARNING=1 $(PY) -m mkdocs build --strict $(ARGS)
+tables: $(STAMP)
+	$(PY) -m results.tables
 
 lint: $(STAMP)
 	$(PY) -m ruff check .

@@ -69,7 +69,7 @@ def evaluate(
             ``action`` (a copy plays, in its own precision). With ``protocol="metaworld"`` also a ``MetaLearningAgent``.
         benchmark: a name that `make_env` knows, or the path of a `Benchmark` of your own, but no factory.
         split: ``"train"``, ``"val"`` or ``"test"``.
-        protocol: ``"strict"``, ``"garage"`` or ``"metaworld"``, see `PROTOCOLS`.
+        protocol: ``"strict"``, ``"sampled"``, ``"garage"`` or ``"metaworld"``, see `PROTOCOLS`.
         goals_per_task, adaptation_episodes, evaluation_episodes, evaluation_actions: replace the protocol's.
         horizon: steps per episode; default the benchmark's (500 in Meta-World).
         benchmark_seed: decides the goals.
@@ -79,7 +79,8 @@ def evaluate(
         num_workers, worker_timeout: simulator processes (0: this process) and their time limit, see `make_env`.
         memory_gain: whether to play also, on every goal, K trials of one episode, for `EvaluationReport.memory_gain`.
             Action noise is that of the trials' K adaptation episodes, so that an agent without memory gains exactly 0
-            (under ``garage``, or where starts are random, if `num_envs` plays all goals at once; else 0 on average).
+            (under ``sampled`` and ``garage``, or where starts are random, if `num_envs` plays all goals at once; else 0
+            on average).
         progress: whether to show it, see `progress_bar`.
         command: saved in the report.
         trust: your own code that checkpoints may name, see `load_networks`.
@@ -220,7 +221,9 @@ def _without_memory(
 
 def _check_memory_gain(rules: Protocol) -> None:
     if rules.biased:
-        raise ValueError(f"memory_gain is for strict and garage; {rules.name} tells nothing of single episodes.")
+        raise ValueError(
+            f"memory_gain is for strict, sampled and garage; {rules.name} does not report single episodes."
+        )
     if rules.adaptation_episodes < 2:
         raise ValueError(
             "memory_gain is of the adaptation episodes after the first, so that adaptation_episodes must be at least "
