@@ -22,12 +22,12 @@ def check(words: list[str]) -> None:
         assert re.search(rf"^{re.escape(rest[0])}:", (ROOT / "Makefile").read_text(), re.MULTILINE), words
     elif program == "htrmrl":
         check_htrmrl(*rest)
-    elif program == "python" and rest[0].startswith("recipes/"):
+    elif program == "python" and rest[0].endswith(".py"):
         assert (ROOT / rest[0]).is_file(), words
-        name = Path(rest[0]).stem
-        check_htrmrl(
-            *(["run", name.removesuffix("_ppo")] if name.endswith("_ppo") else [name.replace("_", "-")]), *rest[1:]
-        )
+        folder, name = Path(rest[0]).parent.name, Path(rest[0]).stem
+        if folder == "recipes":
+            command = ["run", name.removesuffix("_ppo")] if name.endswith("_ppo") else [name.replace("_", "-")]
+            check_htrmrl(*command, *rest[1:])
     elif program == "python":
         assert rest[0] in ("-c", "-m"), words
     else:
