@@ -11,6 +11,13 @@ from tests.recipes.runs import train_here
 WITH_CODE = [page for page in PAGES[1:] if any(language == "python" for language, _, _ in blocks(page))]
 TOY = ROOT / "results/trial_length/uniform_last_seed1.torchrl"
 
+# What a page prints that no block below shows, because it differs from one machine to the next.
+PRINTED = {
+    "docs/tutorials/torchrl_loop.md": r"(return -\d+, last ratio [01]\.\d+\n){3}",
+    "docs/tutorials/load_and_play.md": r"success \d\.\d\d, biased\n",
+    "docs/guides/evaluate.md": "protocol strict: 2 adaptation \\+ 1 evaluation episodes of 100 steps",
+}
+
 
 @pytest.fixture(scope="module")
 def checkpoint(tmp_path_factory):
@@ -37,7 +44,7 @@ def folder(tmp_path, monkeypatch):
 @pytest.mark.parametrize("page", WITH_CODE, ids=name_of)
 def test_blocks_of_a_page_run_one_after_the_other(page, checkpoint, folder, capsys):
     """A block that begins with the name of a file is saved there, as the reader is told to do."""
-    names = {"__name__": "__main__"}
+    names, output = {"__name__": "__main__"}, ""
     for language, code, printed in blocks(page):
         if language != "python":
             continue
@@ -45,10 +52,11 @@ def test_blocks_of_a_page_run_one_after_the_other(page, checkpoint, folder, caps
             (folder / saved[1]).write_text(code)
             continue
         code = code.replace("TOY_CHECKPOINT", str(TOY)).replace("CHECKPOINT", str(checkpoint))
-        capsys.readouterr()
         exec(compile(code, name_of(page), "exec"), names)
-        if printed:
-            assert capsys.readouterr().out == printed
+        said = capsys.readouterr().out
+        assert not printed or said == printed
+        output += said
+    assert re.search(PRINTED.get(name_of(page), ""), output)
 
 
 def test_there_is_code_to_run():
