@@ -64,7 +64,7 @@ from recipes.configuration.run_folder import (
 
 
 def train(config: DictConfig) -> None:
-    """One training run in ``config.run_dir``; continues where a run there has stopped."""
+    """One training run in ``config.run_dir``; continues an earlier run there."""
     run_dir = Path(config.run_dir)
     with locked(run_dir):
         for sentence in warnings(config):
@@ -72,7 +72,7 @@ def train(config: DictConfig) -> None:
         begins = not any(path.name != LOCK for path in run_dir.iterdir())
         try:
             _train(config)
-        except MismatchError as error:  # of a factory's environment
+        except MismatchError as error:  # from a factory's environment
             saved = checkpoints_of(run_dir / "checkpoints", "step")
             if begins and all(frames_of(path) == 0 for path in saved):
                 remove_records(run_dir)
@@ -80,13 +80,13 @@ def train(config: DictConfig) -> None:
 
 
 def _train(config: DictConfig) -> None:
-    torchrl_logger.setLevel("WARNING")  # its notes on allocated buffers would cut through the progress bar
+    torchrl_logger.setLevel("WARNING")  # its messages about buffers would break the progress bar
     make_repeatable(config.device)
     torch.manual_seed(config.seed)
     run_dir = Path(config.run_dir)
     start = where_to_start(config, run_dir)
 
-    # Environment, agent, and what trains it.
+    # Environment, agent and learner.
     env = training_environment(config)
     agent = agent_arguments(config, env)
     networks = build_networks(**agent)
@@ -108,7 +108,7 @@ def _train(config: DictConfig) -> None:
     )
     collector = collector_of(config, env, networks)
 
-    # A run goes on from its last checkpoint as if nothing had happened.
+    # A continued run equals an uninterrupted one.
     progress = Progress(best_val_success=LOWEST)
     checkpoints = RunCheckpoints(
         run_dir / "checkpoints",
@@ -129,7 +129,7 @@ def _train(config: DictConfig) -> None:
             checkpoints.restore(start.checkpoint)
         except (OSError, ValueError) as error:
             raise UserError(f"cannot continue: {error}") from error
-        collector.reset()  # it has reset the environment already, before the task deck was restored
+        collector.reset()  # its first reset was before the task deck was restored
         print(f"continuing {run_dir} at {progress.frames:,} of {config.total_frames:,} frames")
     progress.commits = sorted({*progress.commits, commit_of_code()})
     guard = FaultGuard(
@@ -141,7 +141,7 @@ def _train(config: DictConfig) -> None:
         optimizer=optimizer,
         rewards=rewards,
     )
-    # What ends an iteration in its middle, a signal or a fault, leaves its beginning on disk: the boundary marked last.
+    # If a signal or a fault ends an iteration early, its start is saved: the boundary marked last.
     checkpoints.mark()
     logger = take_over(run_dir, config, checkpoints, start, frames=progress.frames)
     bar = progress_bar(
@@ -156,7 +156,7 @@ def _train(config: DictConfig) -> None:
     if progress.frames >= config.total_frames:
         complete_summary(run_dir, config, progress)
 
-    # While acting, more than one thread only gets in the way of the environment workers.
+    # While acting, more threads would only slow down the environment workers.
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     clock = time.perf_counter()
@@ -171,7 +171,7 @@ def _train(config: DictConfig) -> None:
             frames = buffer.extend(batch)
             check_horizon(config, batch, buffer.storage)
 
-            # 2. One PPO update, as a whole or not at all.
+            # 2. One PPO update, undone completely after a fault.
             updated = None
             rate = learning_rate(config, frames=progress.frames, share=progress.rate_share)
             with guard.update():
@@ -181,7 +181,7 @@ def _train(config: DictConfig) -> None:
             learned = time.perf_counter()
             torch.set_num_threads(1)
 
-            # 3. Measure, and now and then evaluate on held-out goals and tasks.
+            # 3. Measure, and periodically evaluate on held-out goals and tasks.
             metrics = training_metrics(batch, names_of_tasks(config, "train")) | guard.metrics(env)
             if updated is not None:
                 metrics |= _learning_metrics(config, networks, batch, updated)
@@ -204,7 +204,7 @@ def _train(config: DictConfig) -> None:
             _save(config, checkpoints, progress, score=score_on_val(metrics), finished=finished)
             shown = "success" if "train/success" in metrics else "return"
             bar.set_postfix_str(f"{shown} {metrics.get(f'train/{shown}', float('nan')):.2f}", refresh=False)
-            bar.update(min(batch.numel(), bar.total - bar.n))  # the last batch may go beyond
+            bar.update(min(batch.numel(), bar.total - bar.n))  # the last batch may exceed the total
             if finished:
                 bar.close()
                 finish(run_dir, config, checkpoints, progress, metrics)
@@ -212,8 +212,8 @@ def _train(config: DictConfig) -> None:
     except UnsavedEnd:
         raise
     except BaseException as error:
-        bar.close()  # before there is more to read
-        if not (isinstance(error, MismatchError) and not progress.frames):  # else there is nothing to go on from
+        bar.close()  # before further output
+        if not (isinstance(error, MismatchError) and not progress.frames):  # otherwise there is nothing to continue
             leave_boundary(checkpoints, asked=interrupts.requested)
         if not interrupts.requested:
             raise
@@ -230,7 +230,7 @@ def _train(config: DictConfig) -> None:
 def _learning_metrics(
     config: DictConfig, networks: Networks, batch: TensorDictBase, updated: Updated
 ) -> dict[str, float]:
-    """What an update says of itself, of the critic, the std and the attention."""
+    """Metrics of the update, the critic, the std and the attention."""
     metrics = dict(updated.metrics)
     metrics |= critic_metrics(batch, updated.targets[keys.VALUE_TARGET], names_of_tasks(config, "train"))
     metrics["ppo/std"] = networks.actor.get_dist(updated.minibatch.copy()).stddev.mean().item()
@@ -248,7 +248,7 @@ def _timings(batch: TensorDictBase, *, begun: float, collected: float, learned: 
 
 
 def _save(config: DictConfig, checkpoints: RunCheckpoints, progress: Progress, *, score: float, finished: bool) -> None:
-    """The best checkpoint and the periodic one, where they are due."""
+    """Saves the best and the periodic checkpoint when they are due."""
     is_best = score > progress.best_val_success
     progress.best_val_success = max(score, progress.best_val_success)
     is_due = finished or progress.frames - progress.saved >= config.checkpoint.every_frames

@@ -109,7 +109,7 @@ class HTrMRLAgent:
         lanes = getattr(env, "num_envs", 1)
         if lanes != self.num_envs:
             raise ValueError(
-                f"The environment has {lanes} lanes, the agent {self.num_envs}; build the agent with {lanes}."
+                f"The environment has num_envs={lanes}, the agent {self.num_envs}; build the agent with {lanes}."
             )
         mode = str(getattr(env.metadata.get("autoreset_mode"), "name", ""))
         if mode == "NEXT_STEP" or _is_wrapped_in(env, gym.wrappers.Autoreset):
@@ -132,7 +132,7 @@ class HTrMRLAgent:
         """
         lanes = torch.ones(self.num_envs, dtype=torch.bool) if mask is None else torch.as_tensor(mask, dtype=torch.bool)
         if lanes.shape != (self.num_envs,):
-            raise ValueError(f"mask has shape {list(lanes.shape)} but must be [{self.num_envs}], one flag per lane.")
+            raise ValueError(f"mask has shape {list(lanes.shape)} but must be [{self.num_envs}], one flag each.")
         if self._acted is not None and not lanes.all():
             raise RuntimeError("reset(mask) was called between act and observe; close the step with observe first.")
         lanes = lanes.to(self.device)
@@ -152,7 +152,7 @@ class HTrMRLAgent:
         """
         if bool((self._counter.episode < 0).any()):
             lanes = (self._counter.episode < 0).flatten().nonzero().flatten().tolist()
-            raise RuntimeError(f"act was called before reset: lanes {lanes} have no trial yet; call reset() first.")
+            raise RuntimeError(f"act was called before reset: environments {lanes} have no trial; call reset() first.")
         if self._acted is not None:
             raise RuntimeError("act was called twice in a step; close the step with observe(reward, ...) first.")
         tensor = self._checked(observation, "observation", self.observation_dim)
@@ -209,7 +209,7 @@ class HTrMRLAgent:
         tensor = tensor.reshape(self.num_envs, -1)
         if not tensor.isfinite().all():
             lanes = (~tensor.isfinite().all(-1)).nonzero().flatten().tolist()
-            raise ValueError(f"{name} is not finite in lanes {lanes}: {tensor[lanes].tolist()}.")
+            raise ValueError(f"{name} is not finite in environments {lanes}: {tensor[lanes].tolist()}.")
         return tensor
 
     def _flags(self, value: Any, name: str) -> Tensor:
@@ -225,11 +225,11 @@ def _is_wrapped_in(env: Any, wrapper: type) -> bool:
 
 
 def _of_ended(final: Any, ended: Tensor) -> Any:
-    """Final observations of ended lanes, zero in the others, where gymnasium has None or arbitrary values."""
-    if isinstance(final, np.ndarray) and final.dtype == object:  # one array or None per lane
+    """Final observations where an episode ended, zero elsewhere, where gymnasium has None or arbitrary values."""
+    if isinstance(final, np.ndarray) and final.dtype == object:  # one array or None per environment
         flags = ended.flatten().tolist()
         if any(flag and row is None for row, flag in zip(final, flags, strict=True)):
-            raise ValueError("final_observation is None in a lane whose episode has ended; give it or leave all out.")
+            raise ValueError("final_observation is None where an episode has ended; give it or leave all out.")
         some = np.asarray(final[flags.index(True)])
         return np.stack([np.asarray(row) if flag else 0 * some for row, flag in zip(final, flags, strict=True)])
     tensor = torch.as_tensor(final, dtype=torch.float32, device=ended.device)

@@ -111,12 +111,12 @@ def acting_policy(
         networks: whose weights to use, not to copy.
         strategy: how windows are drawn; default: as in `networks`.
         scope: ``"trial"`` by default, however `networks` were trained, so that no trial sees another goal's trial. With
-            ``"lane"`` a trial's context depends on the trials before it in its lane, and so on the number of lanes.
+            ``"lane"`` a trial's context depends on earlier trials of its environment, and on their number.
             ValueError without `max_episodes`, or with an encoder that reads no earlier episodes.
         seed: of the new memory's random streams.
     """
     changed = {} if strategy is None else {"strategy": strategy}
-    memory = networks.make_memory([networks.encoder], scope=scope, seed=seed, **changed)
+    memory = networks.make_memory([networks.encoder], scope=scope, seed=seed, dropout=0.0, **changed)
     return TensorDictSequential(memory, networks.actor, selected_out_keys=[keys.ACTION])
 
 

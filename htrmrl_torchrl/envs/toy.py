@@ -63,14 +63,14 @@ class ToyLanes:
         self._steps = np.zeros(num_lanes, dtype=np.int64)
 
     def reset(self, lanes: IntArray, tasks: IntArray, goals: IntArray, draws: IntArray | None = None) -> FloatArray:
-        """Move these lanes to the origin, with hidden goals ``goals``."""
+        """Move these environments to the origin, with hidden goals ``goals``."""
         self._position[lanes] = 0.0
         self._steps[lanes] = 0
         self._goal[lanes] = GOALS[goals]
         return self._observation()[lanes]
 
     def step(self, actions: FloatArray) -> tuple[FloatArray, FloatArray, BoolArray]:
-        """Move all lanes; only the step that reaches the horizon can pay or succeed."""
+        """Move all points; only the step that reaches the horizon can pay or succeed."""
         position = self._position + np.float32(STEP_SIZE) * actions
         # Projected onto the disc, so that the goal itself has the highest reward.
         self._position = position / np.maximum(np.linalg.norm(position, axis=-1, keepdims=True), 1.0)
@@ -107,7 +107,7 @@ class ToyLanes:
 
 
 def build_lanes(horizon: int, num_lanes: int) -> ToyLanes:
-    """:class:`ToyLanes` with positional arguments; a worker appends the number of lanes."""
+    """:class:`ToyLanes` with positional arguments; a worker appends the number of environments."""
     return ToyLanes(num_lanes=num_lanes, horizon=horizon)
 
 

@@ -77,7 +77,7 @@ def evaluate(
         device: of the networks; default where they are. Simulators run on the CPU.
         num_envs: environments at a time; more are faster. Sampled actions depend on it.
         num_workers, worker_timeout: simulator processes (0: this process) and their time limit, see `make_env`.
-        memory_gain: whether to play also, on every goal, K trials of one episode, for `EvaluationReport.memory_gain`.
+        memory_gain: whether to play also K trials of one episode per goal, for `EvaluationReport.memory_gain`.
             Action noise is that of the trials' K adaptation episodes, so that an agent without memory gains exactly 0
             (under ``sampled`` and ``garage``, or where starts are random, if `num_envs` plays all goals at once; else 0
             on average).
@@ -208,8 +208,8 @@ def _without_memory(
 ) -> Tensor:
     """An outcome of trials of one episode, one for each of the adaptation episodes 2 to K: ``[pairs, K - 1]``.
 
-    Lanes play the same pairs at the same time as in the trials of K episodes, so that action noise is the same. The
-    first episode of those has an empty memory as well: it is played for its noise and not returned.
+    Environments play the same pairs at the same time as in the trials of K episodes, so that action noise is the same.
+    The first episode of those also has an empty memory: it is played for its noise and not returned.
     """
     episodes, rounds = rules.adaptation_episodes, math.ceil(len(pairs) / lanes)
     one = rules.changed(adaptation_episodes=0, evaluation_episodes=1, evaluation_actions="sampled")
@@ -244,7 +244,7 @@ def _several(agent: Any) -> list[Any]:
 
 
 def _own(agent: Any, trust: Collection[str]) -> Any:
-    """A copy that may be moved and changed; a ``MetaLearningAgent`` as it is."""
+    """A copy that may be moved and changed; a ``MetaLearningAgent`` unchanged."""
     if isinstance(agent, str | Path):
         return load_networks(agent, trust=trust)
     if isinstance(agent, HTrMRLAgent):

@@ -93,7 +93,7 @@ def spared(what: str) -> Iterator[None]:
     except OSError as error:
         from tqdm import tqdm
 
-        tqdm.write(f"warning: {what} could not be written ({reason(error)}); the run goes on", file=STDERR)
+        tqdm.write(f"warning: {what} could not be written ({reason(error)}); the run continues", file=STDERR)
 
 
 def reason(error: OSError) -> str:

@@ -44,7 +44,7 @@ class RunLogger:
             is not damage.
 
     Raises ValueError if ``run_dir`` has metrics and ``resume_from_frames`` is ``None``, and OSError from any call if
-    the disk is full; the run may go on.
+    the disk is full; the run may continue.
 
     Example:
         >>> import tempfile

@@ -27,6 +27,8 @@ def training_environment(config: DictConfig) -> EnvBase:
         "num_workers": config.env.num_workers,
         "worker_timeout": config.env.worker_timeout,
         "backend": config.env.backend,
+        "shortest_trial": config.env.shortest_trial,
+        "disguises": list(config.env.disguises),
     }
     if is_factory(config.env.name):
         settings = {name: settings[name] for name in ("episodes_per_trial", "seed")}

@@ -47,9 +47,10 @@ RANGES: dict[str, Rule] = {
     **dict.fromkeys(("name", "device", "run_dir", "resume", "checkpoint", "benchmark", "out", "metric"), NOT_EMPTY),
     **dict.fromkeys((
         "total_frames", "every_frames", "minibatch_frames", "segment_frames", "frames_per_batch", "num_envs",
-        "episodes_per_trial", "horizon", "window", "episodes", "d_model", "num_heads", "intra_layers", "mlp_layers",
-        "max_episodes", "epochs", "grow_to", "grow_over", "goals_per_task", "trials_per_goal", "evaluation_episodes",
-        "looks", "max_in_a_row", "keep", "jobs", "rounds", "recipe_lanes", "every",
+        "episodes_per_trial", "shortest_trial", "horizon", "window", "episodes", "d_model", "num_heads",
+        "intra_layers", "mlp_layers", "max_episodes", "epochs", "grow_to", "grow_over", "goals_per_task",
+        "trials_per_goal", "evaluation_episodes", "looks", "max_in_a_row", "keep", "jobs", "rounds",
+        "recipe_lanes", "every",
     ), at_least(1)),
     **dict.fromkeys(
         ("num_workers", "inter_layers", "benchmark_seed", "adaptation_episodes", "entropy_coeff", "goal"), at_least(0)
@@ -62,10 +63,12 @@ RANGES: dict[str, Rule] = {
     "worker_timeout": Rule("from 0.1 to 1_000_000 seconds", lambda value: 0.1 <= value <= 1_000_000),
     "gamma": Rule("greater than 0 and at most 1", lambda value: 0 < value <= 1),
     "gae_lambda": Rule("between 0 and 1", lambda value: 0 <= value <= 1),
+    "dropout": Rule("at least 0 and below 1", lambda value: 0 <= value < 1),
     "schedule": one_of("constant", "linear"),
     "threads": Rule("from 0 to 1024", lambda value: 0 <= value <= 1024, int),
     "size": at_least(128),
     "tasks": Rule("a list of names", lambda value: bool(value) and all(type(name) is str for name in value), list),
+    "disguises": Rule("a list of names", lambda value: all(type(name) is str for name in value), list),
     "trust": Rule("a list of paths package.module:name", lambda value: all(map(is_dotted_path, value)), list),
 }  # fmt: skip
 
@@ -234,7 +237,8 @@ def check_device(name: str) -> None:
 def _check_environment(config: DictConfig) -> None:
     # late: these imports take seconds, the checks above none
     from htrmrl_torchrl.envs import check_name, num_goals, task_names
-    from htrmrl_torchrl.envs.benchmarks import check_benchmark_seed, is_factory
+    from htrmrl_torchrl.envs.benchmarks import check_benchmark_seed, find_benchmark, is_factory
+    from htrmrl_torchrl.envs.disguise import check_kinds
     from htrmrl_torchrl.envs.factory import check_factory, resolve_horizon
 
     env, goals_per_task = config.env, config.eval.goals_per_task
@@ -254,7 +258,14 @@ def _check_environment(config: DictConfig) -> None:
             raise UserError(
                 f"loss.reward_norm is True but must be false with a factory, whose tasks are unknown: {env.name}"
             )
+        for key, default in (("disguises", []), ("shortest_trial", None)):
+            if env[key] != default:
+                raise UserError(f"env.{key} is {env[key]} but must be {default} with a factory, which is {env.name}")
         return
+    try:
+        check_kinds(env.disguises, find_benchmark(env.name).layout)
+    except ValueError as error:
+        raise UserError(f"env.disguises is {env.disguises}: {error}") from error
     try:
         task_names(env.name, "test")  # evaluated during training
     except ValueError as error:

@@ -46,7 +46,7 @@ class UnsavedEnd(UserError):
 
 @dataclass(frozen=True)
 class Start:
-    """Where a run begins: at a checkpoint, or anew; ``damaged`` are newer checkpoints with the reason for each."""
+    """Where a run begins: at a checkpoint or at frame 0; ``damaged`` are newer checkpoints with the reason for each."""
 
     checkpoint: Path | None
     damaged: dict[Path, str] = field(default_factory=dict)
@@ -68,7 +68,7 @@ def where_to_start(config: DictConfig, run_dir: Path) -> Start:
         results = _results(run_dir)
     except OSError as error:
         raise UserError(
-            f"run_dir is '{run_dir}' but {error.filename} cannot be read ({reason(error)}), so where the run stands is "
+            f"run_dir is '{run_dir}' but {error.filename} cannot be read ({reason(error)}), so its progress is "
             "unknown: make it readable (mounted, with permission), or choose another run_dir"
         ) from error
     if path is not None:
@@ -145,7 +145,7 @@ def check_same_run(config: DictConfig, run_dir: Path) -> None:
     except FileNotFoundError:
         return
     except (OSError, ValueError, YAMLError, OmegaConfBaseException, RecursionError) as error:
-        say(f"warning: {path} cannot be read ({type(error).__name__}) and is written anew")
+        say(f"warning: {path} cannot be read ({type(error).__name__}) and is written again")
         return
     for key, value in flatten(config).items():
         if key in before and before[key] != value and not key.startswith(FREE):

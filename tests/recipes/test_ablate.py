@@ -248,7 +248,7 @@ def test_what_a_run_may_change_a_cell_may_change(tmp_path):
         plan("toy_ppo", [*TINY, "seed=1", change], tmp_path)
     with pytest.raises(UserError, match=r"holds a run with optim\.lr="):
         plan("toy_ppo", [*TINY, "seed=1", "optim.lr=0.1"], tmp_path)
-    with pytest.raises(UserError, match="resume is the sweep's own"):
+    with pytest.raises(UserError, match="resume is set by the sweep"):
         plan("toy_ppo", [*TINY, "seed=1", "resume=never"], tmp_path)
 
 

@@ -71,7 +71,7 @@ WRONG: dict[str, tuple[list[str], list[str]]] = {
     "norm": (["encoder.norm=post_ln"], ["'post_ln'", "pre_ln or tfixup"]),
     "strategy": (
         ["memory.strategy=best"],
-        ["'best'", "recent or uniform or uniform_last or best_return or diverse or similar"],
+        ["'best'", "recent or uniform or uniform_last or best_return or best_and_uniform or diverse or similar"],
     ),
     "scope": (["memory.scope=task"], ["'task'", "trial or lane"]),
     "no memory": (["memory.max_episodes=0"], ["memory.max_episodes is 0", "at least 1"]),
