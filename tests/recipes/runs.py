@@ -137,7 +137,7 @@ def end_started():
 
 def hear_all_signals():
     """In a child: some are ignored where the tests themselves run in a shell's background, or under `nohup`."""
-    for number in NUMBERS:
+    for number in (*NUMBERS, signal.SIGQUIT):
         signal.signal(number, signal.SIG_DFL)
 
 

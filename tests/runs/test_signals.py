@@ -143,8 +143,8 @@ def test_while_it_is_still_starting(moment, number, tmp_path):
     errors, seconds = stop(process, number, everyone=True)
     assert process.returncode == 0, errors
     assert seconds < SECONDS
-    assert written_command(errors)[-1] == "resume=auto"  # what it asks for has not happened yet
     assert re.fullmatch(r"stopped; nothing is lost, continue with\n    .+ \S*toy_ppo\.py .+\n", errors), errors
+    assert written_command(errors)[-1] == "resume=auto"  # what it asks for has not happened yet
     assert written_command(errors)[2] == f"run_dir={tmp_path / 'run'}"
     wait_for(lambda: not family(process), what="the end of all its processes")
 
