@@ -185,8 +185,8 @@ class WorkerLanes:
 
     def _send(self, worker: int, message: bytes) -> None:
         if not self._connections:
-            mend = "build the environment again" if self._closed else "reset all environments to start new ones"
-            raise RuntimeError(f"The environment workers are closed; {mend}.")
+            fix = "build the environment again" if self._closed else "reset all environments to start new ones"
+            raise RuntimeError(f"The environment workers are closed; {fix}.")
         try:
             self._connections[worker].send_bytes(message)
         except (BrokenPipeError, ConnectionResetError):
