@@ -83,7 +83,7 @@ def _attention(
 ) -> Iterator[Section]:
     trained = recordings[TRAINED]
     names = {label: _names(inspected, recording, split) for label, recording in recordings.items()}
-    (trial, *_) = looks.telling_trials(trained, count=1)
+    (trial, *_) = looks.example_trials(trained, count=1)
     numbers = {label: _attention_numbers(recording) for label, recording in recordings.items()}
     rows: list[list[str | float]] = [
         [name, *(of.get(name, math.nan) for of in numbers.values())] for name in numbers[TRAINED]
