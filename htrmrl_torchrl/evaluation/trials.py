@@ -192,8 +192,8 @@ def _start_from(
     """Sets `memories` and `now`'s keys of the past back to the boundary, which is the present of the first call."""
     if boundary is None:
         return [memory.snapshot() for memory in memories], now.select(*_BOUNDARY).clone()
-    snapshots, told = boundary
+    snapshots, past = boundary
     for memory, snapshot in zip(memories, snapshots, strict=True):
         memory.go_back(snapshot)
-    now.update(told)
+    now.update(past)
     return boundary
