@@ -176,11 +176,11 @@ def check_step(step: TensorDictBase, *, encoders: Sequence[Any] = ()) -> None:
 
 def check_order(transforms: Iterable[Any]) -> None:
     """Raise `MismatchError` for ``transforms`` after a `TrialTransform` that change what the memory reads."""
-    told = {keys.OBSERVATION, keys.ACTION, keys.PREV_ACTION, keys.PREV_REWARD, keys.TRIAL_INIT, keys.EPISODE}
-    told.add(keys.FINAL_OBSERVATION[0])
+    read = {keys.OBSERVATION, keys.ACTION, keys.PREV_ACTION, keys.PREV_REWARD, keys.TRIAL_INIT, keys.EPISODE}
+    read.add(keys.FINAL_OBSERVATION[0])
     for transform in transforms:
         written = [*transform.out_keys, *transform.in_keys_inv, *transform.out_keys_inv]
-        changed = sorted({key if isinstance(key, str) else key[0] for key in written} & told)
+        changed = sorted({key if isinstance(key, str) else key[0] for key in written} & read)
         name = type(transform).__name__
         if changed or name in ("FrameSkipTransform", "NoopResetEnv"):
             what = f"changes {' and '.join(map(repr, changed))}" if changed else "plays steps of its own"

@@ -1,6 +1,6 @@
 """Lanes that fail on demand, for worker processes (which import nothing large here) and whole runs of recipes.
 
-What those of ``env.name=tests.faulty:factory`` do is told by environment variables:
+What those of ``env.name=tests.faulty:factory`` do is set by environment variables:
 
     FAULT=<kind>:<number>   in which step of the process (counted from 1, resets don't count) the fault happens
     FAULT=<kind>:<number>+  in that step and all later ones

@@ -143,7 +143,7 @@ WORKS: dict[str, Row] = {
     "transforms before": Row(then(noted(), scaled, StepCounter, DoubleToFloat)),
     "InitTracker before": Row(then(noted(), InitTracker)),
     "InitTracker after": Row(noted(), trials=in_trials(InitTracker)),
-    "what changes nothing told, after": Row(noted(), trials=in_trials(RewardSum, StepCounter)),
+    "what changes nothing that is read, after": Row(noted(), trials=in_trials(RewardSum, StepCounter)),
     "rewards scaled for learning, after": Row(noted(), trials=in_trials(lambda: RewardScaling(loc=0.0, scale=0.1))),
     "episodes of one step": Row(noted(steps=1)),
     "gymnasium's wrapper Autoreset": Row(lambda: GymWrapper(gym.wrappers.Autoreset(Noted()))),

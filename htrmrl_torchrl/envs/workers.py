@@ -139,7 +139,7 @@ class WorkerLanes:
         self._stop()
 
     def _start(self) -> None:
-        with self._unbroken(), _single_threaded_children(), _deaf_to_interrupts():
+        with self._unbroken(), _single_threaded_children(), _ignoring_interrupts():
             for index, block in enumerate(self._blocks):
                 ours, theirs = self._context.Pipe()
                 arguments = (theirs, self._builder, self._buffers, self.num_lanes, int(block[0]), len(block))
@@ -185,8 +185,8 @@ class WorkerLanes:
 
     def _send(self, worker: int, message: bytes) -> None:
         if not self._connections:
-            mend = "build the environment again" if self._closed else "reset all environments to start new ones"
-            raise RuntimeError(f"The environment workers are closed; {mend}.")
+            fix = "build the environment again" if self._closed else "reset all environments to start new ones"
+            raise RuntimeError(f"The environment workers are closed; {fix}.")
         try:
             self._connections[worker].send_bytes(message)
         except (BrokenPipeError, ConnectionResetError):
@@ -286,7 +286,7 @@ def _single_threaded_children() -> Iterator[None]:
 
 
 @contextmanager
-def _deaf_to_interrupts() -> Iterator[None]:
+def _ignoring_interrupts() -> Iterator[None]:
     """Blocks SIGINT, which children inherit, so that Ctrl-C during their imports does not reach them.
 
     This process receives the signal right afterwards. (Windows blocks no signals.)

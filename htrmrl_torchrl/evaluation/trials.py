@@ -48,7 +48,7 @@ def play_trials(
     trials: int | None = None,
     seed: int = 0,
     progress: bool = False,
-    look: Callable[[int, TensorDictBase], None] | None = None,
+    on_step: Callable[[int, TensorDictBase], None] | None = None,
 ) -> TensorDict:
     """Plays trials and reports each of their episodes.
 
@@ -62,7 +62,7 @@ def play_trials(
             the rest of the last round is not reported.
         seed: of the action noise; torch's own random state does not change.
         progress: whether progress is shown, see `progress_bar`.
-        look: called at each episode's start with 0 and the environments' row ``[N]``, and after each step with the
+        on_step: called at each episode's start with 0 and the environments' row ``[N]``, and after each step with the
             step's number and its result, before the next episode begins.
 
     Returns:
@@ -91,7 +91,7 @@ def play_trials(
     ):
         torch.manual_seed(seed)
         kept = memories if protocol.separate else []
-        outcomes = [_play_round(policy, env, protocol, memories=kept, bar=bar, look=look) for _ in range(rounds)]
+        outcomes = [_play_round(policy, env, protocol, memories=kept, bar=bar, on_step=on_step) for _ in range(rounds)]
     return torch.cat(outcomes)[:trials]
 
 
@@ -102,14 +102,14 @@ def _play_round(
     *,
     memories: list[Memory],
     bar: "tqdm | NoBar",
-    look: Callable[[int, TensorDictBase], None] | None,
+    on_step: Callable[[int, TensorDictBase], None] | None,
 ) -> TensorDict:
     """One trial in every environment, ``[N]``; each evaluation episode sets `memories` back."""
     lanes, total = env.batch_size[0], env.episodes_per_trial
     device = next((parameter.device for parameter in policy.parameters()), env.device)
     steps = torch.zeros(lanes, total, dtype=torch.long)
     returns = torch.zeros(lanes, total)
-    acting = _lean_policy(policy) if look is None else None
+    acting = _lean_policy(policy) if on_step is None else None
     now, boundary = env.reset(), None
     outcome = TensorDict(task=now[keys.TASK].squeeze(-1), goal=now[keys.GOAL].squeeze(-1), batch_size=[lanes])
     for episode in range(total):
@@ -117,11 +117,11 @@ def _play_round(
         if memories and counts:
             boundary = _start_from(boundary, now, memories)
         mean_action = counts and protocol.evaluation_actions == "mean"
-        if look is not None:
-            look(0, now)
+        if on_step is not None:
+            on_step(0, now)
         with set_exploration_type(ExplorationType.DETERMINISTIC if mean_action else ExplorationType.RANDOM):
             if acting is None:
-                played = _plain_steps(policy, env, now, device=device, look=look)
+                played = _plain_steps(policy, env, now, device=device, on_step=on_step)
             else:
                 played = _lean_steps(acting, env, now, device=device, mean_action=mean_action)
             for step, (reward, success) in enumerate(played, 1):
@@ -145,13 +145,13 @@ def _plain_steps(
     now: TensorDictBase,
     *,
     device: torch.device,
-    look: Callable[[int, TensorDictBase], None] | None,
+    on_step: Callable[[int, TensorDictBase], None] | None,
 ) -> Played:
     for step in range(1, env.horizon + 1):
         now[keys.ACTION] = policy(now.to(device))[keys.ACTION].to(env.device)
         after = env.step(now)["next"]
-        if look is not None:
-            look(step, after)
+        if on_step is not None:
+            on_step(step, after)
         yield after[keys.REWARD], after.get(keys.SUCCESS, None)
         now = after.exclude(keys.REWARD, keys.SUCCESS)
 
@@ -192,8 +192,8 @@ def _start_from(
     """Sets `memories` and `now`'s keys of the past back to the boundary, which is the present of the first call."""
     if boundary is None:
         return [memory.snapshot() for memory in memories], now.select(*_BOUNDARY).clone()
-    snapshots, told = boundary
+    snapshots, past = boundary
     for memory, snapshot in zip(memories, snapshots, strict=True):
         memory.go_back(snapshot)
-    now.update(told)
+    now.update(past)
     return boundary

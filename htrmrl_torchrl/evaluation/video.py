@@ -89,7 +89,7 @@ def record_trial(
     )
     with closing(env):
         camera = _Camera(env, task_names(benchmark, split)[task], protocol, every=every, size=size)
-        play_trials(policy, env, protocol, seed=seed, look=camera.look)
+        play_trials(policy, env, protocol, seed=seed, on_step=camera.on_step)
     return Video(np.stack(camera.frames), known.steps_per_second / every, tuple(camera.success))
 
 
@@ -106,7 +106,7 @@ class _Camera:
         self.success: list[bool] = []
         self._env, self._task, self._protocol, self._every, self._size = env, task, protocol, every, size
 
-    def look(self, step: int, seen: TensorDictBase) -> None:
+    def on_step(self, step: int, seen: TensorDictBase) -> None:
         if step == 0:
             self.success.append(False)
         self.success[-1] |= keys.SUCCESS in seen and bool(seen[keys.SUCCESS].item())

@@ -39,14 +39,14 @@ Recordings = Mapping[str, Recording]
 
 @styled
 def plot_trials(recordings: Recordings, *, titles: Mapping[str, Sequence[str]], count: int = 3) -> "Figure":
-    """Attention through ``count`` trials of `telling_trials`: each pixel column is a decision, each row an episode in
+    """Attention through ``count`` trials of `example_trials`: each pixel column is a decision, each row an episode in
     memory. ``titles`` are of each trial, by label.
     """
     count = min(count, *(len(recording.task) for recording in recordings.values()))
     figure, rows = grid(count, len(recordings), width=5.2, height=2.5)
     for column, (label, recording) in enumerate(recordings.items()):
         shares = attention_by_episode(recording)  # [N, K, S, K + 1]
-        for row, trial in enumerate(telling_trials(recording, count=count)):
+        for row, trial in enumerate(example_trials(recording, count=count)):
             axes = rows[row][column]
             share = shares[trial].flatten(0, 1).T  # [K + 1, K * S]
             episodes = share.shape[0] - 1
@@ -71,7 +71,7 @@ def plot_trials(recordings: Recordings, *, titles: Mapping[str, Sequence[str]], 
     return figure
 
 
-def telling_trials(recording: Recording, *, count: int) -> list[int]:
+def example_trials(recording: Recording, *, count: int) -> list[int]:
     """Indices of trials of different tasks (or goals); those that fail first and succeed later come first."""
     first = recording.success.int().argmax(1)
     late = recording.success.any(1) & (first > 0)

@@ -74,14 +74,14 @@ def plot_embeddings(recordings: Recordings, *, names: Mapping[str, Sequence[str]
 
 
 @styled
-def plot_separation(told: Mapping[str, Mapping[str, Sequence[Separation | None]]]) -> "Figure":
-    """Nearest-neighbour purity by episode, at the first and last decision, with its value by chance. ``told`` is by
-    moment, then by label: one `Separation` per episode.
+def plot_separation(separations: Mapping[str, Mapping[str, Sequence[Separation | None]]]) -> "Figure":
+    """Nearest-neighbour purity by episode, at the first and last decision, with its value by chance. ``separations``
+    are by moment, then by label: one `Separation` per episode.
     """
-    figure, (row,) = grid(1, len(told), width=4.8, height=3.6)
-    for axes, (moment, by_label) in zip(row, told.items(), strict=True):
-        for index, (label, separations) in enumerate(by_label.items()):
-            known = [(k + 1, one) for k, one in enumerate(separations) if one is not None]
+    figure, (row,) = grid(1, len(separations), width=4.8, height=3.6)
+    for axes, (moment, by_label) in zip(row, separations.items(), strict=True):
+        for index, (label, by_episode) in enumerate(by_label.items()):
+            known = [(k + 1, one) for k, one in enumerate(by_episode) if one is not None]
             if not known:
                 continue
             episodes, values = zip(*known, strict=True)

@@ -55,8 +55,8 @@ def separation(points: Array, labels: Labels, *, seed: int = 0) -> Separation | 
 
     Example:
         >>> points = np.array([[0.0], [0.1], [5.0], [5.1]])
-        >>> told = separation(points, np.array([0, 0, 1, 1]))
-        >>> told.purity, round(told.chance, 3), round(told.silhouette, 2)
+        >>> found = separation(points, np.array([0, 0, 1, 1]))
+        >>> found.purity, round(found.chance, 3), round(found.silhouette, 2)
         (1.0, 0.333, 0.98)
     """
     counts = np.unique(labels, return_counts=True)[1]

@@ -103,7 +103,7 @@ def record_trials(networks: Networks, env: TrialEnv, *, trials: int, every: int,
     # The split into adaptation and evaluation does not matter, because all actions are sampled.
     sampled = PROTOCOLS["strict"].changed(adaptation_episodes=env.episodes_per_trial - 1, evaluation_actions="sampled")
     try:
-        outcomes = play_trials(acting, env, sampled, trials=trials, seed=seed, look=recorder.see)
+        outcomes = play_trials(acting, env, sampled, trials=trials, seed=seed, on_step=recorder.on_step)
     finally:
         hook.remove()
     steps_to_success = outcomes["steps_to_success"]
@@ -130,7 +130,7 @@ class _Recorder:
         self._slots: list[tuple[Tensor, Tensor]] = []  # [N, E-1] each
         self._last: list[dict[str, Tensor]] = []
 
-    def see(self, step: int, shown: TensorDictBase) -> None:
+    def on_step(self, step: int, shown: TensorDictBase) -> None:
         self._tokens.append(make_token(shown))
 
     def look_inside(self, memory: nn.Module, arguments: object, written: TensorDictBase) -> None:

@@ -78,11 +78,11 @@ class TrialGAE:
         never = torch.zeros_like(done[:, :1])
         path_end = done if self.credit == "episode" else torch.cat([batch[keys.TRIAL_INIT][:, 1:], never], 1)
         path_end = torch.cat([path_end[:, :-1], ~never], 1)
-        worth_zero = path_end & (after[keys.TERMINATED] | (done if not self.bootstrap else never))
+        terminal = path_end & (after[keys.TERMINATED] | (done if not self.bootstrap else never))
         successor = torch.cat([value[:, 1:], torch.zeros_like(value[:, :1])], 1)
         if final_values is not None:
             successor = torch.where(path_end, final_values, successor)
-        elif bool((path_end & ~worth_zero).any()):
+        elif bool((path_end & ~terminal).any()):
             raise ValueError(
                 "What follows the end of a path has a value (bootstrap=True, or the batch cuts an episode), but "
                 "final_values was not given. Pass final_values(...), or collect whole trials without bootstrap."
@@ -95,7 +95,7 @@ class TrialGAE:
                     keys.STATE_VALUE: successor,
                     keys.REWARD: after[keys.REWARD].to(value.dtype),
                     keys.DONE: path_end,
-                    keys.TERMINATED: worth_zero,
+                    keys.TERMINATED: terminal,
                 },
             },
             batch_size=batch.batch_size,

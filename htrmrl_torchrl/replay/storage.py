@@ -138,8 +138,8 @@ class EpisodicStorage(LazyTensorStorage):
         follows = (batch[keys.IS_INIT] & ~batch[keys.TRIAL_INIT])[:, 1:].squeeze(-1)
         if keys.FINAL_OBSERVATION not in batch.keys(True, True) or not bool(follows.any()):
             return
-        told, stored = final_token(batch[:, 1:][follows]), make_token(batch["next"][:, :-1][follows])
-        if not torch.equal(told[:, :-1], stored[:, :-1]):
+        received, stored = final_token(batch[:, 1:][follows]), make_token(batch["next"][:, :-1][follows])
+        if not torch.equal(received[:, :-1], stored[:, :-1]):
             raise MismatchError(
                 "The final tokens in the batch differ from those that the memory read: a transform after "
                 "TrialTransform changes observations or actions; put TrialTransform last, behind all that change them."

@@ -29,12 +29,12 @@ def write_inspection(folder: Path, inspected: Inspected, recordings: Recordings)
     """Writes ``index.html`` and its figures into ``folder``; returns the numbers on the page."""
     folder.mkdir(parents=True, exist_ok=True)
     looked = list(recordings)[-1]  # the split that was asked for
-    told = {split: _separations(by_network) for split, by_network in recordings.items()}
+    separations = {split: _separations(by_network) for split, by_network in recordings.items()}
     sections = [_adaptation(folder, recordings)]
     networks = inspected.networks[TRAINED]
     if isinstance(networks.encoder, HierarchicalEncoder):
         sections += list(_attention(folder, inspected, recordings[looked], looked))
-    sections.append(_embeddings(folder, inspected, recordings, told))
+    sections.append(_embeddings(folder, inspected, recordings, separations))
     trials = {split: len(by_network[TRAINED].task) for split, by_network in recordings.items()}
     facts = [
         ("checkpoint", f"{inspected.checkpoint}, {inspected.frames:,} frames"),
@@ -61,7 +61,7 @@ def write_inspection(folder: Path, inspected: Inspected, recordings: Recordings)
                 moment: {label: [one and asdict(one) for one in of] for label, of in by_label.items()}
                 for moment, by_label in by_moment.items()
             }
-            for split, by_moment in told.items()
+            for split, by_moment in separations.items()
         },
     }
 
@@ -83,7 +83,7 @@ def _attention(
 ) -> Iterator[Section]:
     trained = recordings[TRAINED]
     names = {label: _names(inspected, recording, split) for label, recording in recordings.items()}
-    (trial, *_) = looks.telling_trials(trained, count=1)
+    (trial, *_) = looks.example_trials(trained, count=1)
     numbers = {label: _attention_numbers(recording) for label, recording in recordings.items()}
     rows: list[list[str | float]] = [
         [name, *(of.get(name, math.nan) for of in numbers.values())] for name in numbers[TRAINED]
@@ -137,7 +137,7 @@ def _attention(
     )  # fmt: skip
 
 
-def _embeddings(folder: Path, inspected: Inspected, recordings: Recordings, told: Mapping[str, Any]) -> Section:
+def _embeddings(folder: Path, inspected: Inspected, recordings: Recordings, separations: Mapping[str, Any]) -> Section:
     pictures, tables = [], []
     for split, by_network in recordings.items():
         names = {label: _names(inspected, recording, split) for label, recording in by_network.items()}
@@ -148,12 +148,12 @@ def _embeddings(folder: Path, inspected: Inspected, recordings: Recordings, told
                   f"own vectors; left by {kinds}, right by episode of the trial.")
         )  # fmt: skip
         pictures.append(
-            _save(points.plot_separation(told[split]), folder / f"separation_{split}.png",
+            _save(points.plot_separation(separations[split]), folder / f"separation_{split}.png",
                   f"{split}: share of context vectors whose nearest other one (of the same episode of other trials) is "
                   f"of the same of {kinds}. At the first decision only the episode's start is known, so any separation "
                   "beyond the first episode's comes from memory.")
         )  # fmt: skip
-        tables += [_separation_table(split, moment, by_label) for moment, by_label in told[split].items()]
+        tables += [_separation_table(split, moment, by_label) for moment, by_label in separations[split].items()]
     return Section(
         title="Embeddings",
         text="How well the context vectors separate tasks (or goals of one task): nearest-neighbour purity and mean "
@@ -178,15 +178,15 @@ def _separations(recordings: Mapping[str, Recording]) -> dict[str, dict[str, lis
     }
 
 
-def _separation_table(split: str, moment: str, told: Mapping[str, list[Separation | None]]) -> Table:
-    episodes = [k for k, one in enumerate(told[TRAINED]) if one is not None]
+def _separation_table(split: str, moment: str, by_label: Mapping[str, list[Separation | None]]) -> Table:
+    episodes = [k for k, one in enumerate(by_label[TRAINED]) if one is not None]
     head = [f"{split}, {moment}: episode", *(str(k + 1) for k in episodes)]
     rows: list[list[str | float]] = []
     for name in ("purity", "silhouette"):
-        for label, separations in told.items():
-            rows.append([f"{name}, {label}", *(getattr(separations[k], name) for k in episodes)])
+        for label, by_episode in by_label.items():
+            rows.append([f"{name}, {label}", *(getattr(by_episode[k], name) for k in episodes)])
     for name, meaning in (("chance", "purity by chance"), ("high", "purity that 97.5% of shuffled labels stay below")):
-        rows.append([meaning, *(getattr(told[TRAINED][k], name) for k in episodes)])
+        rows.append([meaning, *(getattr(by_label[TRAINED][k], name) for k in episodes)])
     return Table(head=head, rows=rows)
 
 

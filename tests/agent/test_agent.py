@@ -231,7 +231,7 @@ def test_it_answers_in_the_form_it_was_asked_in():
 
 
 def test_it_remembers_the_action_that_its_environment_executes():
-    """Sampled and clipped, as if it were told."""
+    """Sampled and clipped, as if the caller had passed it."""
     networks = networks_for(OBSERVATION, ACTION, strategy="recent", init_std=3.0)
     agents, rng, clipped = [HTrMRLAgent(networks, num_envs=3) for _ in range(2)], np.random.default_rng(0), 0
     for agent in agents:
@@ -243,8 +243,8 @@ def test_it_remembers_the_action_that_its_environment_executes():
             actions.append(agent.act(observation))
         assert np.array_equal(*actions)
         clipped += int((np.abs(actions[0]) == 1).sum())
-        for agent, told in zip(agents, ({"action": actions[0]}, {}), strict=True):
-            agent.observe(np.ones(3), np.full(3, step % 5 == 4), np.zeros(3), **told)
+        for agent, executed in zip(agents, ({"action": actions[0]}, {}), strict=True):
+            agent.observe(np.ones(3), np.full(3, step % 5 == 4), np.zeros(3), **executed)
     assert clipped
 
 

@@ -22,11 +22,11 @@ def networks_for_metaworld():
 
 
 class Listening(HTrMRLAgent):
-    """Notes what it is told."""
+    """Keeps what it receives."""
 
     def __init__(self, *arguments, **keywords):
         super().__init__(*arguments, **keywords)
-        self.deterministic, self.told, self.trials = [], [], 0
+        self.deterministic, self.received, self.trials = [], [], 0
 
     def reset(self, mask=None):
         self.trials += 1
@@ -37,7 +37,7 @@ class Listening(HTrMRLAgent):
         return super().act(observation, deterministic=deterministic)
 
     def observe(self, reward, terminated, truncated, **keywords):
-        self.told.append((np.array(reward), np.array(terminated) | np.array(truncated)))
+        self.received.append((np.array(reward), np.array(terminated) | np.array(truncated)))
         super().observe(reward, terminated, truncated, **keywords)
 
 
@@ -66,10 +66,10 @@ def test_the_official_evaluator_runs_it_and_it_hears_what_happened(monkeypatch):
     adapting, evaluating = 2 * HORIZON, HORIZON  # two evaluation episodes of the task: one on each of two lanes
     assert agent.deterministic == 2 * ([False] * adapting + [True] * evaluating)
     assert len(happened) == len(agent.deterministic)
-    # The last evaluation step is never told: nothing is asked afterwards.
+    # The last evaluation step is never passed on: no action follows.
     happened = [happened[i] for i in range(len(happened)) if i % (adapting + evaluating) != adapting + evaluating - 1]
-    assert len(agent.told) == len(happened)
-    for (reward, ended), (true_reward, true_ended) in zip(agent.told, happened, strict=True):
+    assert len(agent.received) == len(happened)
+    for (reward, ended), (true_reward, true_ended) in zip(agent.received, happened, strict=True):
         np.testing.assert_array_equal(ended, true_ended)
         np.testing.assert_allclose(reward, true_reward, rtol=1e-6)  # the observation is float64, divided by ten
 
@@ -92,7 +92,7 @@ def test_an_evaluation_episode_that_succeeds_ends_and_moves_into_memory(monkeypa
 
     monkeypatch.setattr(envs, "step", ends_early)
     metalearning_evaluation(MetaWorldAgent(agent), envs, num_evals=1, adaptation_episodes=1, evaluation_episodes=2)
-    reward, ended = agent.told[HORIZON + 3]
+    reward, ended = agent.received[HORIZON + 3]
     assert ended.tolist() == [True, False]
     np.testing.assert_allclose(reward, [happened[HORIZON + 2][0], happened[HORIZON + 3][1]], rtol=1e-6)
     assert agent._counter.episode.flatten().tolist() == [2, 1]

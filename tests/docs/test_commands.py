@@ -11,7 +11,7 @@ from recipes.configuration.compose import UserError, load_config
 from recipes.configuration.rules import check_values, flatten
 from tests.docs.pages import PAGES, ROOT, commands, name_of
 
-OTHERS = {"pip", "source", "tensorboard", "eval", "git", "cd", "ls"}
+OTHERS = {"pip", "source", "tensorboard", "eval", "git", "cd", "ls", "hf"}
 WITH_COMMANDS = [page for page in PAGES if any(commands(page))]
 
 

@@ -224,7 +224,7 @@ def test_a_damaged_cache_is_drawn_anew(damage, cache):
     contents[damage]()
     benchmarks._goals.cache_clear()
     np.testing.assert_array_equal(draw_goals("ML1:reach", "train", 0), first)
-    assert benchmarks._read_cache(file, ["reach-v3"]) is not None  # and mended
+    assert benchmarks._read_cache(file, ["reach-v3"]) is not None  # and repaired
 
 
 def test_a_cache_that_cannot_be_written_is_ignored(cache, monkeypatch):

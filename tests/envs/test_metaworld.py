@@ -148,7 +148,7 @@ def test_specs_of_ml10_are_exact(num_workers):
 
 
 def test_tasks_and_goals_are_those_of_the_pairs():
-    """A lane told (task, goal) plays exactly that official goal, as Meta-World's own simulator would."""
+    """A lane given (task, goal) plays exactly that official goal, as Meta-World's own simulator would."""
     name = "custom:[reach,drawer-close]/[push]"
     pairs = [(0, 7), (1, 3)]
     env = make_env(name, num_envs=2, episodes_per_trial=1, horizon=20, pairs=pairs)

@@ -240,19 +240,19 @@ def test_exploration_is_sampled_in_adaptation_and_the_mean_afterwards():
     "kind", [{}, {"encoder_kind": "rl2"}, {"encoder_kind": "mlp"}, {"std": "dependent", "observe_token": True}], ids=str
 )
 @pytest.mark.parametrize("exact", [True, False])
-def test_lean_trials_are_those_of_a_policy_that_somebody_looks_at(kind, exact, monkeypatch):
-    """Bit for bit, each episode that counts starting anew; looking on takes the way through tensordicts."""
+def test_lean_trials_are_those_of_the_path_through_tensordicts(kind, exact, monkeypatch):
+    """Bit for bit, each episode that counts starting anew; a callback takes the path through tensordicts."""
     small = {"window": 1, "episodes": 1, "intra_layers": 1, "inter_layers": 0} if "encoder_kind" in kind else {}
     networks = networks_for_toy(**(small | kind))
 
-    def trials(**looked_at):
+    def trials(**callback):
         policy = acting_policy(copy.deepcopy(networks))
         env = toy_grid(K + 2, lanes=3)
         return play_trials(
-            ExactPolicy(policy) if exact else policy, env, rules(K, 2, separate=True), trials=4, **looked_at
+            ExactPolicy(policy) if exact else policy, env, rules(K, 2, separate=True), trials=4, **callback
         )
 
-    expected = trials(look=lambda step, shown: None)
+    expected = trials(on_step=lambda step, shown: None)
     steps, plain = [], TrialEnv._step
     monkeypatch.setattr(TrialEnv, "_step", lambda env, action: steps.append(1) or plain(env, action))
     received = trials()

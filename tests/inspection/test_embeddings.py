@@ -40,9 +40,9 @@ def test_purity_and_silhouette_equal_the_loops(seed):
     rng = np.random.default_rng(seed)
     labels = np.array([0, 0, 0, 1, 1, 1, 1, 2, 2, 3])  # one label has a single point
     points = rng.normal(size=(10, 3)) + 1.5 * rng.normal(size=(4, 3))[labels]
-    told = separation(points, labels)
-    assert told.purity == pytest.approx(loop_purity(points, labels), abs=1e-12)
-    assert told.silhouette == pytest.approx(loop_silhouette(points, labels), abs=1e-12)
+    found = separation(points, labels)
+    assert found.purity == pytest.approx(loop_purity(points, labels), abs=1e-12)
+    assert found.silhouette == pytest.approx(loop_silhouette(points, labels), abs=1e-12)
 
 
 def test_distant_groups_are_told_apart_and_noise_is_at_chance():
@@ -68,11 +68,11 @@ def test_chance_is_the_mean_over_all_dealings():
 def test_coinciding_points_are_not_told_apart():
     """As from a network that says the same of all tasks; the order in which they were played must not matter."""
     points = np.full((6, 2), 3.0)
-    told = separation(points, np.array([0, 0, 0, 1, 1, 1]))
-    assert told.purity == pytest.approx(told.chance) and told.silhouette == 0
+    found = separation(points, np.array([0, 0, 0, 1, 1, 1]))
+    assert found.purity == pytest.approx(found.chance) and found.silhouette == 0
     cluster = np.concatenate([np.full((6, 2), 3.0) + 1e-7 * np.arange(6)[:, None], [[50.0, 0.0]]])
-    told = separation(cluster, np.array([0, 0, 0, 1, 1, 1, 0]))
-    assert told.purity == pytest.approx((6 * 2 / 5 + 1 / 2) / 7)
+    found = separation(cluster, np.array([0, 0, 0, 1, 1, 1, 0]))
+    assert found.purity == pytest.approx((6 * 2 / 5 + 1 / 2) / 7)
 
 
 @pytest.mark.parametrize("labels", [[0, 0, 0], [0, 1, 2]])

@@ -286,7 +286,7 @@ def test_similar_is_nearest_to_the_present(seed, of_trial):
     received = Similar()(past, slots=slots, window=window, rng=RNG)
     assert received[::-1] == nearest(episodes, slots, window, earlier, present)
     last = (len(episodes) - 1, max(0, len(episodes[-1].tokens) - window))
-    assert not of_trial or last in received  # what the last reward told is always seen
+    assert not of_trial or last in received  # the last reward is always seen
 
 
 def test_among_equals_similar_takes_the_latest():

@@ -323,7 +323,7 @@ def test_a_run_that_meets_nothing_but_faults_ends_with_a_sentence_and_can_go_on(
     assert "Traceback" not in run.stderr
     assert read_component(latest_checkpoint(run.dir / "checkpoints")[0], "progress")["frames"] == 192
     assert run.weights_are_good()
-    run = Run(tmp_path / "run")  # the fault is mended
+    run = Run(tmp_path / "run")  # the fault is fixed
     assert run.code == 0, run.stderr
     assert run.metrics("ppo/first_minibatch_ratio")[0] == pytest.approx([1, 1, 1], abs=1e-5)
 
