@@ -10,6 +10,8 @@ import subprocess
 import sys
 from functools import cache
 
+from htrmrl_torchrl.envs.interrupts import interrupts_blocked
+
 OFFSCREEN = ("egl", "osmesa")
 _MEND = (
     "install libegl1 and libgl1-mesa-dri and set MUJOCO_GL=egl, or install libosmesa6 and set MUJOCO_GL=osmesa "
@@ -43,12 +45,17 @@ def cannot_draw(what: str) -> RenderingError:
 
 
 def check_import() -> None:
-    """Raise RenderingError if ``MUJOCO_GL`` prevents importing MuJoCo, and with it TorchRL."""
-    given = os.environ.get("MUJOCO_GL", "").strip()
-    if given:
+    """Imports MuJoCo, as TorchRL does; RenderingError if ``MUJOCO_GL`` prevents it.
+
+    The import looks for OpenGL in a child process, which would answer Ctrl-C with a traceback.
+    """
+    with interrupts_blocked():
         try:
             import mujoco  # noqa: F401
         except Exception as error:
+            given = os.environ.get("MUJOCO_GL", "").strip()
+            if not given:
+                raise
             raise cannot_draw(f"MUJOCO_GL={given} ({type(error).__name__}: {error})") from error
 
 

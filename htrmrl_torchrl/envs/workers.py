@@ -26,6 +26,7 @@ from typing import Any, NoReturn
 import numpy as np
 import numpy.typing as npt
 
+from htrmrl_torchrl.envs.interrupts import interrupts_blocked
 from htrmrl_torchrl.envs.lanes import BoolArray, FloatArray, IntArray, LaneBuilder, Picture
 from htrmrl_torchrl.faults import WorkerFault
 
@@ -139,7 +140,7 @@ class WorkerLanes:
         self._stop()
 
     def _start(self) -> None:
-        with self._unbroken(), _single_threaded_children(), _ignoring_interrupts():
+        with self._unbroken(), _single_threaded_children(), interrupts_blocked():
             for index, block in enumerate(self._blocks):
                 ours, theirs = self._context.Pipe()
                 arguments = (theirs, self._builder, self._buffers, self.num_lanes, int(block[0]), len(block))
@@ -283,19 +284,3 @@ def _single_threaded_children() -> Iterator[None]:
                 del os.environ[name]
             else:
                 os.environ[name] = value
-
-
-@contextmanager
-def _ignoring_interrupts() -> Iterator[None]:
-    """Blocks SIGINT, which children inherit, so that Ctrl-C during their imports does not reach them.
-
-    This process receives the signal right afterwards. (Windows blocks no signals.)
-    """
-    if not hasattr(signal, "pthread_sigmask"):
-        yield
-        return
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
-    try:
-        yield
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
