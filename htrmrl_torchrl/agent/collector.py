@@ -13,18 +13,23 @@ where an episode ends: there, and at the batch's start, it is asked for a whole 
 """
 
 from collections.abc import Iterator
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
 from tensordict import TensorDict, TensorDictBase
+from tensordict.nn import TensorDictModuleBase
 from tensordict.utils import NestedKey
 from torch import Tensor
 from torchrl.collectors import Collector
+from torchrl.envs import EnvBase
 from torchrl.envs.utils import ExplorationType
 from torchrl.modules import IndependentNormal
 
 from htrmrl_torchrl import keys
 from htrmrl_torchrl.agent.acting import Acting, Decision
+from htrmrl_torchrl.agent.noise import noise_of, sampling_with
+from htrmrl_torchrl.envs.shares import LaneShare
 from htrmrl_torchrl.envs.trial import Step, TrialEnv
 from htrmrl_torchrl.memory.windows import token_after
 
@@ -43,7 +48,8 @@ class TrialCollector(Collector):
     """A `Collector` that gives the same batches in a fraction of the time where it plays a `TrialEnv` with a policy of
     `make_actor_critic`; with anything else, or where somebody looks on by a forward hook, it is TorchRL's own.
 
-    Arguments, devices, hooks, weight updates and state dict are the `Collector`'s.
+    Arguments, devices, hooks, weight updates and state dict are the `Collector`'s; besides, if several processes play
+    the lanes of one run, ``share`` are those of this one.
 
     Example:
         >>> from htrmrl_torchrl import make_env
@@ -57,15 +63,24 @@ class TrialCollector(Collector):
 
     _carrier: TensorDictBase  # what the environment shows now
 
+    def __init__(self, env: EnvBase, policy: TensorDictModuleBase, *, share: LaneShare | None = None, **others: Any):
+        self._share = share
+        with self._sampling(policy):  # it tries out the policy
+            super().__init__(env, policy, **others)
+
     @torch.no_grad()
     def rollout(self) -> TensorDictBase | None:
         acting = Acting.of(self._wrapped_policy) if self._is_plain() else None
         if acting is None:
-            return super().rollout()  # type: ignore[no-any-return]
+            with self._sampling(self._wrapped_policy):
+                return super().rollout()  # type: ignore[no-any-return]
         if self.pre_collect_hook is not None:
             self.pre_collect_hook()
         acting.prepare()
         return self._play(acting)
+
+    def _sampling(self, policy: Any) -> AbstractContextManager[None]:
+        return nullcontext() if self._share is None else sampling_with(noise_of(self._share), policy)
 
     def _is_plain(self) -> bool:
         """Whether nothing was asked for that `_play` does not do."""
@@ -82,14 +97,15 @@ class TrialCollector(Collector):
 
     def _play(self, acting: Acting) -> TensorDictBase:
         device, mean_action = self.policy_device or self.env.device, _DETERMINISTIC[self.exploration_type]
-        batch, token = _Batch(), None
+        batch, token, noise = _Batch(), None, noise_of(self._share)
         row: TensorDictBase | None = self._carrier.select(*_SHOWN, *_DONE)
         trajectories: Tensor | None = self._carrier.get(_TRAJECTORY, None)
         try:
             for _ in range(self.frames_per_batch):
                 if row is not None:
                     batch.begin(row)
-                decision = acting.step(None if row is None else row.to(device), token, deterministic=mean_action)
+                seen = None if row is None else row.to(device)
+                decision = acting.step(seen, token, deterministic=mean_action, noise=noise)
                 step, row = self.env.advance(decision.action.to(self.env.device)), None
                 batch.add(decision, step, acting.memory.noted(), trajectories)
                 if step.ended:

@@ -12,6 +12,7 @@ from htrmrl_torchrl.dotted import resolve
 from htrmrl_torchrl.envs import benchmarks, metaworld
 from htrmrl_torchrl.envs.deck import FixedGrid, TaskDeck
 from htrmrl_torchrl.envs.lanes import Deck, LaneKind, Lanes, check_choice, check_positive
+from htrmrl_torchrl.envs.shares import LaneShare
 from htrmrl_torchrl.envs.transform import TrialTransform
 from htrmrl_torchrl.envs.trial import TrialEnv
 from htrmrl_torchrl.envs.workers import WORKER_TIMEOUT, WorkerLanes
@@ -31,6 +32,7 @@ def make_env(
     worker_timeout: float = WORKER_TIMEOUT,
     backend: metaworld.Backend = "fast",
     pairs: Sequence[tuple[int, int]] | None = None,
+    share: LaneShare | None = None,
     **factory_kwargs: Any,
 ) -> EnvBase:
     """Build a batched trial environment, ``batch_size=[num_envs]``; ``keys.py`` lists what it writes.
@@ -55,6 +57,8 @@ def make_env(
         backend: Meta-World only: ``fast``, or ``official`` for its own code; the trajectories are the same.
         pairs: for evaluation: (task index, goal index) pairs to play instead of the deck, at least ``num_envs``; lane
             ``i`` plays ``pairs[i]``, ``pairs[i + num_envs]``, ...
+        share: if several processes play the ``num_envs`` lanes: those of this one; ``batch_size=[share.count]``. A lane
+            plays the same whatever process it is in. Not for factories.
 
     Raises:
         ValueError: for an unknown name, split or task, or a number out of range, before any simulator is built.
@@ -71,6 +75,7 @@ def make_env(
     check_choice(metaworld.Backend, backend=backend)
     if benchmarks.is_factory(name):
         given = {"horizon": horizon is not None, "pairs": pairs is not None, "num_workers": num_workers != 0}
+        given["share"] = share is not None
         given["backend"] = backend != metaworld.BACKENDS[0]
         _refuse(name, [argument for argument, was_given in given.items() if was_given])
         foreign = _load_factory(name)(split=split, num_envs=num_envs, seed=seed, **factory_kwargs)
@@ -78,7 +83,8 @@ def make_env(
     _refuse(name, sorted(factory_kwargs))
     tasks = benchmarks.task_names(name, split)
     horizon = resolve_horizon(name, horizon)
-    _check_workers(num_workers, num_envs, worker_timeout)
+    lanes = num_envs if share is None else _check_share(share, num_envs).count
+    _check_workers(num_workers, lanes, worker_timeout)
     benchmarks.check_benchmark_seed(benchmark_seed)
     benchmark = benchmarks.find_benchmark(name, backend=backend)
     goals, deck_seed = benchmark.num_goals, check_seed(seed)
@@ -89,12 +95,13 @@ def make_env(
         deck = FixedGrid(_check_pairs(pairs, num_envs, len(tasks), goals), num_lanes=num_envs)
     kind = benchmark.lanes(split, horizon, benchmark_seed)
     return TrialEnv(
-        _make_lanes(kind, num_envs=num_envs, num_workers=num_workers, worker_timeout=worker_timeout),
+        _make_lanes(kind, num_envs=lanes, num_workers=num_workers, worker_timeout=worker_timeout),
         deck,
         episodes_per_trial=episodes_per_trial,
         horizon=horizon,
         seed=deck_seed,
         success=benchmark.has_success,
+        share=share,
     )
 
 
@@ -180,6 +187,12 @@ def _check_workers(num_workers: int, num_envs: int, timeout: float) -> None:
         raise ValueError(f"num_workers must be from 0 to num_envs ({num_envs}), received {num_workers!r}.")
     if isinstance(timeout, bool) or not isinstance(timeout, int | float) or not timeout > 0:
         raise ValueError(f"worker_timeout must be a number of seconds above 0, received {timeout!r}.")
+
+
+def _check_share(share: LaneShare, num_envs: int) -> LaneShare:
+    if share.total != num_envs or not 0 <= share.first < share.first + share.count <= num_envs:
+        raise ValueError(f"share must be a block of the num_envs ({num_envs}) lanes, received {share}.")
+    return share
 
 
 def check_seed(seed: int) -> int:

@@ -24,6 +24,7 @@ from torchrl.envs import EnvBase
 
 from htrmrl_torchrl import keys
 from htrmrl_torchrl.envs.lanes import Deck, IntArray, Lanes, Picture, check_positive
+from htrmrl_torchrl.envs.shares import DeckShare, LaneShare
 from htrmrl_torchrl.envs.workers import WorkerLanes
 from htrmrl_torchrl.faults import check_finite
 
@@ -160,6 +161,7 @@ class TrialEnv(EnvBase):
         horizon: H, steps per episode; a trial takes K * H frames of its lane.
         seed: of what is random in the episodes' starts.
         success: whether the lanes say what solving a task is; else there is no ``("next", "success")``.
+        share: which of a run's lanes these are, if several processes play it; `deck` is then of all lanes.
 
     Raises:
         ValueError: if ``episodes_per_trial`` or ``horizon`` is below 1.
@@ -176,12 +178,22 @@ class TrialEnv(EnvBase):
     """
 
     def __init__(
-        self, lanes: Lanes, deck: Deck, *, episodes_per_trial: int, horizon: int, seed: int = 0, success: bool = True
+        self,
+        lanes: Lanes,
+        deck: Deck,
+        *,
+        episodes_per_trial: int,
+        horizon: int,
+        seed: int = 0,
+        success: bool = True,
+        share: LaneShare | None = None,
     ) -> None:
         check_positive(episodes_per_trial=episodes_per_trial, horizon=horizon)
         super().__init__(batch_size=[lanes.num_lanes], device="cpu")
         self.horizon, self.episodes_per_trial = horizon, episodes_per_trial
-        self._lanes, self._deck, self._start_seed, self._says_success = lanes, deck, seed, success
+        self._lanes, self._start_seed, self._says_success = lanes, seed, success
+        self._deck = deck if share is None else DeckShare(deck, share)
+        self._share = LaneShare(0, lanes.num_lanes, lanes.num_lanes) if share is None else share
         self._low, self._high = torch.from_numpy(lanes.action_low), torch.from_numpy(lanes.action_high)
         self._counter = TrialCounter(
             self.batch_size,
@@ -239,7 +251,8 @@ class TrialEnv(EnvBase):
         """A random number for the next start of each lane [N], determined by the seed and the number of resets."""
         rng = np.random.default_rng([self._start_seed, self._resets])
         self._resets += 1
-        return rng.integers(2**31, size=len(self._steps))
+        draws: IntArray = self._share.of(rng.integers(2**31, size=self._share.total))
+        return draws
 
     def _step(self, tensordict: TensorDictBase) -> TensorDictBase:
         if "_step" in tensordict.keys():
@@ -282,6 +295,15 @@ class TrialEnv(EnvBase):
         if seed is not None:
             self._deck.reseed(seed)
             self._pending, self._start_seed, self._resets = None, seed, 0
+
+    def streams(self) -> dict[str, Any]:
+        """What decides future deals and starts, at any time, for `follow` in a process that plays other lanes."""
+        return {"deck": self._deck.state(), "resets": self._resets}
+
+    def follow(self, streams: dict[str, Any]) -> None:
+        """Deals and draws from the next full reset on as the process that returned ``streams``."""
+        self._deck.load_state(streams["deck"])
+        self._pending, self._resets = None, streams["resets"]
 
     def checkpoint_state(self) -> dict[str, Any]:
         """What is needed to go on at a trial boundary: plain ints, lists, strings and tensors.

@@ -73,6 +73,10 @@ class EpisodicMemory(TensorDictModuleBase):
             with ``scope="lane"``. Give the storage the same two.
         seed: of the lanes' random streams.
 
+    Attributes:
+        first_lane: number of its first lane; above 0 in a process that plays a block of a run's lanes, so that each
+            lane has the random stream that it has in one process.
+
     Shapes:
         ``observation`` ``[*batch, o]`` and the trial keys (see `htrmrl_torchrl.keys`) -> ``"context"`` ``[*batch]``,
         ``("window", "episode")`` and ``("window", "start")`` ``[*batch, E-1]``, ``("window", "current")``
@@ -123,6 +127,7 @@ class EpisodicMemory(TensorDictModuleBase):
         self.strategy = make_strategy(strategy)
         self.scope, self.max_episodes = scope, max_episodes
         self.seed = seed
+        self.first_lane = 0
         self.in_keys: list[NestedKey] = [
             keys.OBSERVATION, keys.PREV_ACTION, keys.PREV_REWARD, keys.IS_INIT, keys.TRIAL_INIT,
             keys.FINAL_OBSERVATION, keys.FINAL_ACTION, keys.FINAL_REWARD,
@@ -268,7 +273,7 @@ class EpisodicMemory(TensorDictModuleBase):
         saved = self._restored if self._restored is not None and self._restored["lanes"] == n else None
         self._restored = None
         worker = worker_number() or 0
-        streams = [np.random.default_rng([self.seed, lane, worker]) for lane in range(n)]
+        streams = [np.random.default_rng([self.seed, self.first_lane + lane, worker]) for lane in range(n)]
         for rng, stream in zip(streams, saved["streams"] if saved else (), strict=False):
             rng.bit_generator.state = json.loads(stream)
         history = LaneHistories(token, scope=self.scope, max_episodes=self.max_episodes)

@@ -155,12 +155,12 @@ class RunCheckpoints:
         self._write("best", {"val_success": val_success})
         self._prune("best", 1)
 
-    def restore(self, path: Path) -> None:
-        """Loads the state at `path`; the global random state last, because loading may draw. Raises FileNotFoundError
-        if nothing is there, and ValueError for a damaged file, one of other networks, or an exported agent (no
-        optimizer).
+    def restore(self, path: Path, states: dict[str, Any] | None = None) -> None:
+        """Loads the state at `path`, or ``states`` that `read_states` has read there; the global random state last,
+        because loading may draw. Raises FileNotFoundError if nothing is there, and ValueError for a damaged file, one
+        of other networks, or an exported agent (no optimizer).
         """
-        states = read_states(path)
+        states = read_states(path) if states is None else states
         if missing := sorted({*self._marked} - {*states}):
             raise ValueError(
                 f"{path} has no {missing[0]}, which a run needs to continue: an exported agent can only act and be "

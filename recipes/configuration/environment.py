@@ -12,21 +12,23 @@ from htrmrl_torchrl import EpisodicStorage, evaluate, keys, make_env
 from htrmrl_torchrl.agent.networks import Networks
 from htrmrl_torchrl.envs import task_names
 from htrmrl_torchrl.envs.benchmarks import is_factory
+from htrmrl_torchrl.envs.shares import LaneShare
 from htrmrl_torchrl.evaluation.report import evaluation_metrics
 from htrmrl_torchrl.runs.console import spared
 from htrmrl_torchrl.specs import MismatchError
 
 
-def training_environment(config: DictConfig) -> EnvBase:
-    """The configured environment on the split ``train``."""
+def training_environment(config: DictConfig, share: LaneShare | None = None) -> EnvBase:
+    """The configured environment on the split ``train``; ``share``: of several processes, each of which simulates."""
     settings: dict[str, Any] = {
         "episodes_per_trial": config.env.episodes_per_trial,
         "horizon": config.env.horizon,
         "seed": config.seed,
         "benchmark_seed": config.env.benchmark_seed,
-        "num_workers": config.env.num_workers,
+        "num_workers": config.env.num_workers if share is None else 0,
         "worker_timeout": config.env.worker_timeout,
         "backend": config.env.backend,
+        "share": share,
     }
     if is_factory(config.env.name):
         settings = {name: settings[name] for name in ("episodes_per_trial", "seed")}

@@ -95,6 +95,11 @@ def _collection_relations(config: DictConfig) -> Iterator[Relation]:
         f"env.num_workers is {env.num_workers} but must be at most env.num_envs, which is {env.num_envs}",
     )
     yield (
+        config.workers <= env.num_envs,
+        f"workers is {config.workers} but must be at most env.num_envs, which is {env.num_envs}: each process plays at "
+        "least one lane",
+    )
+    yield (
         batch % trial_batch == 0,
         f"collector.frames_per_batch is {batch}, which doesn't fill whole trials, but must be a multiple of "
         f"env.num_envs * env.episodes_per_trial * env.horizon = {env.num_envs} * {env.episodes_per_trial} * "

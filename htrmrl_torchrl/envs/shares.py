@@ -1,0 +1,89 @@
+"""Environments of one run that several processes play: each a block of the lanes.
+
+::
+
+    lane      0 1 2 3 4 5 6       total = 7, three processes
+    process   0 0 1 1 2 2 2       `LaneShare(0, 2, 7)`, `LaneShare(2, 2, 7)`, `LaneShare(4, 3, 7)`
+
+All of them draw what is random for all lanes, in the same order, and take what belongs to their own. So a lane meets
+the same tasks, starts and noise whatever process plays it.
+"""
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import torch
+
+from htrmrl_torchrl.envs.lanes import Deck
+
+
+class LaneShare(NamedTuple):
+    """A block of ``count`` lanes, beginning at ``first``, out of ``total``.
+
+    Example:
+        >>> LaneShare(2, 2, 7).of("abcdefg")
+        'cd'
+    """
+
+    first: int
+    count: int
+    total: int
+
+    def of(self, rows: Any) -> Any:
+        """The own ones of ``rows``, which has one for each of all lanes."""
+        return rows[self.first : self.first + self.count]
+
+
+class DeckShare:
+    """A deck of all lanes for a process that plays a block of them.
+
+    All lanes begin their trials together, as those of a `TrialEnv` do, so that every process deals for all.
+    """
+
+    def __init__(self, deck: Deck, share: LaneShare) -> None:
+        self._deck, self._share = deck, share
+
+    def deal(self, lanes: Sequence[int]) -> list[tuple[int, int]]:
+        """The next (task, goal) of each own lane; RuntimeError unless all of them begin."""
+        if list(lanes) != list(range(self._share.count)):
+            raise RuntimeError(f"Lanes of several processes begin trials together; received {list(lanes)} alone.")
+        dealt: list[tuple[int, int]] = self._share.of(self._deck.deal(range(self._share.total)))
+        return dealt
+
+    def deals(self, task: Any, goal: Any) -> bool:
+        """Whether this (task index, goal index) can be dealt."""
+        return self._deck.deals(task, goal)
+
+    def reseed(self, seed: int) -> None:
+        """As the deck's."""
+        self._deck.reseed(seed)
+
+    def state(self) -> dict[str, object]:
+        """That of the deck of all lanes, the same in all processes."""
+        return self._deck.state()
+
+    def load_state(self, state: dict[str, object]) -> None:
+        """Puts back what `state` returned."""
+        self._deck.load_state(state)
+
+
+def join_states(states: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """`TrialEnv.checkpoint_state` of one process that plays all lanes, from those of the processes that share them."""
+    first = states[0]
+    pending = None if first["pending"] is None else [pair for state in states for pair in state["pending"]]
+    final = {name: torch.cat([state["final"][name] for state in states]) for name in first["final"]}
+    return {**first, "pending": pending, "final": final}
+
+
+def share_of_state(state: dict[str, Any], share: LaneShare) -> dict[str, Any]:
+    """What a process loads for its own lanes of what `join_states` returned.
+
+    Raises:
+        ValueError: if it is of another number of lanes.
+    """
+    received = {name: len(value) for name, value in state["final"].items()}
+    if {*received.values()} != {share.total}:
+        raise ValueError(f"The saved environment has lanes {received}, this run has {share.total}.")
+    pending = state["pending"]
+    final = {name: share.of(value) for name, value in state["final"].items()}
+    return {**state, "pending": pending and share.of(pending), "final": final}
