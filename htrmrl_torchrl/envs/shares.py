@@ -10,14 +10,16 @@ the same tasks, starts and noise whatever process plays it.
 """
 
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from dataclasses import dataclass
+from typing import Any
 
 import torch
 
 from htrmrl_torchrl.envs.lanes import Deck
 
 
-class LaneShare(NamedTuple):
+@dataclass(frozen=True)
+class LaneShare:
     """A block of ``count`` lanes, beginning at ``first``, out of ``total``.
 
     Example:

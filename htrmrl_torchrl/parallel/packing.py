@@ -23,11 +23,6 @@ def unpacked(rows: Tensor, like: Sequence[Tensor], *, lanes: int) -> Iterator[Te
     for leaf in like:
         shape = leaf.shape[1:]
         width = shape.numel() * leaf.element_size()
-        # A copy, because a view begins at a multiple of its type's size.
-        yield (
-            rows[:, begin : begin + width]
-            .clone(memory_format=torch.contiguous_format)
-            .view(leaf.dtype)
-            .view(lanes, *shape)
-        )
+        # A copy, because a view begins at a multiple of its type's size; flat, because an empty one has odd strides.
+        yield rows[:, begin : begin + width].flatten().clone().view(leaf.dtype).view(lanes, *shape)
         begin += width

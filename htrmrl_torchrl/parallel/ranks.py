@@ -41,7 +41,7 @@ class Ranks:
 
     Args:
         rank, size: the number of this process, and how many there are.
-        store: through which they meet; needed for more than one.
+        store: a ``torch.distributed`` store through which they meet; needed for more than one.
         seconds: for which a rank waits for the others at most.
         processes: those that this one has started, by their ranks.
 
@@ -63,7 +63,7 @@ class Ranks:
         rank: int = 0,
         size: int = 1,
         *,
-        store: dist.Store | None = None,
+        store: Any = None,
         seconds: float = SECONDS,
         processes: Mapping[int, Any] | None = None,
     ) -> None:
@@ -152,9 +152,9 @@ class Ranks:
             self.free = False
         said = self.gather((ended, None if ended else torch.get_rng_state().numpy().tobytes()))
         for kind in (Left, Fault):
-            for rank, (error, _) in enumerate(said):
-                if isinstance(error, kind):
-                    raise error if rank == self.rank else type(error)(*_told(rank, error))
+            for rank, (end, _) in enumerate(said):
+                if isinstance(end, kind):
+                    raise end if rank == self.rank else type(end)(*_told(rank, end))
         if len({stream for _, stream in said}) > 1:
             raise RuntimeError(
                 "The ranks' random streams have come apart: code of your own draws from torch's global generator in "
@@ -170,7 +170,6 @@ class Ranks:
         """
         if self.size == 1:
             return run()
-        assert self._store is not None
         self._gates += 1
         gate = f"gate/{self._gates}"
         if not self.is_first:
@@ -187,7 +186,6 @@ class Ranks:
             self._store.set(gate, done)
 
     def _answer(self, gate: str) -> bytes:
-        assert self._store is not None
         try:
             while not self._store.check([gate]):
                 time.sleep(0.01)
@@ -200,11 +198,10 @@ class Ranks:
         """Tells the first rank why this one ends."""
         lines = str(error).strip().splitlines()
         with suppress(RuntimeError):
-            assert self._store is not None
             self._store.set(f"failed/{self.rank}", f"{type(error).__name__}: {lines[-1] if lines else ''}")
 
     def close(self) -> None:
-        """Ends the connections, where all ranks have come to their end."""
+        """Ends the connections."""
         if self.size > 1:
             dist.destroy_process_group()
 
@@ -212,7 +209,6 @@ class Ranks:
 
     def _meet(self) -> None:
         """Waits until all ranks are there, and connects them."""
-        assert self._store is not None
         self._store.set(f"here/{self.rank}", b"")
         here = [f"here/{rank}" for rank in range(self.size)]
         deadline = time.monotonic() + _START_SECONDS
@@ -238,7 +234,6 @@ class Ranks:
         return [rows[: int(count)] for rows, count in zip(received, counts, strict=True)]
 
     def _wait(self, start: Callable[[], Any]) -> None:
-        assert self._store is not None
         left = self.seconds
         try:
             work = start()
@@ -259,7 +254,6 @@ class Ranks:
 
     def _end(self) -> NoReturn:
         """Ends with the reason, which only the first rank needs to know."""
-        assert self._store is not None
         if not self.is_first:
             with suppress(RuntimeError):
                 self._store.set(f"answer/{self.rank}", b"")
@@ -282,7 +276,6 @@ class Ranks:
         raise RankFault(f"rank {silent[0]} of {self.size} {how}")
 
     def _has_said(self, rank: int) -> bool:
-        assert self._store is not None
         return any(self._store.check([f"{what}/{rank}"]) for what in ("answer", "failed"))
 
     def _exit_code(self, rank: int) -> int | None:

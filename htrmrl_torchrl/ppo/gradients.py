@@ -43,7 +43,7 @@ def differentiate_share(loss: NormalizedClipPPOLoss, minibatch: TensorDictBase, 
         Left: in all ranks, if one was asked to stop.
     """
     share = share_of(minibatch, rank=ranks.rank, size=ranks.size)
-    weight = share.numel() / minibatch.numel()
+    weight = share.batch_size.numel() / minibatch.numel()  # `numel` of an empty tensordict is 1
     parameters = [parameter for parameter in loss.parameters() if parameter.requires_grad]
     terms, fault = parameters[0].new_zeros(len(_TERMS)), None
     if weight:

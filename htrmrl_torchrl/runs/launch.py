@@ -22,7 +22,8 @@ from threading import Thread
 from typing import Any
 
 import torch
-import torch.distributed as dist
+from torch.distributed import TCPStore  # type: ignore[attr-defined]
+from torch.distributed.rendezvous import rendezvous
 
 from htrmrl_torchrl.faults import UserError
 from htrmrl_torchrl.parallel.ranks import RankFault, Ranks
@@ -64,11 +65,11 @@ def _ranks(workers: int, follow: Follow, settings: Any, seconds: float) -> Itera
     if started > 1:
         if workers not in (1, started):
             raise UserError(f"workers is {workers} but must be 1, or {started} as torchrun has started: leave it out")
-        store, rank, size = next(iter(dist.rendezvous("env://", timeout=_PATIENCE)))
+        store, rank, size = next(iter(rendezvous("env://", timeout=_PATIENCE)))
         _share_cores(int(os.environ.get("LOCAL_WORLD_SIZE", size)))
         ranks = Ranks(rank, size, store=store, seconds=seconds)
         yield ranks
-        ranks.close()
+        ranks.close()  # not after a fault: it would wait for what others have not sent
     elif workers == 1:
         yield Ranks()
     else:
@@ -76,7 +77,7 @@ def _ranks(workers: int, follow: Follow, settings: Any, seconds: float) -> Itera
 
 
 def _started(size: int, follow: Follow, settings: Any, seconds: float) -> Iterator[Ranks]:
-    store = dist.TCPStore(_HOST, 0, size, is_master=True, wait_for_workers=False, timeout=_PATIENCE)
+    store = TCPStore(_HOST, 0, size, is_master=True, wait_for_workers=False, timeout=_PATIENCE)
     context, processes = multiprocessing.get_context("spawn"), {}
     with _loopback(), _blocked():
         for rank in range(1, size):
@@ -85,20 +86,21 @@ def _started(size: int, follow: Follow, settings: Any, seconds: float) -> Iterat
             process = context.Process(target=_work, args=arguments, daemon=True, name=f"rank-{rank}")
             process.start()
             processes[rank] = process
-    patience = 0.0
+    ranks, patience = None, 0.0
     try:
         with _loopback():
             _share_cores(size)
             ranks = Ranks(0, size, store=store, seconds=seconds, processes=processes)
         yield ranks
         patience = _JOIN_SECONDS
-        ranks.close()
     finally:
         deadline = time.monotonic() + patience
         for process in processes.values():
             process.join(max(0.0, deadline - time.monotonic()))
             process.kill()
             process.join()
+        if ranks is not None:
+            ranks.close()  # last: it waits for what others have not sent
 
 
 def _work(follow: Follow, settings: Any, port: int, rank: int, size: int, seconds: float) -> None:
@@ -109,7 +111,7 @@ def _work(follow: Follow, settings: Any, port: int, rank: int, size: int, second
         if hasattr(signal, "pthread_sigmask"):
             signal.pthread_sigmask(signal.SIG_UNBLOCK, NUMBERS)
         _share_cores(size)
-        store = dist.TCPStore(_HOST, port, size, is_master=False, wait_for_workers=False, timeout=_PATIENCE)
+        store = TCPStore(_HOST, port, size, is_master=False, wait_for_workers=False, timeout=_PATIENCE)
         ranks = Ranks(rank, size, store=store, seconds=seconds)
         follow(settings, ranks)
         ranks.close()
