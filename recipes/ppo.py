@@ -208,10 +208,8 @@ def _train(config: DictConfig, ranks: Ranks, start: Start | None) -> None:
             finished = progress.frames >= config.total_frames
             if finished or progress.frames - progress.evaluated >= config.eval.every_frames:
                 folder = run_dir / "evaluations"
-                evaluation = partial(
-                    evaluate_on_held_out, config, networks, folder, frames=progress.frames, last=finished
-                )
-                metrics |= guard.evaluate(evaluation) or {}
+                evaluation = partial(evaluate_on_held_out, config, networks, folder, last=finished, ranks=ranks)
+                metrics |= guard.evaluate(partial(evaluation, frames=progress.frames))
                 if logger is not None:
                     minibatch = None if updated is None else updated.minibatch
                     total = config.total_frames

@@ -13,7 +13,6 @@ where an episode ends: there, and at the batch's start, it is asked for a whole 
 """
 
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
@@ -28,7 +27,7 @@ from torchrl.modules import IndependentNormal
 
 from htrmrl_torchrl import keys
 from htrmrl_torchrl.agent.acting import Acting, Decision
-from htrmrl_torchrl.agent.noise import noise_of, sampling_with
+from htrmrl_torchrl.agent.noise import noise_of, sampling_of
 from htrmrl_torchrl.envs.shares import LaneShare
 from htrmrl_torchrl.envs.trial import Step, TrialEnv
 from htrmrl_torchrl.memory.windows import token_after
@@ -65,22 +64,19 @@ class TrialCollector(Collector):
 
     def __init__(self, env: EnvBase, policy: TensorDictModuleBase, *, share: LaneShare | None = None, **others: Any):
         self._share = share
-        with self._sampling(policy):  # it tries out the policy
+        with sampling_of(share, policy):  # it tries out the policy
             super().__init__(env, policy, **others)
 
     @torch.no_grad()
     def rollout(self) -> TensorDictBase | None:
         acting = Acting.of(self._wrapped_policy) if self._is_plain() else None
         if acting is None:
-            with self._sampling(self._wrapped_policy):
+            with sampling_of(self._share, self._wrapped_policy):
                 return super().rollout()  # type: ignore[no-any-return]
         if self.pre_collect_hook is not None:
             self.pre_collect_hook()
         acting.prepare()
         return self._play(acting)
-
-    def _sampling(self, policy: Any) -> AbstractContextManager[None]:
-        return nullcontext() if self._share is None else sampling_with(noise_of(self._share), policy)
 
     def _is_plain(self) -> bool:
         """Whether nothing was asked for that `_play` does not do."""

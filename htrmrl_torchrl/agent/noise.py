@@ -57,8 +57,13 @@ class _NoisyNormal(IndependentNormal):
 
 
 @contextmanager
-def sampling_with(noise: Noise, policy: nn.Module) -> Iterator[None]:
-    """Within the block, a policy of `make_actor_critic` samples its actions with this noise."""
+def sampling_of(share: LaneShare | None, policy: nn.Module) -> Iterator[None]:
+    """Within the block, a policy of `make_actor_critic` samples its actions with `noise_of` the share; for ``None``, as
+    ever."""
+    if share is None:
+        yield
+        return
+    noise = noise_of(share)
     heads = [m for m in policy.modules() if isinstance(m, ProbabilisticTensorDictModule)]
     before = [head.distribution_class for head in heads]
     for head in heads:

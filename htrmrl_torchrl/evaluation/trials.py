@@ -6,6 +6,7 @@ it never ends one. So all lanes are always at the same step of the same episode.
 
 import math
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any, TypeAlias
 
 import torch
@@ -17,6 +18,8 @@ from tqdm import tqdm
 
 from htrmrl_torchrl import keys
 from htrmrl_torchrl.agent.acting import Acting
+from htrmrl_torchrl.agent.noise import Noise, noise_of, sampling_of
+from htrmrl_torchrl.envs.shares import LaneShare
 from htrmrl_torchrl.envs.trial import TrialEnv
 from htrmrl_torchrl.evaluation.exact import ExactPolicy, on_grid
 from htrmrl_torchrl.evaluation.protocols import Protocol
@@ -47,6 +50,7 @@ def play_trials(
     seed: int = 0,
     progress: bool = False,
     look: Callable[[int, TensorDictBase], None] | None = None,
+    share: LaneShare | None = None,
 ) -> TensorDict:
     """Plays a number of trials and reports each of their episodes.
 
@@ -62,6 +66,8 @@ def play_trials(
         progress: whether it is shown, see `progress_bar`.
         look: called at each episode's start with 0 and what the environment shows ``[N]``, and after each of its steps
             with the step's number and what followed, before the lanes begin anew.
+        share: if several processes play the trials: the lanes of `env`. Returned are then all trials of these lanes,
+            one round after the other.
 
     Returns:
         ``[trials]``: ``task`` and ``goal``; and ``[trials, K + M]``: ``success`` (bool), ``return`` (undiscounted) and
@@ -80,7 +86,7 @@ def play_trials(
     memories = memories_of(policy)
     for memory in memories:
         memory.restart()
-    rounds = math.ceil(trials / env.batch_size[0])
+    rounds = math.ceil(trials / (env.batch_size[0] if share is None else share.total))
     frames = rounds * total * env.horizon * env.batch_size[0]
     with (
         torch.random.fork_rng(),
@@ -89,8 +95,9 @@ def play_trials(
     ):
         torch.manual_seed(seed)
         kept = memories if protocol.separate else []
-        outcomes = [_play_round(policy, env, protocol, memories=kept, bar=bar, look=look) for _ in range(rounds)]
-    return torch.cat(outcomes)[:trials]
+        play = partial(_play_round, policy, env, protocol, memories=kept, bar=bar, look=look, share=share)
+        outcomes = torch.cat([play() for _ in range(rounds)])
+    return outcomes[:trials] if share is None else outcomes
 
 
 def _play_round(
@@ -101,13 +108,14 @@ def _play_round(
     memories: list[Memory],
     bar: tqdm,
     look: Callable[[int, TensorDictBase], None] | None,
+    share: LaneShare | None,
 ) -> TensorDict:
     """One trial on every lane, ``[N]``; `memories` are those that each episode that counts sets back."""
     lanes, total = env.batch_size[0], env.episodes_per_trial
     device = next((parameter.device for parameter in policy.parameters()), env.device)
     steps = torch.zeros(lanes, total, dtype=torch.long)
     returns = torch.zeros(lanes, total)
-    acting = _lean_policy(policy) if look is None else None
+    acting = _lean_policy(policy, noise_of(share)) if look is None else None
     now, boundary = env.reset(), None
     outcome = TensorDict(task=now[keys.TASK].squeeze(-1), goal=now[keys.GOAL].squeeze(-1), batch_size=[lanes])
     for episode in range(total):
@@ -117,7 +125,10 @@ def _play_round(
         mean_action = counts and protocol.evaluation_actions == "mean"
         if look is not None:
             look(0, now)
-        with set_exploration_type(ExplorationType.DETERMINISTIC if mean_action else ExplorationType.RANDOM):
+        with (
+            set_exploration_type(ExplorationType.DETERMINISTIC if mean_action else ExplorationType.RANDOM),
+            sampling_of(share, policy),
+        ):
             if acting is None:
                 played = _plain_steps(policy, env, now, device=device, look=look)
             else:
@@ -165,7 +176,7 @@ def _lean_steps(
         row, token = None, token_after(step.observation, step.action, step.reward).to(device)
 
 
-def _lean_policy(policy: TensorDictModuleBase) -> LeanPolicy | None:
+def _lean_policy(policy: TensorDictModuleBase, noise: Noise) -> LeanPolicy | None:
     """``policy`` for `_lean_steps`, if it is one of ours and nobody looks on."""
     if not isinstance(policy, ExactPolicy):
         acting = Acting.of(policy)
@@ -177,9 +188,9 @@ def _lean_policy(policy: TensorDictModuleBase) -> LeanPolicy | None:
 
     def act(row: TensorDictBase | None, token: Tensor | None, mean_action: bool) -> Tensor:
         if not isinstance(policy, ExactPolicy):
-            return acting.step(row, token, deterministic=mean_action).action
+            return acting.step(row, token, deterministic=mean_action, noise=noise).action
         row, token = None if row is None else policy.seen(row), None if token is None else token.double()
-        return on_grid(acting.step(row, token, deterministic=mean_action).action).float()
+        return on_grid(acting.step(row, token, deterministic=mean_action, noise=noise).action).float()
 
     return act
 

@@ -69,7 +69,7 @@ class Ranks:
     ) -> None:
         self.rank, self.size, self.seconds = rank, size, seconds
         self.free, self.requested = True, lambda: False
-        self._store, self._processes, self._gates = store, processes or {}, 0
+        self._store, self._processes = store, processes or {}
         if size > 1:
             self._meet()
 
@@ -129,8 +129,8 @@ class Ranks:
 
     # ------------------------------------------------------------------------------------------------------ agreement
 
-    def collect(self, play: Callable[[], TensorDictBase]) -> TensorDictBase:
-        """The joined batches that ``play`` returns, unless it fails in some rank: then all raise what that one raised.
+    def attempt(self, run: Callable[[], Result]) -> list[Result]:
+        """What ``run`` returns in each rank, unless it fails in some: then all raise what that one raised.
 
         Raises:
             Fault: of the first rank that has one.
@@ -138,11 +138,11 @@ class Ranks:
             RuntimeError: if the ranks' random streams have come apart.
         """
         if self.size == 1:
-            return play()
-        batch, ended = None, None
+            return [run()]
+        result, ended = None, None
         self.free = True
         try:
-            batch = play()
+            result = run()
         except (Fault, Left) as error:
             ended = error
             if isinstance(error, Left):
@@ -150,49 +150,25 @@ class Ranks:
                     process.terminate()  # the signal may have come to this process alone
         finally:
             self.free = False
-        said = self.gather((ended, None if ended else torch.get_rng_state().numpy().tobytes()))
+        said = self.gather((ended, None if ended else torch.get_rng_state().numpy().tobytes(), result))
         for kind in (Left, Fault):
-            for rank, (end, _) in enumerate(said):
+            for rank, (end, *_) in enumerate(said):
                 if isinstance(end, kind):
                     raise end if rank == self.rank else type(end)(*_told(rank, end))
-        if len({stream for _, stream in said}) > 1:
+        if len({stream for _, stream, _ in said}) > 1:
             raise RuntimeError(
                 "The ranks' random streams have come apart: code of your own draws from torch's global generator in "
                 "some of them; let it draw from the generator that it is given, or choose workers=1."
             )
-        assert batch is not None
-        return self.join(batch)
+        return [result for *_, result in said]  # type: ignore[misc]
 
-    def alone(self, run: Callable[[], Result]) -> Result | None:
-        """What ``run`` returns in the first rank; the others wait for its end, however long it takes, for ``None``.
-
-        Raises Left in the others if it fails: the first rank says why.
-        """
+    def collect(self, play: Callable[[], TensorDictBase]) -> TensorDictBase:
+        """The batches ``[n, T]`` that ``play`` returns in all ranks, joined; raises as `attempt` does."""
         if self.size == 1:
-            return run()
-        self._gates += 1
-        gate = f"gate/{self._gates}"
-        if not self.is_first:
-            if self._answer(gate) != b"go":
-                raise Left
-            return None
-        done, self.free = b"stop", True
-        try:
-            result = run()
-            done = b"go"
-            return result
-        finally:
-            self.free = False
-            self._store.set(gate, done)
-
-    def _answer(self, gate: str) -> bytes:
-        try:
-            while not self._store.check([gate]):
-                time.sleep(0.01)
-            answer: bytes = self._store.get(gate)
-        except RuntimeError:  # what the death of the first rank leaves
-            self._end()
-        return answer
+            return play()
+        played: list[TensorDictBase] = []
+        self.attempt(lambda: played.append(play()))
+        return self.join(played[0])
 
     def report(self, error: BaseException) -> None:
         """Tells the first rank why this one ends."""

@@ -118,21 +118,18 @@ class FaultGuard:
         else:
             self._in_row = 0
 
-    def evaluate(self, run: Callable[[], Result]) -> Result | None:
-        """The result of ``run``, repeated after a fault; only the first rank runs it, in the others it is ``None``.
-        Raises WorkerFault if a worker fails and may not be restarted, and TooManyFaults at the limit.
+    def evaluate(self, run: Callable[[], Result]) -> Result:
+        """The result of ``run``, repeated after a fault. Raises WorkerFault if a worker fails and may not be restarted,
+        and TooManyFaults at the limit.
         """
-
-        def repeat() -> Result:
-            while True:
-                try:
-                    return run()
-                except Fault as fault:
-                    self._note(fault, "evaluating", "it is repeated")
-
-        result = self._ranks.alone(repeat)
-        self._in_row = 0
-        return result
+        while True:
+            try:
+                result = run()
+            except Fault as fault:
+                self._note(fault, "evaluating", "it is repeated")
+            else:
+                self._in_row = 0
+                return result
 
     def metrics(self, env: EnvBase) -> dict[str, float]:
         """``faults/*`` and ``env/*``: counts over the whole run so far."""

@@ -52,7 +52,7 @@ def test_one_rank_does_nothing():
     ranks.add(number)
     ranks.follow([number])
     assert torch.equal(number, torch.ones(3)) and ranks.join(batch) is batch and ranks.free
-    assert ranks.broadcast(batch) is batch and ranks.gather(batch) == [batch] and ranks.alone(lambda: 3) == 3
+    assert ranks.broadcast(batch) is batch and ranks.gather(batch) == [batch]
     assert ranks.collect(lambda: batch) is batch
     with pytest.raises(Left):
         ranks.collect(partial(fail, Left()))
@@ -78,7 +78,7 @@ def talk(ranks):
     own = [torch.full((2, 2), ranks.rank), torch.tensor(ranks.rank / 2), torch.full((3,), ranks.rank > 0)]
     ranks.follow(own)
     assert not any(bool(tensor.any()) for tensor in own)
-    assert ranks.alone(lambda: "alone") == ("alone" if ranks.is_first else None)
+    assert ranks.attempt(lambda: 7 * ranks.rank) == [0, 7, 14]
     # One rank fails, all know.
     assert (ranks.collect(lambda: lanes(share)) == lanes(None)).all()
     for error, kind, said in (
@@ -92,9 +92,6 @@ def talk(ranks):
         ranks.collect(partial(fail, [NonFiniteError("a"), Left(), NonFiniteError("b")][ranks.rank]))
     with pytest.raises(RuntimeError, match="streams have come apart"):
         ranks.collect(lambda: (torch.rand(ranks.rank), lanes(share))[1])
-    stopped = NonFiniteError if ranks.is_first else Left
-    with pytest.raises(stopped):
-        ranks.alone(partial(fail, NonFiniteError("c")))
     return "all said"
 
 

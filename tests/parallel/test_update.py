@@ -1,10 +1,10 @@
 """Several ranks play what one process plays, and their first update is its: batches, losses, gradients."""
 
-from functools import partial
-
+import numpy as np
 import pytest
 import torch
 
+from htrmrl_torchrl import evaluate
 from htrmrl_torchrl.agent.networks import build_networks
 from htrmrl_torchrl.ppo.gradients import differentiate, differentiate_share
 from htrmrl_torchrl.ppo.update import Learner, update
@@ -19,7 +19,7 @@ from recipes.configuration.parts import (
     reward_normalizer,
 )
 from recipes.configuration.together import joined
-from tests.helpers import assert_same
+from tests.helpers import assert_same, networks_for_toy
 from tests.parallel.processes import in_ranks
 
 TINY = ["env.num_envs=6", "loss.minibatch_frames=66", "loss.bootstrap=true", "loss.reward_norm=true"]
@@ -112,15 +112,34 @@ def assert_alike(received, expected):
         assert received == expected
 
 
+def evaluated(ranks):
+    """A report of two rounds of trials on three environments, with both kinds of actions and the gain from memory."""
+    networks = networks_for_toy(strategy="uniform")
+    return evaluate(
+        networks, "toy", split="val", goals_per_task=4, adaptation_episodes=2, num_envs=3, memory_gain=True, ranks=ranks
+    )
+
+
+def all_of_it(ranks):
+    return play_and_learn([*CASES], ranks), evaluated(ranks)
+
+
 @pytest.fixture(scope="module")
 def alone():
-    return in_ranks(1, partial(play_and_learn, [*CASES]))
+    return in_ranks(1, all_of_it)
+
+
+def assert_exactly(received, expected):
+    assert received.keys() == expected.keys()
+    for name, value in expected.items():
+        assert np.array_equal(received[name], value, equal_nan=isinstance(value, np.ndarray)), name
 
 
 @pytest.mark.parametrize("size", [2, pytest.param(4, marks=pytest.mark.slow)])
 def test_ranks_play_and_learn_as_one_process(size, alone):
-    together = in_ranks(size, partial(play_and_learn, [*CASES]))
-    for case, (batches, metrics, first, states, drawn) in alone.items():
+    together, report = in_ranks(size, all_of_it)
+    assert_exactly(vars(report), vars(alone[1]))
+    for case, (batches, metrics, first, states, drawn) in alone[0].items():
         others = together[case]
         assert torch.equal(others[4], drawn), case
         for batch, other in zip(batches, others[0], strict=True):
