@@ -225,11 +225,11 @@ class Ranks:
                 if left <= 0 or self._store.check(["broken"]):
                     break
         except RuntimeError:  # what the death of another rank leaves
-            pass
-        self._end()
+            self._end("has ended")
+        self._end(f"did not answer within {self.seconds:g} s")
 
-    def _end(self) -> NoReturn:
-        """Ends with the reason, which only the first rank needs to know."""
+    def _end(self, how: str) -> NoReturn:
+        """Ends with the reason, which only the first rank needs to know: who is at fault, and ``how``."""
         if not self.is_first:
             with suppress(RuntimeError):
                 self._store.set(f"answer/{self.rank}", b"")
@@ -248,7 +248,7 @@ class Ranks:
         if not silent:
             raise RankFault("the connection between the ranks broke")
         code = self._exit_code(silent[0])
-        how = f"did not answer within {self.seconds:g} s" if code is None else f"died with exit code {code}"
+        how = how if code is None else f"died with exit code {code}"
         raise RankFault(f"rank {silent[0]} of {self.size} {how}")
 
     def _has_said(self, rank: int) -> bool:

@@ -51,13 +51,13 @@ class _Marked:
 
     def __init__(self, read: Callable[[], Any], load: Callable[[Any], object]) -> None:
         self._read, self.load_state_dict = read, load
-        self._state: Any = None
+        self.marked: Any = None
 
-    def mark(self) -> None:
-        self._state = _copied(self._read())
+    def read(self) -> Any:
+        return _copied(self._read())
 
     def state_dict(self) -> Any:
-        return self._state
+        return self.marked
 
 
 def _learned(owner: nn.Module | Optimizer | _RandomStreams) -> _Marked:
@@ -135,9 +135,12 @@ class RunCheckpoints:
         self._saved: Path | None = None  # the marked state on disk
 
     def mark(self) -> None:
-        """Copy the current state for `save` and `save_best`. Raises RuntimeError in the middle of a trial."""
-        for component in self._marked.values():
-            component.mark()
+        """Copy the current state for `save` and `save_best`. Raises RuntimeError in the middle of a trial, and keeps the
+        state of the last `mark`.
+        """
+        states = {name: component.read() for name, component in self._marked.items()}  # all or, if one fails, none
+        for name, state in states.items():
+            self._marked[name].marked = state
         self._marked_progress |= asdict(self._progress)
         self._saved = None
 
