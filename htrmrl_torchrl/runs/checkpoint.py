@@ -135,8 +135,8 @@ class RunCheckpoints:
         self._saved: Path | None = None  # the marked state on disk
 
     def mark(self) -> None:
-        """Copy the current state for `save` and `save_best`. Raises RuntimeError in the middle of a trial; then the state
-        of the last `mark` stays.
+        """Copy the current state for `save` and `save_best`. Raises RuntimeError in the middle of a trial; then the
+        last mark stays.
         """
         states = {name: component.read() for name, component in self._marked.items()}  # all or, if one fails, none
         for name, state in states.items():
