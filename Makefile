@@ -2,6 +2,8 @@
 #   make quickstart    about three minutes on the toy environment
 #   make ml10          meta-train on Meta-World ML10          make ml10 ARGS="seed=2 total_frames=1_000_000"
 #   make benchmark     how fast every stage is here  make benchmark ARGS="parts=[update]"
+#   make docs          the documentation as a site, in site/
+#   make tables        the result tables of README.md and docs/results/, from the files in results/
 #   make test          lint, types, tests                     make test ARGS="-k encoder"
 #   make test-portable the tests as on other machines; one alone: make test-narrow, -shuffled, -elsewhere, -busy
 # Another interpreter: make PYTHON=python3.12 test
@@ -17,7 +19,7 @@ STAMP := .venv/.installed
 PYTEST = OMP_NUM_THREADS=$(THREADS) MKL_NUM_THREADS=$(THREADS) $(PY) -m pytest -n $(JOBS) --dist worksteal
 
 .DEFAULT_GOAL := help
-.PHONY: help venv quickstart ml10 benchmark lint types pytest test test-slow clean \
+.PHONY: help venv quickstart ml10 benchmark tables docs lint types pytest test test-slow clean \
 	test-portable test-narrow test-shuffled test-elsewhere test-busy
 
 help:
@@ -43,6 +45,11 @@ ml10: $(STAMP)
 benchmark: $(STAMP)
 	$(PY) recipes/benchmark.py $(ARGS)
 
+docs: $(STAMP)
+	NO_MKDOCS_2_WARNING=1 $(PY) -m mkdocs build --strict $(ARGS)
+tables: $(STAMP)
+	$(PY) -m results.tables
+
 lint: $(STAMP)
 	$(PY) -m ruff check .
 	$(PY) -m ruff format --check .
@@ -58,7 +65,9 @@ pytest: $(INSTALLED)
 
 test: lint types pytest
 
+# Weights & Biases is too large for everybody's .venv.
 test-slow: $(STAMP)
+	$(PY) -c 'import wandb' 2>/dev/null || $(PIP) install wandb -c constraints.txt
 	$(PYTEST) -m "slow and not gpu" $(ARGS)
 
 # Each must be green wherever `make test` is.
@@ -86,5 +95,5 @@ test-busy: $(INSTALLED)
 		trap "kill $$loops" EXIT INT TERM; $(PYTEST) $(ARGS)
 
 clean:
-	rm -rf .venv build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache
+	rm -rf .venv build dist site *.egg-info .mypy_cache .ruff_cache .pytest_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

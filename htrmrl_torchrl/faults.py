@@ -20,7 +20,7 @@ class NonFiniteError(Fault, ValueError):
     """A tensor holds NaN or infinity; the message names the tensor and the environments."""
 
 
-def check_finite(tensors: Iterable[tuple[Any, "Tensor"]], *, axis: str = "lane") -> None:
+def check_finite(tensors: Iterable[tuple[Any, "Tensor"]], *, axis: str = "environment") -> None:
     """Raise `NonFiniteError` for the first non-finite tensor, with its name, rows (at most ten) and a value of each.
 
     Args:
@@ -31,12 +31,12 @@ def check_finite(tensors: Iterable[tuple[Any, "Tensor"]], *, axis: str = "lane")
         >>> import torch
         >>> check_finite([("reward", torch.tensor([[0.0], [float("nan")]]))])
         Traceback (most recent call last):
-        htrmrl_torchrl.faults.NonFiniteError: reward is not finite on lane 1 (nan)
+        htrmrl_torchrl.faults.NonFiniteError: reward is not finite in environment 1 (nan)
     """
     for key, tensor in tensors:
         if not tensor.is_floating_point():
             continue
-        if isfinite(tensor.detach().sum()):  # quicker than to look at each; what overflows the sum is looked at
+        if isfinite(tensor.detach().sum()):  # faster than checking each value; an overflowing sum is checked below
             continue
         finite = tensor.isfinite()
         if finite.all():
@@ -48,7 +48,7 @@ def check_finite(tensors: Iterable[tuple[Any, "Tensor"]], *, axis: str = "lane")
         lanes = bad.any(-1).nonzero().flatten().tolist()
         shown = [f"{lane} ({rows[lane][bad[lane]][0].item()})" for lane in lanes[:10]]
         more = f" and {len(lanes) - 10} more" if len(lanes) > 10 else ""
-        raise NonFiniteError(f"{name} is not finite on {axis}{'s' * (len(lanes) > 1)} {', '.join(shown)}{more}")
+        raise NonFiniteError(f"{name} is not finite in {axis}{'s' * (len(lanes) > 1)} {', '.join(shown)}{more}")
 
 
 class Left(BaseException):

@@ -1,6 +1,6 @@
 """Every tensordict key that the package reads or writes.
 
-Shapes are given after the batch axes: ``[*batch, ...]``, with one lane (parallel environment) per batch element.
+Shapes are given after the batch axes: ``[*batch, ...]``, with one environment per batch element.
 
 =====================  =========  =======  ====================================================================
 key                    shape      dtype    meaning
@@ -48,9 +48,9 @@ PAST_ID = (CONTEXT, "past_id")  # [E-1] equal ids are equal windows, -1 where th
 SLOT_MASK = (CONTEXT, "slot_mask")  # [E-1] True where a slot holds a window
 PAST_CACHE = (CONTEXT, "past_cache")  # encoded past windows, in place of past/past_mask/past_id
 
-WINDOW_EPISODE = ("window", "episode")  # [E-1] int64, the lane's running episode counter, -1 for none
+WINDOW_EPISODE = ("window", "episode")  # [E-1] int64, running number of the episode in its environment, -1 for none
 WINDOW_START = ("window", "start")  # [E-1] int64, first token of the window in that episode
-WINDOW_CURRENT = ("window", "current")  # [1] int64, running counter of the episode being played
+WINDOW_CURRENT = ("window", "current")  # [1] int64, running number of the current episode
 
 # Recurrent encoders: the rollout stores these and the state [d] under the encoder's own name.
 RECURRENT = "recurrent"

@@ -6,12 +6,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import imageio.v2 as imageio
 import numpy as np
 import numpy.typing as npt
-from PIL import Image
 
 from htrmrl_torchrl.checkpoints.files import write_whole
+from htrmrl_torchrl.extras import require
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -61,6 +60,9 @@ def encode_gif(frames: Frames, *, fps: float) -> bytes:
         b'GIF89a'
     """
     check_frames(frames)
+    require("video", "PIL")
+    from PIL import Image
+
     # One palette for all and no dithering: still regions do not flicker, and the file is small.
     # An octree keeps the colours of small objects (a target of 50 pixels), which a median cut loses.
     sample = frames[np.unique(np.linspace(0, len(frames) - 1, _PALETTE_SAMPLE).round().astype(int))]
@@ -92,6 +94,9 @@ def write_frames(frames: Frames, path: str | os.PathLike[str], *, fps: float) ->
 
 
 def _write_mp4(frames: Frames, path: Path, fps: float) -> None:
+    require("video", "imageio", "imageio_ffmpeg")
+    import imageio.v2 as imageio
+
     odd = [(0, side % 2) for side in frames.shape[1:3]]
     if any(missing for _, missing in odd):
         frames = np.pad(frames, [(0, 0), *odd, (0, 0)], mode="edge")  # yuv420p halves both sides

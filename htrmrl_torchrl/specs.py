@@ -41,7 +41,7 @@ def check_base(env: EnvBase) -> None:
         )
     if list(env.reset_keys) != ["_reset"] or list(env.reward_keys) != [keys.REWARD]:
         raise MismatchError(
-            f"TrialTransform needs one 'done' and one 'reward' per lane, received {env.done_keys} and "
+            f"TrialTransform needs one 'done' and one 'reward' per environment, received {env.done_keys} and "
             f"{env.reward_keys}; multi-agent environments are not supported."
         )
     check_observation(env.observation_spec[keys.OBSERVATION], lanes=env.batch_size)
@@ -113,7 +113,7 @@ def check_observation(spec: TensorSpec, *, lanes: Sequence[int]) -> None:
 def check_action(spec: TensorSpec, *, lanes: Sequence[int] = (), one_hot: bool = False) -> None:
     """Raise `MismatchError` unless actions are one vector of floats per environment, bounded or not.
 
-    The batch axes ``lanes`` of ``spec`` are left out. With ``one_hot`` a one-hot vector is accepted too, for a user's
+    The batch axes ``lanes`` of ``spec`` are left out. With ``one_hot`` a one-hot vector is accepted too, for your
     own actor.
     """
     is_one_hot = isinstance(spec, OneHot) and not isinstance(spec, MultiOneHot)
@@ -165,7 +165,7 @@ def check_step(step: TensorDictBase, *, encoders: Sequence[Any] = ()) -> None:
     for key, argument in ((keys.OBSERVATION, "observation_dim"), (keys.PREV_ACTION, "action_dim")):
         shape = list(step.get(key).shape)
         if len(shape) != len(batch) + 1:
-            raise MismatchError(f"{key!r} has shape {shape} but must be {batch} and one axis more; flatten the rest.")
+            raise MismatchError(f"{key!r} has shape {shape} but must be {batch} and one more axis; flatten the rest.")
         for encoder in encoders:
             if shape[-1] != getattr(encoder, argument):
                 raise MismatchError(

@@ -38,7 +38,7 @@ def check(config: DictConfig, defaults: DictConfig) -> None:
     fewest = min(config.num_envs, config.recipe_lanes, 20, *config.lanes)  # 20: ml10_ppo's own
     if config.num_workers > fewest:
         raise UserError(
-            f"num_workers is {config.num_workers} but must be at most {fewest}, the fewest lanes of all parts"
+            f"num_workers is {config.num_workers} but must be at most {fewest}, the fewest environments of all parts"
         )
     check_relations([fits_memory(benchmark_needs(config))])
     check_folder("out", Path(config.out))

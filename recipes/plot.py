@@ -19,8 +19,15 @@ from functools import partial
 from pathlib import Path
 from typing import NoReturn
 
-import matplotlib
 import numpy as np
+
+from htrmrl_torchrl.extras import require
+from recipes.configuration.compose import refusing
+
+with refusing():
+    require("plots", "matplotlib")
+
+import matplotlib
 
 matplotlib.use("Agg")
 from matplotlib import cbook
@@ -34,7 +41,6 @@ from matplotlib.ticker import EngFormatter, MaxNLocator
 from htrmrl_torchrl.faults import UserError
 from htrmrl_torchrl.media import as_written, drawable, write_figure
 from htrmrl_torchrl.runs.signals import ending_at_once
-from recipes.configuration.compose import refusing
 from recipes.configuration.paths import check_file, expanded, kind_of, writing
 
 PICTURES = sorted({*FigureCanvasBase.get_supported_filetypes()} - {"pgf"})  # which would need LaTeX

@@ -67,9 +67,9 @@ from recipes.configuration.together import check_alike, joined, restored, tensor
 
 
 def train(config: DictConfig) -> None:
-    """One training run in ``config.run_dir``; continues where a run there has stopped."""
+    """One training run in ``config.run_dir``; continues an earlier run there."""
     processes = partial(ranks_of_run, config.workers, follow, config, seconds=10 * config.env.worker_timeout)
-    if number_of_rank():  # torchrun has started this process as one that follows the first
+    if number_of_rank():  # torchrun started this process, and it is not the first
         with processes() as ranks:
             follow(config, ranks)
         return
@@ -82,7 +82,7 @@ def train(config: DictConfig) -> None:
             start = where_to_start(config, run_dir)
             with processes() as ranks:
                 _train(config, ranks, start)
-        except MismatchError as error:  # of a factory's environment
+        except MismatchError as error:  # from a factory's environment
             saved = checkpoints_of(run_dir / "checkpoints", "step")
             if begins and all(frames_of(path) == 0 for path in saved):
                 remove_records(run_dir)
@@ -90,18 +90,18 @@ def train(config: DictConfig) -> None:
 
 
 def follow(config: DictConfig, ranks: Ranks) -> None:
-    """The same run in a process that follows the first one: it plays and learns its share, and writes nothing."""
+    """The same run in another process than the first: it plays and learns its share, and writes nothing."""
     following(lambda: _train(config, ranks, None), ranks)
 
 
 def _train(config: DictConfig, ranks: Ranks, start: Start | None) -> None:
-    torchrl_logger.setLevel("WARNING")  # its notes on allocated buffers would cut through the progress bar
+    torchrl_logger.setLevel("WARNING")  # its messages about buffers would break the progress bar
     make_repeatable(config.device)
     torch.manual_seed(config.seed)
     run_dir = Path(config.run_dir)
     check_alike(config, ranks)
 
-    # Environment, agent, and what trains it; of several processes each has a share of the lanes.
+    # Environment, agent and learner; each of several processes has a share of the environments.
     share = ranks.share(config.env.num_envs)
     env = training_environment(config, share)
     agent = agent_arguments(config, env)
@@ -126,7 +126,7 @@ def _train(config: DictConfig, ranks: Ranks, start: Start | None) -> None:
     whole_env, whole_memory = joined(env, networks, ranks, lanes=config.env.num_envs)
     collector = collector_of(config, env, networks, share)
 
-    # A run goes on from its last checkpoint as if nothing had happened.
+    # A continued run equals an uninterrupted one.
     progress = Progress(best_val_success=LOWEST)
     checkpoints = RunCheckpoints(
         run_dir / "checkpoints",
@@ -143,7 +143,7 @@ def _train(config: DictConfig, ranks: Ranks, start: Start | None) -> None:
         storage=buffer.storage if config.memory.scope == "lane" else None,
     )
     if restored(checkpoints, start, ranks):
-        collector.reset()  # it has reset the environment already, before the task deck was restored
+        collector.reset()  # its first reset was before the task deck was restored
         if ranks.is_first:
             print(f"continuing {run_dir} at {progress.frames:,} of {config.total_frames:,} frames")
     progress.commits = sorted({*progress.commits, commit_of_code()})
@@ -158,7 +158,7 @@ def _train(config: DictConfig, ranks: Ranks, start: Start | None) -> None:
         ranks=ranks,
     )
     ranks.follow(tensors_of(loss, rewards))
-    # What ends an iteration in its middle, a signal or a fault, leaves its beginning on disk: the boundary marked last.
+    # If a signal or a fault ends an iteration early, its start is saved: the boundary marked last.
     checkpoints.mark()
     logger = None if start is None else take_over(run_dir, config, checkpoints, start, frames=progress.frames)
     bar = progress_bar(
@@ -174,7 +174,7 @@ def _train(config: DictConfig, ranks: Ranks, start: Start | None) -> None:
     if ranks.is_first and progress.frames >= config.total_frames:
         complete_summary(run_dir, config, progress)
 
-    # While acting, more than one thread only gets in the way of the environment workers.
+    # While acting, more threads would only slow down the environment workers.
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     clock = time.perf_counter()
@@ -189,7 +189,7 @@ def _train(config: DictConfig, ranks: Ranks, start: Start | None) -> None:
             frames = buffer.extend(batch)
             check_horizon(config, batch, buffer.storage)
 
-            # 2. One PPO update, as a whole or not at all.
+            # 2. One PPO update, undone completely after a fault.
             updated = None
             rate = learning_rate(config, frames=progress.frames, share=progress.rate_share)
             with guard.update():
@@ -200,7 +200,7 @@ def _train(config: DictConfig, ranks: Ranks, start: Start | None) -> None:
             learned = time.perf_counter()
             torch.set_num_threads(1)
 
-            # 3. Measure, and now and then evaluate on held-out goals and tasks.
+            # 3. Measure, and periodically evaluate on held-out goals and tasks.
             metrics = training_metrics(batch, names_of_tasks(config, "train")) | guard.metrics(env)
             if updated is not None:
                 metrics |= _learning_metrics(config, networks, batch, updated)
@@ -225,7 +225,7 @@ def _train(config: DictConfig, ranks: Ranks, start: Start | None) -> None:
             _save(config, checkpoints, progress, ranks, score=score_on_val(metrics), finished=finished)
             shown = "success" if "train/success" in metrics else "return"
             bar.set_postfix_str(f"{shown} {metrics.get(f'train/{shown}', float('nan')):.2f}", refresh=False)
-            bar.update(min(batch.numel(), bar.total - bar.n))  # the last batch may go beyond
+            bar.update(min(batch.numel(), bar.total - bar.n))  # the last batch may exceed the total
             if finished:
                 bar.close()
                 if ranks.is_first:
@@ -234,9 +234,9 @@ def _train(config: DictConfig, ranks: Ranks, start: Start | None) -> None:
     except UnsavedEnd:
         raise
     except BaseException as error:
-        bar.close()  # before there is more to read
+        bar.close()  # before further output
         asked = interrupts.requested or isinstance(error, Left)
-        begun = not isinstance(error, MismatchError) or progress.frames  # else there is nothing to go on from
+        begun = not isinstance(error, MismatchError) or progress.frames  # otherwise there is nothing to continue
         if ranks.is_first and begun:
             leave_boundary(checkpoints, asked=asked)
         if not asked:
@@ -255,7 +255,7 @@ def _train(config: DictConfig, ranks: Ranks, start: Start | None) -> None:
 def _learning_metrics(
     config: DictConfig, networks: Networks, batch: TensorDictBase, updated: Updated
 ) -> dict[str, float]:
-    """What an update says of itself, of the critic, the std and the attention."""
+    """Metrics of the update, the critic, the std and the attention."""
     metrics = dict(updated.metrics)
     metrics |= critic_metrics(batch, updated.targets[keys.VALUE_TARGET], names_of_tasks(config, "train"))
     metrics["ppo/std"] = networks.actor.get_dist(updated.minibatch.copy()).stddev.mean().item()
@@ -281,7 +281,7 @@ def _save(
     score: float,
     finished: bool,
 ) -> None:
-    """The best checkpoint and the periodic one, where they are due."""
+    """Saves the best and the periodic checkpoint when they are due."""
     is_best = score > progress.best_val_success
     progress.best_val_success = max(score, progress.best_val_success)
     is_due = finished or progress.frames - progress.saved >= config.checkpoint.every_frames

@@ -8,6 +8,7 @@ from omegaconf import DictConfig
 
 from htrmrl_torchrl.envs.benchmarks import SPLITS
 from htrmrl_torchrl.evaluation.protocols import PROTOCOLS, Actions
+from htrmrl_torchrl.extras import require
 from htrmrl_torchrl.faults import UserError
 from htrmrl_torchrl.runs.signals import ending_at_once
 from recipes.configuration.compose import run_recipe
@@ -25,6 +26,7 @@ def check(config: DictConfig, defaults: DictConfig) -> None:
 
 def run(config: DictConfig) -> None:
     """Record one trial of each task, with the score of its episodes written on the pictures."""
+    require("video", "PIL", "imageio", "imageio_ffmpeg")
     path = one_checkpoint(config.checkpoint)
     folder = Path(config.out) if config.out else run_folder_of(path) / "videos"
     check_folder("out", folder)

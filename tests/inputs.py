@@ -287,10 +287,10 @@ SAID: dict[str, str] = {
         "does not see: put it before, Compose(FrameSkipTransform(...), TrialTransform(...))."
     ),
     "trials in trials": (
-        "The environment writes ['episode', 'final', 'prev_action', 'prev_reward', 'trial_init'] already, as "
-        "TrialTransform would; leave one of the two out."
+        "The environment already writes ['episode', 'final', 'prev_action', 'prev_reward', 'trial_init'], as "
+        "TrialTransform does; remove one of the two."
     ),
     "a trial's first step alone": (
-        "The environment writes ['trial_init'] already, as TrialTransform would; leave one of the two out."
+        "The environment already writes ['trial_init'], as TrialTransform does; remove one of the two."
     ),
 }

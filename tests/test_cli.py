@@ -2,10 +2,8 @@
 
 import json
 import os
-import shutil
 import subprocess
 import sys
-from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 
@@ -15,6 +13,7 @@ from htrmrl_torchrl import cli
 from htrmrl_torchrl.runs import console
 from htrmrl_torchrl.runs.signals import command_to_continue
 from tests.recipes.runs import TINY
+from tests.wheels import build_wheel, install, plain_environment
 
 ROOT = Path(__file__).parents[1]
 
@@ -134,34 +133,19 @@ def test_a_shell_completes_words(line, expected, tmp_path):
 
 @pytest.fixture(scope="module")
 def installed(tmp_path_factory):
-    """The ``htrmrl`` of an environment with the wheel, its dependencies, and no clone."""
+    """The ``htrmrl`` of an environment with the wheel, all that this one has, and no clone."""
     folder = tmp_path_factory.mktemp("wheel")
-    source = folder / "source"
-    for name in ("htrmrl_torchrl", "recipes", "configs"):
-        shutil.copytree(ROOT / name, source / name, ignore=shutil.ignore_patterns("__pycache__"))
-    for name in ("pyproject.toml", "setup.py", "MANIFEST.in", "README.md", "LICENSE"):
-        shutil.copy(ROOT / name, source)
-    python = folder / "environment" / "bin" / "python"
-    run = partial(subprocess.run, check=True, capture_output=True, text=True, env=_environment())
-    pip = [sys.executable, "-m", "pip"]
-    run([*pip, "wheel", "--no-deps", "--no-build-isolation", "--wheel-dir", str(folder), str(source)])
-    (wheel,) = folder.glob("*.whl")
-    run([sys.executable, "-m", "venv", "--without-pip", str(folder / "environment")])
-    (site,) = (folder / "environment").glob("lib/python*/site-packages")
     # A folder that a .pth file adds is not searched for other .pth files: the clone's editable install is not there.
-    (site / "dependencies.pth").write_text("\n".join(path for path in sys.path if path.endswith("site-packages")))
-    run([*pip, "--python", str(python), "install", "--no-deps", "--no-index", str(wheel)])
+    python = install(
+        build_wheel(folder), folder, packages=[path for path in sys.path if path.endswith("site-packages")]
+    )
     return python.with_name("htrmrl")
-
-
-def _environment():
-    return {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
 
 
 def test_a_wheel_runs_in_an_empty_folder(installed, tmp_path):
     def htrmrl(*arguments):
         done = subprocess.run(
-            [installed, *arguments], cwd=tmp_path, env=_environment(), capture_output=True, text=True, timeout=300
+            [installed, *arguments], cwd=tmp_path, env=plain_environment(), capture_output=True, text=True, timeout=300
         )
         assert done.returncode == 0, done.stderr
         return done.stdout

@@ -149,9 +149,9 @@ def test_several_batch_axes_are_refused_by_name(kind):
     with pytest.raises(MismatchError) as refused:
         learn(row.in_trials(), kind)
     assert str(refused.value) == (
-        "A batch must be [lanes, time] or [time]; received [2, 3, 2], which batch.flatten(0, 1) makes one of lanes."
+        "A batch must be [N, T], one row per environment, or [T]; received [2, 3, 2]; use batch.flatten(0, 1)."
     )
-    with pytest.raises(MismatchError, match=r"received \[2, 3, 2\], which batch.flatten\(0, 1\)"):
+    with pytest.raises(MismatchError, match=r"received \[2, 3, 2\]; use batch.flatten\(0, 1\)"):
         TrialGAE()(TensorDict(batch_size=[2, 3, 2]))
 
 
@@ -191,9 +191,9 @@ def test_scaled_actions_are_remembered_as_the_spec_says():
 @pytest.mark.parametrize(
     ("encoder", "memory", "message"),
     [
-        ("rl2", "mlp", "RecurrentEncoder cannot read what a EpisodicMemory writes"),
-        ("htrmrl", "rl2", "HierarchicalEncoder cannot read what a RecurrentMemory writes"),
-        ("htrmrl", "mlp", "window=1 and episodes=1, and the encoder was built for window=2 and episodes=3"),
+        ("rl2", "mlp", "RecurrentEncoder cannot read the context of a EpisodicMemory"),
+        ("htrmrl", "rl2", "HierarchicalEncoder cannot read the context of a RecurrentMemory"),
+        ("htrmrl", "mlp", "window=1 and episodes=1, but the encoder was built for window=2 and episodes=3"),
         ("htrmrl", "htrmrl", "built with another encoder than the actor or critic"),
         ("rl2", "rl2", "built with another encoder than the actor or critic"),
     ],

@@ -23,10 +23,10 @@ def test_the_first_one_is_named_with_its_lanes_and_their_first_wrong_values():
     good, bad = torch.zeros(3, 2, 2), torch.zeros(3, 2, 2)
     bad[0, 1, 0], bad[0, 1, 1], bad[2, 0, 1] = -INF, NAN, NAN
     assert refused(("good", good), (("next", "reward"), bad), ("later", bad)) == (
-        "next/reward is not finite on lanes 0 (-inf), 2 (nan)"
+        "next/reward is not finite in environments 0 (-inf), 2 (nan)"
     )
-    assert refused(("x", torch.tensor([[0.0], [INF]]))) == "x is not finite on lane 1 (inf)"
-    assert refused(("weight", torch.tensor([[0.0], [INF]])), axis="row") == "weight is not finite on row 1 (inf)"
+    assert refused(("x", torch.tensor([[0.0], [INF]]))) == "x is not finite in environment 1 (inf)"
+    assert refused(("weight", torch.tensor([[0.0], [INF]])), axis="row") == "weight is not finite in row 1 (inf)"
 
 
 def test_a_number_of_no_lane_is_named_alone():

@@ -38,6 +38,7 @@ def test_many_updates_are_a_line_at_the_start_and_one_at_the_end():
 
 
 def test_a_line_comes_whenever_the_interval_is_over(monkeypatch):
+    assert progress.SECONDS == 30
     monkeypatch.setattr(progress, "SECONDS", 0.05)
     start = time.monotonic()
 

@@ -1,12 +1,12 @@
-"""A policy of `make_actor_critic` for single steps on plain tensors: what it does, without what a step does not need.
+"""Runs a policy of `make_actor_critic` step by step on plain tensors, without the overhead of TensorDict modules.
 
-A TensorDict policy may stand anywhere and read any keys, and pays for it at every step. A loop that runs one and the
-same policy step after step pays at an episode's first step alone, where the memory reads the trial keys::
+A TensorDict policy can be used anywhere and read any keys, which costs time at every step. A loop that always runs the
+same policy has this cost only at an episode's first step, where the memory reads the trial keys::
 
-    step            0      1      2      3   |  4      5     ...
-    what it takes   row    token  token  token  row    token ...
+    step     0      1      2      3   |  4      5     ...
+    input    row    token  token  token  row    token ...
 
-Numbers and random numbers are those of the policy itself, bit for bit.
+Results and random numbers equal those of the policy, bit for bit.
 """
 
 from typing import Any, NamedTuple, Self
@@ -19,6 +19,7 @@ from torch.nn import functional as F
 from torchrl.modules import ProbabilisticActor, ValueOperator
 
 from htrmrl_torchrl.agent.heads import NewestToken, ValueHead, _GaussianHead, _IndependentStd
+from htrmrl_torchrl.agent.mlp import FiLM
 from htrmrl_torchrl.agent.noise import Noise
 from htrmrl_torchrl.encoders.acting import encoder_step
 from htrmrl_torchrl.encoders.contract import ContextEncoder
@@ -27,22 +28,22 @@ from htrmrl_torchrl.memory.recurrent import RecurrentMemory
 
 
 class Decision(NamedTuple):
-    """What a policy says in a step of N lanes."""
+    """Output of a policy for one step of N environments."""
 
     action: Tensor  # [N, a]
     loc: Tensor  # [N, a]
-    scale: Tensor  # [N, a], or [a] where it is that of all lanes
+    scale: Tensor  # [N, a], or [a] if it is the same in all environments
     value: Tensor | None  # [N, 1], if there is a critic
 
 
 class Acting:
-    """Runs a policy step by step; `of` makes one.
+    """Runs a policy step by step; `of` builds it.
 
-    Call `prepare` before the first step and whenever weights may have changed. Forward pre-hooks of the actor's encoder
-    are called before each step.
+    Call `prepare` before the first step and after any change of weights. Forward pre-hooks of the actor's encoder are
+    called before each step.
 
     Attributes:
-        memory: the policy's.
+        memory: the policy's memory.
 
     Example:
         >>> from htrmrl_torchrl import make_env
@@ -59,11 +60,11 @@ class Acting:
         self._encoder, *_, self._head = actor
         self._observes_token = len(actor) == 3
         self._value: ValueHead | None = critic[-1] if critic else None
-        self._reads: Any = critic[0] if len(critic) == 2 else None  # in place of the actor's vector
+        self._reads: Any = critic[0] if len(critic) == 2 else None  # instead of the actor's vector
 
     @classmethod
     def of(cls, policy: Any) -> Self | None:
-        """For ``policy``, or ``None`` unless it is as `make_actor_critic` builds it, and nobody looks on."""
+        """For ``policy``; ``None`` unless it is as `make_actor_critic` builds it, without forward hooks."""
         parts = list(policy.module) if type(policy) is TensorDictSequential else []
         if not 2 <= len(parts) <= 3 or type(parts[0]) not in (EpisodicMemory, RecurrentMemory):
             return None
@@ -78,10 +79,10 @@ class Acting:
 
     @torch.no_grad()
     def prepare(self) -> None:
-        """Takes from the weights what stays the same until they change."""
+        """Computes what depends on the weights only."""
         self._step: Any = encoder_step(self._encoder)
         self._shift, self._factor = self._encoder.tokens.affine()
-        self._mlp = _Plain(self._head.mlp)
+        self._mlp: Any = self._head.mlp if isinstance(self._head.mlp, FiLM) else _Plain(self._head.mlp)
         spread = self._head.scale
         same_for_all = isinstance(spread, _IndependentStd)
         self._scale = spread(torch.zeros_like(spread.state_independent_scale))[1] if same_for_all else None
@@ -98,12 +99,12 @@ class Acting:
         deterministic: bool = False,
         noise: Noise = torch.randn_like,
     ) -> Decision:
-        """The next step of all lanes.
+        """The next step of all environments.
 
         Args:
-            row: what the policy reads ``[N]``, at the first step and where an episode begins in some lane; not written.
-            token: in place of it at all other steps ``[N, x]``, see `make_token`.
-            deterministic: the mean action in place of a sampled one.
+            row: input of the policy ``[N]``, at the first step and where an episode begins; not modified.
+            token: input at all other steps ``[N, x]``, see `make_token`.
+            deterministic: the mean action instead of a sampled one.
             noise: of sampled actions, see `noise_of`.
         """
         for hook in self._encoder._forward_pre_hooks.values():
@@ -132,7 +133,7 @@ class Acting:
 
 
 class _Plain:
-    """An MLP of tanh layers as its heads build it."""
+    """An MLP of tanh layers, as the heads build it."""
 
     def __init__(self, mlp: nn.Module) -> None:
         *self.hidden, self.last = [(m.weight, m.bias) for m in mlp.modules() if isinstance(m, nn.Linear)]
@@ -144,14 +145,14 @@ class _Plain:
 
 
 def _parts_of(module: Any) -> list[Any]:
-    """The modules that one after the other make an actor's or a critic's head, out of their TensorDict wrapping."""
+    """The modules of an actor's or a critic's head in order, without their TensorDict wrappers."""
     if type(module) is TensorDictSequential:
         return [part for inner in module.module for part in _parts_of(inner)]
     return [module.module] if type(module) in (TensorDictModule, ValueOperator) else [module]
 
 
 def _is_as_built(policy: nn.Module, *, but: nn.Module) -> bool:
-    """Whether nothing in it was hooked, but an encoder before its calls, or given another forward pass."""
+    """Whether no module has hooks or a replaced forward pass; the encoder ``but`` may have forward pre-hooks."""
     return not any(
         module._forward_hooks or "forward" in vars(module) or (module._forward_pre_hooks and module is not but)
         for module in policy.modules()

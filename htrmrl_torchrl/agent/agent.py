@@ -21,7 +21,10 @@ from torch import Tensor
 from torchrl.envs.utils import ExplorationType, set_exploration_type
 
 from htrmrl_torchrl import keys
+from htrmrl_torchrl.agent.card import Report, model_card
+from htrmrl_torchrl.agent.hub import local_folder
 from htrmrl_torchrl.agent.networks import Networks, acting_policy, load_networks
+from htrmrl_torchrl.checkpoints.folder import write_agent_folder
 from htrmrl_torchrl.envs.lanes import check_positive
 from htrmrl_torchrl.envs.trial import TrialCounter
 from htrmrl_torchrl.memory.contract import memories_of
@@ -100,6 +103,62 @@ class HTrMRLAgent:
         """
         return cls(load_networks(path, trust=trust), num_envs=num_envs, device=device, seed=seed, scope=scope)
 
+    @classmethod
+    def from_pretrained(
+        cls,
+        folder_or_hub_id: str | Path,
+        num_envs: int = 1,
+        device: str | torch.device = "cpu",
+        *,
+        seed: int = 0,
+        scope: Scope = "trial",
+        trust: Collection[str] = (),
+    ) -> Self:
+        """The agent of a folder that `save_pretrained` wrote; it acts bit for bit as the saved one.
+
+        Args:
+            folder_or_hub_id: an existing folder, or ``user/name`` on the Hugging Face Hub. A download needs
+                ``pip install 'htrmrl_torchrl[hub]'``, and is tried only if there is no such folder.
+            num_envs, device, seed, scope: see the class.
+            trust: dotted paths of encoders and strategies outside this package that may be imported; default none.
+
+        Raises FileNotFoundError if there is neither a folder nor a download, and ValueError if the folder is damaged or
+        names code that is not trusted. Nothing in the folder is executed.
+
+        Example:
+            >>> import tempfile
+            >>> from htrmrl_torchrl.agent.networks import build_networks
+            >>> agent = HTrMRLAgent(build_networks(observation_dim=3, action_low=[-2.0], action_high=[2.0]))
+            >>> folder = agent.save_pretrained(tempfile.mkdtemp())
+            >>> sorted(path.name for path in folder.iterdir())
+            ['README.md', 'config.json', 'model.safetensors']
+            >>> HTrMRLAgent.from_pretrained(folder, num_envs=4).observation_dim
+            3
+        """
+        networks = load_networks(local_folder(folder_or_hub_id), trust=trust)
+        return cls(networks, num_envs=num_envs, device=device, seed=seed, scope=scope)
+
+    def save_pretrained(self, folder: str | Path, *, report: Report | None = None, training_command: str = "") -> Path:
+        """Writes the agent as a folder to share, and returns it: ``model.safetensors``, ``config.json`` and a model
+        card, ``README.md``. Files of these names are replaced. Neither memory nor random streams are saved.
+
+        To publish it: ``hf upload user/name folder``. `htrmrl_torchrl.evaluate` and the recipes also take the folder's
+        path instead of a checkpoint's, if the agent comes from a checkpoint of a recipe.
+
+        Args:
+            folder: created if missing.
+            report: an `EvaluationReport` of this agent; the card shows its headline, protocol, 95% interval over goals,
+                results by task and command.
+            training_command: the command that trained the agent, for the card.
+
+        Raises ValueError if the networks were built with an object of your own instead of its dotted path, and OSError
+        if a file cannot be written.
+        """
+        networks = self.networks
+        card = model_card(networks.description, report=report, training_command=training_command)
+        weights = {"actor": networks.actor.state_dict(), "critic": networks.critic.state_dict()}
+        return write_agent_folder(folder, networks.description | weights, card=card)
+
     def check_env(self, env: Any) -> None:
         """Raise ValueError unless this agent can play a gymnasium environment, vectorised or not.
 
@@ -109,7 +168,7 @@ class HTrMRLAgent:
         lanes = getattr(env, "num_envs", 1)
         if lanes != self.num_envs:
             raise ValueError(
-                f"The environment has {lanes} lanes, the agent {self.num_envs}; build the agent with {lanes}."
+                f"The environment has num_envs={lanes}, the agent {self.num_envs}; build the agent with {lanes}."
             )
         mode = str(getattr(env.metadata.get("autoreset_mode"), "name", ""))
         if mode == "NEXT_STEP" or _is_wrapped_in(env, gym.wrappers.Autoreset):
@@ -132,7 +191,7 @@ class HTrMRLAgent:
         """
         lanes = torch.ones(self.num_envs, dtype=torch.bool) if mask is None else torch.as_tensor(mask, dtype=torch.bool)
         if lanes.shape != (self.num_envs,):
-            raise ValueError(f"mask has shape {list(lanes.shape)} but must be [{self.num_envs}], one flag per lane.")
+            raise ValueError(f"mask has shape {list(lanes.shape)} but must be [{self.num_envs}], one flag each.")
         if self._acted is not None and not lanes.all():
             raise RuntimeError("reset(mask) was called between act and observe; close the step with observe first.")
         lanes = lanes.to(self.device)
@@ -152,7 +211,7 @@ class HTrMRLAgent:
         """
         if bool((self._counter.episode < 0).any()):
             lanes = (self._counter.episode < 0).flatten().nonzero().flatten().tolist()
-            raise RuntimeError(f"act was called before reset: lanes {lanes} have no trial yet; call reset() first.")
+            raise RuntimeError(f"act was called before reset: environments {lanes} have no trial; call reset() first.")
         if self._acted is not None:
             raise RuntimeError("act was called twice in a step; close the step with observe(reward, ...) first.")
         tensor = self._checked(observation, "observation", self.observation_dim)
@@ -209,7 +268,7 @@ class HTrMRLAgent:
         tensor = tensor.reshape(self.num_envs, -1)
         if not tensor.isfinite().all():
             lanes = (~tensor.isfinite().all(-1)).nonzero().flatten().tolist()
-            raise ValueError(f"{name} is not finite in lanes {lanes}: {tensor[lanes].tolist()}.")
+            raise ValueError(f"{name} is not finite in environments {lanes}: {tensor[lanes].tolist()}.")
         return tensor
 
     def _flags(self, value: Any, name: str) -> Tensor:
@@ -225,11 +284,11 @@ def _is_wrapped_in(env: Any, wrapper: type) -> bool:
 
 
 def _of_ended(final: Any, ended: Tensor) -> Any:
-    """Final observations of ended lanes, zero in the others, where gymnasium has None or arbitrary values."""
-    if isinstance(final, np.ndarray) and final.dtype == object:  # one array or None per lane
+    """Final observations where an episode ended, zero elsewhere, where gymnasium has None or arbitrary values."""
+    if isinstance(final, np.ndarray) and final.dtype == object:  # one array or None per environment
         flags = ended.flatten().tolist()
         if any(flag and row is None for row, flag in zip(final, flags, strict=True)):
-            raise ValueError("final_observation is None in a lane whose episode has ended; give it or leave all out.")
+            raise ValueError("final_observation is None where an episode has ended; give it or leave all out.")
         some = np.asarray(final[flags.index(True)])
         return np.stack([np.asarray(row) if flag else 0 * some for row, flag in zip(final, flags, strict=True)])
     tensor = torch.as_tensor(final, dtype=torch.float32, device=ended.device)

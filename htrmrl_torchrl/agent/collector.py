@@ -1,15 +1,15 @@
-"""TorchRL's collector, whose rollout does at each step only what the step needs.
+"""TorchRL's collector with a faster rollout, which does only the necessary work at each step.
 
-TorchRL's own makes a TensorDict at every step, of all that the environment shows, and stacks them. Here a step adds
-rows of plain tensors, and a batch is one TensorDict. What the environment shows of trials follows from the rows, but
-where an episode ends: there, and at the batch's start, it is asked for a whole row as TorchRL does.
+TorchRL's rollout builds a TensorDict of all environment keys at every step, and stacks them. Here a step adds rows of
+plain tensors, and the batch becomes one TensorDict. Trial keys follow from these rows, except where an episode ends.
+There, and at the batch's start, the environment gives a whole row, as for TorchRL.
 
 ::
 
     step         0      1      2      3    ||  4      5
-    asked for    row                       ||  row
+    whole row    row                       ||  row
     next              o1     o2     o3     o4 ||     o6      observation, action and reward of each step
-    root         row    o1     o2     o3   ||  row    o5     the row, and then what came next
+    root         row    o1     o2     o3   ||  row    o5     the whole row, then the results of previous steps
 """
 
 from collections.abc import Iterator
@@ -44,8 +44,8 @@ _TRAJECTORY = ("collector", "traj_ids")
 
 
 class TrialCollector(Collector):
-    """A `Collector` that gives the same batches in a fraction of the time where it plays a `TrialEnv` with a policy of
-    `make_actor_critic`; with anything else, or where somebody looks on by a forward hook, it is TorchRL's own.
+    """A `Collector` that gives the same batches in a fraction of the time, for a `TrialEnv` and a policy of
+    `make_actor_critic`. Otherwise, or if the policy has forward hooks, it uses TorchRL's rollout.
 
     Arguments, devices, hooks, weight updates and state dict are the `Collector`'s; besides, if several processes play
     the lanes of one run, ``share`` are those of this one.
@@ -60,7 +60,7 @@ class TrialCollector(Collector):
         torch.Size([4, 12])
     """
 
-    _carrier: TensorDictBase  # what the environment shows now
+    _carrier: TensorDictBase  # the environment's present row
 
     def __init__(self, env: EnvBase, policy: TensorDictModuleBase, *, share: LaneShare | None = None, **others: Any):
         self._share = share
@@ -79,7 +79,7 @@ class TrialCollector(Collector):
         return self._play(acting)
 
     def _is_plain(self) -> bool:
-        """Whether nothing was asked for that `_play` does not do."""
+        """Whether only options are used that `_play` supports."""
         special = (
             self.replay_buffer, self.interruptor, self.reset_at_each_iter, self.init_random_frames,
             self.compiled_policy, self.cudagraphed_policy, self._compact_next_keys, self._truncated_keys,
@@ -108,9 +108,9 @@ class TrialCollector(Collector):
                     after = batch.end(self.env.row())
                     if trajectories is not None:
                         trajectories = self._following(trajectories, after)
-                    row = self.env.maybe_reset(after.copy())  # which writes into what it is given
+                    row = self.env.maybe_reset(after.copy())  # it modifies its argument
                 token = token_after(step.observation, step.action, step.reward).to(device)
-        finally:  # an interrupted rollout leaves the collector where the environment is
+        finally:  # after an interrupt the collector must match the environment
             self._carrier = (self.env.row() if row is None else row).copy()
             if self._carrier_has_no_device:
                 self._carrier.clear_device_()
@@ -119,14 +119,14 @@ class TrialCollector(Collector):
         return batch.write(self._final_rollout)
 
     def _following(self, trajectories: Tensor, after: TensorDictBase) -> Tensor:
-        """The numbers of the lanes' trajectories ``[N]``, new ones where an episode has ended with ``after``."""
+        """Trajectory numbers of the environments ``[N]``, new ones where an episode ended with ``after``."""
         self._carrier = after.copy().set(_TRAJECTORY, trajectories)
         self._update_traj_ids(TensorDict(next=after, batch_size=after.batch_size))
         return self._carrier.get(_TRAJECTORY)
 
 
 class _Batch:
-    """The steps of a batch, and how they make the TensorDict of it."""
+    """Collects the steps of a batch and writes them to a TensorDict."""
 
     def __init__(self) -> None:
         self._steps: list[tuple[Decision, Step, dict[NestedKey, Tensor], Tensor | None]] = []
@@ -134,20 +134,20 @@ class _Batch:
         self._ends: list[tuple[int, TensorDictBase]] = []
 
     def begin(self, row: TensorDictBase) -> None:
-        """The next step's row is this one."""
+        """Adds the whole row at which the next step starts."""
         self._rows.append((len(self._steps), row))
 
     def add(self, *step: Any) -> None:
-        """A step: what was decided, what it led to, what the memory noted and which trajectories it is of."""
+        """Adds a step: decision, result, the memory's keys, and trajectory numbers."""
         self._steps.append(step)  # type: ignore[arg-type]
 
     def end(self, row: TensorDictBase) -> TensorDictBase:
-        """Some lane's episode has ended with the last step, and this is what it shows."""
+        """Adds the row after a step that ended any environment's episode, and returns it."""
         self._ends.append((len(self._steps) - 1, row))
         return row
 
     def write(self, out: TensorDictBase) -> TensorDictBase:
-        """Fills ``out`` ``[N, T]``, which has all keys of an environment and a policy of ours, and returns it."""
+        """Fills ``out`` ``[N, T]``, which has all keys of the environment and the policy, and returns it."""
         for key, column in self._columns():
             out.get(key).copy_(column)
         for key in (*_AT_SEAMS, *_DONE):
@@ -162,7 +162,7 @@ class _Batch:
         return out
 
     def _columns(self) -> Iterator[tuple[NestedKey, Tensor]]:
-        """All that differs from step to step, ``[N, T, ...]``."""
+        """All entries that change from step to step, ``[N, T, ...]``."""
         decisions, steps, noted, trajectories = zip(*self._steps, strict=True)
         action, loc, scale, *value = (torch.stack(c, -2) for c in zip(*decisions, strict=True) if c[0] is not None)
         yield keys.ACTION, action

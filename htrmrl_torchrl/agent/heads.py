@@ -1,7 +1,8 @@
 """Actor and critic on top of an encoder, and the policy that a collector runs."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any, Literal
 
 import torch
@@ -11,7 +12,6 @@ from tensordict.utils import NestedKey
 from torch import Tensor, nn
 from torchrl.data import TensorSpec
 from torchrl.modules import (
-    MLP,
     IndependentNormal,
     PopArtValueNorm,
     ProbabilisticActor,
@@ -19,6 +19,7 @@ from torchrl.modules import (
 )
 
 from htrmrl_torchrl import keys
+from htrmrl_torchrl.agent.mlp import FiLM, linears_of, make_mlp
 from htrmrl_torchrl.encoders.contract import ContextEncoder
 from htrmrl_torchrl.encoders.tokens import TokenNormalizer
 from htrmrl_torchrl.envs.lanes import check_choice
@@ -30,7 +31,7 @@ CriticKind = Literal["shared", "separate", "single_step"]
 
 
 class NewestToken(TensorDictModuleBase):
-    """Copies the newest token ``[*batch, x]``, as the encoder reads it, to where a head reads it."""
+    """Copies the newest token ``[*batch, x]``, as the encoder reads it, to an input key of a head."""
 
     def __init__(self, out_key: NestedKey, *, tokens: TokenNormalizer) -> None:
         super().__init__()
@@ -43,21 +44,22 @@ class NewestToken(TensorDictModuleBase):
 
 
 class ValueHead(nn.Module):
-    """MLP to a value in units of the return, with an optional frozen affine map that keeps its own outputs near 1.
+    """MLP that predicts values in units of the return, with an optional frozen affine map that keeps its outputs near
+    1.
 
-    With ``normalize=True`` the network predicts normalised values; mean and scale move only in `adapt`, which corrects
-    the last layer so that no prediction changes (PopArt, van Hasselt et al. 2016).
+    With ``normalize=True`` the network predicts normalised values. Mean and scale change only in `adapt`, which adjusts
+    the last layer so that predictions stay the same (PopArt, van Hasselt et al. 2016).
 
     Shapes: any number of inputs, concatenated along the last axis ``[*batch, D]`` -> ``[*batch, 1]``.
     """
 
     def __init__(self, *, in_features: int, hidden: Sequence[int], normalize: bool) -> None:
         super().__init__()
-        self.mlp = _mlp(in_features, 1, hidden, gain=1.0)
-        # Returns drift as the agent learns: ten calls of `adapt` or so are remembered.
+        self.mlp = make_mlp(in_features, 1, hidden, gain=1.0)
+        # Returns change as the agent learns, so the statistics average over about ten calls of `adapt`.
         self.norm = PopArtValueNorm(shape=1, beta=0.9) if normalize else None
         if self.norm is not None:
-            # Identity (mean 0, variance 1) until the first `adapt`, with hardly any weight afterwards.
+            # Identity (mean 0, variance 1) until the first `adapt`, with almost no weight afterwards.
             self.norm.running_mean_sq.fill_(1e-3)
             self.norm.debiasing_term.fill_(1e-3)
 
@@ -66,12 +68,12 @@ class ValueHead(nn.Module):
         return value if self.norm is None else self.norm.denormalize(value)
 
     def affine(self) -> tuple[Tensor, Tensor] | None:
-        """Mean and scale of the affine map, which stand until the next `adapt`; ``None`` if there is no map."""
+        """Mean and scale of the affine map, constant until the next `adapt`; ``None`` if there is no map."""
         return None if self.norm is None else (self.norm._running_stats()[0], self.norm.scale())
 
     @property
     def scale(self) -> Tensor | float:
-        """Units of the return in one unit of the network's output."""
+        """Units of the return per unit of the network's output."""
         return 1.0 if self.norm is None else self.norm.scale()
 
     @torch.no_grad()
@@ -97,6 +99,7 @@ def make_actor_critic(
     init_std: float = 1.0,
     min_std: float = 1e-4,
     observe_token: bool = False,
+    film: bool = False,
     critic_kind: CriticKind = "shared",
     critic_encoder: ContextEncoder | None = None,
     value_norm: bool = True,
@@ -105,33 +108,34 @@ def make_actor_critic(
 
     Args:
         encoder: the actor's encoder.
-        memory: writes the context during rollouts, and says whether it can do so for these encoders
-            (`Memory.check_encoders`): an `EpisodicMemory`, which caches the past if it has the same encoder (and the
-            critic's), or for a `RecurrentEncoder` a `RecurrentMemory` of it (and the critic's).
-        action_spec: of the environment; an unbounded or bounded continuous action ``[a]``, of one lane or of all.
-            Actions are not squashed: the environment clips them, and the unclipped action stays beside its log-prob.
+        memory: writes the context during rollouts and must support these encoders (`Memory.check_encoders`): an
+            `EpisodicMemory`, which caches the past if it was built with the same encoder (and the critic's); or, for a
+            `RecurrentEncoder`, a `RecurrentMemory` built with it (and the critic's).
+        action_spec: of the environment; a continuous action ``[a]``, bounded or not, of one environment or of all.
+            Actions are not squashed: the environment clips them, and the unclipped action is stored with its log-prob.
         hidden: channels of the tanh layers of both heads.
-        std: ``"independent"``: one learned std an action dimension; ``"dependent"``: a function of the context.
-        init_std: std at the start. Smaller explores less; it is not scaled by the action range.
-        min_std: the std is never below. One learned std is that of all tasks and falls as most of them want it to; this
-            keeps exploration for the others. One at the floor rises again where the loss asks for it; a training loop
-            calls `keep_std_at_floor` after each optimizer step, so that what is learned never lies below.
-        observe_token: the actor's head also reads the newest token directly, not only through the encoder.
-        critic_kind: ``"shared"``: reads the actor's context vector. ``"separate"``: has `critic_encoder`, at twice the
-            cost. ``"single_step"``: an MLP on the newest token (TrMRL).
-        critic_encoder: only for ``"separate"``; must have a ``hidden_key`` and a ``cache_key`` or ``state_key`` of its
-            own.
+        std: ``"independent"``: one learned std per action dimension; ``"dependent"``: a function of the context.
+        init_std: initial std. Smaller values explore less; it is not scaled by the action range.
+        min_std: lower bound of the std. An independent std is shared by all tasks and falls if most of them favour it;
+            the bound keeps exploration for the others. At the bound it rises again if the loss favours it. A training
+            loop calls `keep_std_at_floor` after each optimizer step, so that the learned value never stays below.
+        observe_token: the actor's head also reads the newest token directly.
+        film: the context vector scales and shifts the hidden layers of the actor's head instead of entering it, see
+            `FiLM`; only with ``observe_token``.
+        critic_kind: ``"shared"``: reads the actor's context vector. ``"separate"``: has its own `critic_encoder`, at
+            twice the cost. ``"single_step"``: an MLP on the newest token (TrMRL).
+        critic_encoder: only for ``"separate"``; needs its own ``hidden_key`` and ``cache_key`` or ``state_key``.
         value_norm: the critic learns normalised values, see `ValueHead`.
 
     Returns:
         ``policy``, for collectors: memory, actor and critic; writes ``action``, ``action_log_prob``, ``state_value``
         and the memory's keys for the replay buffer. ``actor`` and ``critic``, for losses: they read ``"context"`` (a
-        shared critic reads the ``"_hidden"`` that the actor leaves).
+        shared critic reads the actor's ``"_hidden"``).
 
     Raises:
-        ValueError: for unknown kinds, or a critic encoder that is missing, superfluous or shares the actor's cache.
-        MismatchError: (a ValueError) for discrete actions, actions of another size than the encoder's or that are no
-            vectors, and for the memory of another encoder.
+        ValueError: for unknown kinds, and for a critic encoder that is missing, not used, or shares the actor's keys.
+        MismatchError: (a ValueError) for discrete actions, actions that are no vectors or not of the encoder's size,
+            and a memory built with another encoder.
 
     Example:
         >>> from torchrl.data import Bounded
@@ -148,12 +152,14 @@ def make_actor_critic(
         encoder=encoder,
         critic_encoder=critic_encoder,
     )
+    if film and not observe_token:
+        raise ValueError("film=True needs observe_token=True, for its head reads the newest token.")
     memory.check_encoders([encoder] if critic_encoder is None else [encoder, critic_encoder])
     check_action(action_spec, lanes=action_spec.shape[:-1])
     action_dim = action_spec.shape[-1]
     if encoder.action_dim != action_dim:
         raise MismatchError(
-            f"The encoder expects actions of size {encoder.action_dim} and the action spec has {action_dim}; build it "
+            f"The encoder expects actions of size {encoder.action_dim}, but the action spec has {action_dim}; build it "
             f"with action_dim={action_dim}."
         )
     modules: list[TensorDictModuleBase] = [encoder]
@@ -162,7 +168,8 @@ def make_actor_critic(
         modules.append(NewestToken(keys.ACTOR_TOKEN, tokens=encoder.tokens))
         head_keys.append(keys.ACTOR_TOKEN)
     inputs = encoder.d_model + (encoder.token_dim if observe_token else 0)
-    head = _gaussian_head(inputs, action_dim, hidden, std=std, init_std=init_std, min_std=min_std)
+    mlp = partial(FiLM, context_dim=encoder.d_model) if film else make_mlp
+    head = _gaussian_head(mlp, inputs, action_dim, hidden, std=std, init_std=init_std, min_std=min_std)
     modules.append(TensorDictModule(head, in_keys=head_keys, out_keys=[keys.LOC, keys.SCALE]))
     actor = ProbabilisticActor(
         TensorDictSequential(*modules),
@@ -176,7 +183,7 @@ def make_actor_critic(
         memory,
         actor,
         critic,
-        # Of what the memory writes, all but the context, which is rebuilt from the rest.
+        # All keys of the memory except the context, which is rebuilt from them.
         selected_out_keys=[keys.ACTION, keys.LOG_PROB, keys.STATE_VALUE, *memory.out_keys[1:]],
     )
     return policy, actor, critic
@@ -209,9 +216,9 @@ def _make_critic(
 
 
 def keep_std_at_floor(actor: TensorDictModuleBase) -> None:
-    """Puts learned std below `min_std` back to it: what follows an optimizer step, for an actor of `make_actor_critic`.
+    """Sets learned std below `min_std` to it, after an optimizer step, for an actor of `make_actor_critic`.
 
-    The std that the actor acts with does not change. Does nothing for ``std="dependent"``, which has no such parameter.
+    The std of the actions does not change. Does nothing for ``std="dependent"``, which has no such parameter.
     """
     for module in actor.modules():
         if isinstance(module, _IndependentStd):
@@ -219,7 +226,7 @@ def keep_std_at_floor(actor: TensorDictModuleBase) -> None:
 
 
 class _Floor(torch.autograd.Function):
-    """``max(std, floor)`` whose gradient below the floor is kept where descending it raises the std."""
+    """``max(std, floor)``. Below the floor, a gradient is kept only if descending it raises the std."""
 
     @staticmethod
     def forward(ctx: Any, std: Tensor, floor: float) -> Tensor:
@@ -234,7 +241,7 @@ class _Floor(torch.autograd.Function):
 
 
 class _IndependentStd(nn.Module):
-    """Mean ``[*batch, a]`` -> mean and one learned std an action dimension ``[*batch, a]``."""
+    """Mean ``[*batch, a]`` -> mean and one learned std per action dimension ``[*batch, a]``."""
 
     def __init__(self, action_dim: int, *, log_std: float, scale_lb: float) -> None:
         super().__init__()
@@ -278,24 +285,22 @@ class _GaussianHead(nn.Module):
 
 
 def _gaussian_head(
-    in_features: int, action_dim: int, hidden: Sequence[int], *, std: Std, init_std: float, min_std: float
+    mlp: Callable[..., nn.Module],
+    in_features: int,
+    action_dim: int,
+    hidden: Sequence[int],
+    *,
+    std: Std,
+    init_std: float,
+    min_std: float,
 ) -> nn.Module:
     log_std = float(torch.tensor(init_std, device="cpu").log())
     if std == "independent":
         scale = _IndependentStd(action_dim, log_std=log_std, scale_lb=min_std)
-        return _GaussianHead(_mlp(in_features, action_dim, hidden, gain=0.01), scale)
-    mlp = _mlp(in_features, 2 * action_dim, hidden, gain=0.01)
-    nn.init.constant_(mlp[-1].bias[action_dim:], log_std)
-    return _GaussianHead(mlp, _DependentStd(scale_lb=min_std))
-
-
-def _mlp(in_features: int, out_features: int, hidden: Sequence[int], *, gain: float) -> MLP:
-    mlp = MLP(in_features=in_features, out_features=out_features, num_cells=list(hidden), activation_class=nn.Tanh)
-    linears = [module for module in mlp if isinstance(module, nn.Linear)]
-    for linear in linears:
-        nn.init.orthogonal_(linear.weight, gain=gain if linear is linears[-1] else 2**0.5)
-        nn.init.zeros_(linear.bias)
-    return mlp
+        return _GaussianHead(mlp(in_features, action_dim, hidden, gain=0.01), scale)
+    network = mlp(in_features, 2 * action_dim, hidden, gain=0.01)
+    nn.init.constant_(linears_of(network)[-1].bias[action_dim:], log_std)
+    return _GaussianHead(network, _DependentStd(scale_lb=min_std))
 
 
 def _check_kinds(
@@ -315,12 +320,12 @@ def _check_kinds(
         raise ValueError(f"min_std={min_std} must be positive and at most init_std={init_std}.")
     if (critic_kind == "separate") != (critic_encoder is not None):
         raise ValueError(
-            f"critic_kind={critic_kind!r} and critic_encoder={type(critic_encoder).__name__} do not fit: give a "
-            "critic_encoder with 'separate' and only then."
+            f"critic_kind={critic_kind!r} and critic_encoder={type(critic_encoder).__name__} do not match: "
+            "'separate' needs a critic_encoder, and other kinds take none."
         )
     if critic_encoder is not None and (
         critic_encoder.out_keys == encoder.out_keys or critic_encoder.own_key == encoder.own_key is not None
     ):
         raise ValueError(
-            "Actor and critic encoders share hidden_key, cache_key or state_key; give the critic's keys of its own."
+            "Actor and critic encoders share hidden_key, cache_key or state_key; give the critic encoder its own keys."
         )

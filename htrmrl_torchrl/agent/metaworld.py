@@ -25,7 +25,7 @@ class MetaWorldAgent:
     ValueError for observations without the recurrent info.
 
     Example:
-        see "Use a trained agent" in the README, or ``tests/agent/test_metaworld.py``.
+        see docs/tutorials/load_and_play.md, or ``tests/agent/test_metaworld.py``.
     """
 
     def __init__(self, agent: HTrMRLAgent) -> None:

@@ -21,13 +21,16 @@ from htrmrl_torchrl.agent.registry import (
     known_settings,
     read_by,
 )
-from htrmrl_torchrl.checkpoints.archive import read_states, refused_by_name
+from htrmrl_torchrl.checkpoints.archive import refused_by_name
+from htrmrl_torchrl.checkpoints.checkpoint import read_saved
 from htrmrl_torchrl.dotted import check_trusted
 from htrmrl_torchrl.encoders.contract import ContextEncoder
 from htrmrl_torchrl.memory.contract import Memory
 from htrmrl_torchrl.memory.past import Scope
 from htrmrl_torchrl.memory.strategies import WindowStrategy
 from htrmrl_torchrl.specs import MismatchError
+
+_OF_TRAINING = ("config", "progress", "versions")
 
 
 class Networks(NamedTuple):
@@ -40,6 +43,9 @@ class Networks(NamedTuple):
     memory: Memory
     action_spec: Bounded
     make_memory: Callable[..., Memory]  # (encoders, **changed): the same settings except the changed ones
+    # JSON: "agent", the arguments of `build_networks`; of a loaded agent also what its checkpoint says of the training,
+    # "config", "progress" and "versions".
+    description: dict[str, Any]
 
 
 def build_networks(
@@ -95,7 +101,14 @@ def build_networks(
         action_spec=action_spec,
         critic_encoder=encoders[1] if len(encoders) > 1 else None,
     )
-    return Networks(policy, actor, critic, encoders[0], memory, action_spec, make_memory)
+    arguments = {
+        "observation_dim": observation_dim,
+        "action_low": [float(bound) for bound in action_low],
+        "action_high": [float(bound) for bound in action_high],
+        "encoder_kind": encoder_kind,
+        **settings,
+    }
+    return Networks(policy, actor, critic, encoders[0], memory, action_spec, make_memory, {"agent": arguments})
 
 
 def acting_policy(
@@ -111,23 +124,24 @@ def acting_policy(
         networks: whose weights to use, not to copy.
         strategy: how windows are drawn; default: as in `networks`.
         scope: ``"trial"`` by default, however `networks` were trained, so that no trial sees another goal's trial. With
-            ``"lane"`` a trial's context depends on the trials before it in its lane, and so on the number of lanes.
+            ``"lane"`` a trial's context depends on earlier trials of its environment, and on their number.
             ValueError without `max_episodes`, or with an encoder that reads no earlier episodes.
         seed: of the new memory's random streams.
     """
     changed = {} if strategy is None else {"strategy": strategy}
-    memory = networks.make_memory([networks.encoder], scope=scope, seed=seed, **changed)
+    memory = networks.make_memory([networks.encoder], scope=scope, seed=seed, dropout=0.0, **changed)
     return TensorDictSequential(memory, networks.actor, selected_out_keys=[keys.ACTION])
 
 
 def load_networks(path: str | Path, *, trust: Collection[str] = ()) -> Networks:
-    """The agent of a checkpoint, for example ``runs/toy_ppo_seed1/checkpoints/best-000000050688.torchrl``.
+    """The agent of a checkpoint, for example ``runs/toy_ppo_seed1/checkpoints/best-000000050688.torchrl``, or of a
+    folder that `HTrMRLAgent.save_pretrained` wrote.
 
     ``trust`` lists the dotted paths of your own encoders and strategies that may be imported; default none. Raises
     FileNotFoundError if there is none at `path`, ValueError if it is not a checkpoint of this package or names code
     that is not trusted.
     """
-    states = read_states(path, ["agent", "actor", "critic"])
+    states = read_saved(path, ["agent", "actor", "critic"], optional=_OF_TRAINING)
     weights = {name: states[name] for name in ("actor", "critic")}
     named = states["agent"] if isinstance(states["agent"], dict) else {}
     check_trusted(path, [named.get("encoder_kind"), named.get("strategy")], trust)
@@ -138,7 +152,7 @@ def load_networks(path: str | Path, *, trust: Collection[str] = ()) -> Networks:
         networks = build_networks(**agent)
         networks.actor.load_state_dict(weights["actor"])
         networks.critic.load_state_dict(weights["critic"])
-    return networks
+    return networks._replace(description={name: state for name, state in states.items() if name not in weights})
 
 
 def _checked_arguments(agent: Any, weights: dict[str, Any]) -> dict[str, Any]:

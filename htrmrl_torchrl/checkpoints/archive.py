@@ -52,12 +52,13 @@ _SAID = 300  # characters of the reason; torch lists every tensor that does not 
 
 
 class NotACheckpoint(ValueError):
-    """A file that is not a checkpoint of this package, or is damaged; ``why`` gives the reason."""
+    """A file or folder that is not a checkpoint of this package, or is damaged; ``why`` gives the reason."""
 
     def __init__(self, path: str | Path, why: str) -> None:
         why = why if len(why) <= _SAID else f"{why[:_SAID]} ..."
         super().__init__(
-            f"{path} is not a checkpoint of this package, or damaged ({why}); give one of a run's checkpoints/ folder."
+            f"{path} is not a checkpoint of this package, or damaged ({why}); give one of a run's checkpoints/ folder, "
+            "or a folder that save_pretrained wrote."
         )
         self.why = why
 
@@ -165,10 +166,15 @@ def check_archive(path: str | Path) -> list[str]:
     return list(_checked(path)["components"])
 
 
-def read_states(path: str | Path, components: Collection[str] | None = None) -> dict[str, Any]:
-    """States of some components (default: all); nothing is imported or executed. Raises as `check_archive` does."""
+def read_states(
+    path: str | Path, components: Collection[str] | None = None, *, optional: Collection[str] = ()
+) -> dict[str, Any]:
+    """States of some components (default: all), and of those ``optional`` ones that are there.
+
+    Nothing is imported or executed. Raises as `check_archive` does.
+    """
     records = _checked(path)["components"]
-    names = list(records) if components is None else list(components)
+    names = list(records) if components is None else [*components, *(name for name in optional if name in records)]
     if missing := [name for name in names if name not in records]:
         raise NotACheckpoint(path, f"it has no {missing[0]}")
     with refused_by_name(path), zipfile.ZipFile(path) as archive:

@@ -8,7 +8,7 @@ import math
 import os
 import re
 import shutil
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -23,6 +23,7 @@ from htrmrl_torchrl.checkpoints.archive import (
     seal,
 )
 from htrmrl_torchrl.checkpoints.files import sync_folder
+from htrmrl_torchrl.checkpoints.folder import read_agent_folder
 
 _NAME = re.compile(r"(step|best)-([0-9]{12,18})\.torchrl")  # by frames
 _LONGEST_ENVIRONMENT = 4000  # characters; a custom benchmark names up to 50 tasks
@@ -68,13 +69,29 @@ def latest_checkpoint(folder: Path) -> tuple[Path | None, dict[Path, str]]:
     return None, damaged
 
 
+def read_saved(path: str | Path, names: Collection[str], *, optional: Collection[str] = ()) -> dict[str, Any]:
+    """Some states of a checkpoint file, or of the folder of an agent, see `read_agent_folder`.
+
+    Raises FileNotFoundError if there is nothing at `path`, and ValueError if it is damaged or something else.
+    """
+    return (read_agent_folder if os.path.isdir(path) else read_states)(path, names, optional=optional)
+
+
+def check_saved(path: str | Path) -> None:
+    """Raise as `read_saved` does unless ``path`` is an undamaged checkpoint of a training run, or such a folder."""
+    if os.path.isdir(path):
+        read_agent_folder(path, ["agent", "actor", "critic", "config", "progress", "versions"])
+    else:
+        check_archive(path)
+
+
 def read_component(path: str | Path, name: str) -> dict[str, Any]:
-    """A JSON component of a checkpoint, unchanged: nothing in it is resolved or imported.
+    """A JSON component of a checkpoint or an agent's folder, unchanged: nothing in it is resolved or imported.
 
     ``name`` is ``"config"``, ``"agent"`` (arguments of `build_networks`), ``"versions"`` or ``"progress"``. Raises
     FileNotFoundError if there is nothing at `path`, ValueError if it is not a checkpoint of a training run.
     """
-    component = read_states(path, [name])[name]
+    component = read_saved(path, [name])[name]
     with refused_by_name(path):
         if name == "progress":
             return checked_progress(component, like={"frames": 0})
@@ -96,15 +113,20 @@ def read_environment(path: str | Path) -> TrainedOn:
     """Where the agent of a checkpoint was trained. Raises as `read_component` does."""
     config = read_component(path, "config")
     with refused_by_name(path):
-        env = config["env"]
-        found = TrainedOn(*(env[field] for field in TrainedOn._fields))
-        if not (isinstance(found.name, str) and found.name and len(found.name) <= _LONGEST_ENVIRONMENT):
-            raise ValueError(f"env.name is {found.name!r}, which is not the name of an environment")
-        for field, least in (("benchmark_seed", 0), ("episodes_per_trial", 1), ("horizon", 1)):
-            number = getattr(found, field)
-            if not ((_is_count(number) and number >= least) or (field == "horizon" and number is None)):
-                raise ValueError(f"env.{field} is {number!r} but must be a whole number of at least {least}")
-        return found
+        return environment_of(config)
+
+
+def environment_of(config: Mapping[str, Any]) -> TrainedOn:
+    """The same from the configuration itself; ValueError or LookupError if it does not say so."""
+    env = config["env"]
+    found = TrainedOn(*(env[field] for field in TrainedOn._fields))
+    if not (isinstance(found.name, str) and found.name and len(found.name) <= _LONGEST_ENVIRONMENT):
+        raise ValueError(f"env.name is {found.name!r}, which is not the name of an environment")
+    for field, least in (("benchmark_seed", 0), ("episodes_per_trial", 1), ("horizon", 1)):
+        number = getattr(found, field)
+        if not ((_is_count(number) and number >= least) or (field == "horizon" and number is None)):
+            raise ValueError(f"env.{field} is {number!r} but must be a whole number of at least {least}")
+    return found
 
 
 def checked_progress(saved: Any, *, like: Mapping[str, Any]) -> dict[str, Any]:
@@ -151,7 +173,7 @@ def export_agent(path: str | Path, out: str | Path) -> Path:
     out = Path(out)
     described = {name: read_component(path, name) for name in ("agent", "config", "versions", "progress")}
     target = Checkpoint(format="archive", **described)
-    for name, state in read_states(path, ["actor", "critic"]).items():
+    for name, state in read_saved(path, ["actor", "critic"]).items():
         target.register(name, _Held(state), adapter=TensorFiles())
     out.parent.mkdir(parents=True, exist_ok=True)
     return save_whole(target, out, stage=out.with_name(f".{out.name}.stage"), metadata={})

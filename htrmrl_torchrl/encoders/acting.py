@@ -1,9 +1,9 @@
-"""One step of N lanes through an encoder on plain tensors: `forward`'s numbers with a fraction of its calls.
+"""One encoder step of N environments on plain tensors: the result of `forward` with a fraction of its calls.
 
-A step is so little arithmetic that most of its time goes into calling it. So here is done once what holds for many
-steps: the tokens' shift and factor for as long as the weights stand, masks for as long as they are the same tensors,
-and the past's keys and values, laid out as the products read them, for the length of an episode. What is multiplied
-and added, and in which order, is what the modules do; `tests/encoders/test_acting.py` holds the two together.
+A step has so little arithmetic that most of its time is call overhead. So values that hold for many steps are computed
+once: the tokens' shift and factor until the weights change, masks as long as they are the same tensors, and the past's
+keys and values, in the layout of the products, for one episode. Arithmetic and its order equal those of the modules;
+`tests/encoders/test_acting.py` checks this.
 """
 
 import math
@@ -26,7 +26,7 @@ EncoderStep: TypeAlias = Callable[[Tensor, Tensor, TensorDict], Tensor]
 
 
 def encoder_step(encoder: ContextEncoder) -> EncoderStep | None:
-    """`encoder` for single steps, with the weights that it has now; ``None`` for one of the user's own.
+    """`encoder` for single steps, with its present weights; ``None`` for encoders of the user's own.
 
     The steps' past is what the encoder's memory keeps: `HierarchicalEncoder` finds its cache in it, `RecurrentEncoder`
     its state after the newest token.
@@ -89,7 +89,7 @@ class _HierarchicalStep:
     def _prepare_past(self, past: TensorDict) -> None:
         self.past, self.slot_mask = past, past.get("slot_mask")
         cache = past.get(self.encoder.cache_key[1:], None)
-        if cache is None:  # nothing that is kept: a single episode has no past
+        if cache is None:  # no cache: with a single episode there is no past
             windows = (past.get(name) for name in ("past", "past_mask", "past_id", "slot_mask"))
             cache = self.encoder.encode_past(*windows)
         self.embeddings = cache  # of full attention
@@ -101,7 +101,7 @@ class _HierarchicalStep:
 
 
 class _LayerStep:
-    """`TransformerLayer` on plain tensors, N lanes."""
+    """`TransformerLayer` on plain tensors, for N environments."""
 
     def __init__(self, layer: TransformerLayer) -> None:
         attention = layer.attention
@@ -113,7 +113,7 @@ class _LayerStep:
             )
         )  # fmt: skip
         self.norm_attention, self.norm_feedforward = _norm_of(layer.norm_attention), _norm_of(layer.norm_feedforward)
-        if math.frexp(self.scale)[0] == 0.5:  # a power of two: it may as well divide the weights, and no digit changes
+        if math.frexp(self.scale)[0] == 0.5:  # a power of two: dividing the weights instead changes no digit
             self.q, self.scale = (self.q[0] / self.scale, self.q[1] / self.scale), 1.0
 
     def all(self, x: Tensor, blocked: Tensor) -> Tensor:
@@ -139,12 +139,12 @@ class _LayerStep:
         return self._feed(x[:, -1] + F.linear(seen, *self.output))
 
     def laid_out(self, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
-        """Keys and values ``[N, P, D]`` as `extend` multiplies with them."""
+        """Keys and values ``[N, P, D]`` in the layout of `extend`."""
         k, v = (part.unflatten(-1, (self.heads, -1)) for part in (keys, values))
         return k.permute(0, 2, 3, 1).contiguous(), v.permute(0, 2, 1, 3).contiguous()
 
     def extend(self, x: Tensor, k: Tensor, v: Tensor, empty: Tensor | None) -> Tensor:
-        """`TransformerLayer.extend`: ``x`` ``[N, D]`` after a past that was `laid_out`."""
+        """`TransformerLayer.extend`: ``x`` ``[N, D]`` after a past from `laid_out`."""
         n, d = x.shape
         normed = _normed(x, self.norm_attention)
         q, own_k, own_v = (F.linear(normed, *p).view(n, self.heads, -1) for p in (self.q, self.k, self.v))
@@ -164,7 +164,7 @@ class _LayerStep:
 
 
 def _product(a: Tensor, b: Tensor) -> Tensor:
-    """Batched matrix product as einsum does it: of copies that are contiguous."""
+    """Batched matrix product of contiguous copies, as einsum computes it."""
     n, h, i, j = a.shape
     k = b.shape[-1]
     return torch.bmm(a.reshape(n * h, i, j), b.reshape(n * h, j, k)).view(n, h, i, k)

@@ -5,9 +5,9 @@
     tokens of a window  --intra-->  e            one embedding for each window, shared weights
     e_1 .. e_{E-1}, e_current  --inter-->  z     one context vector for each decision
 
-Three things make it cheap and change no number. Equal past windows are encoded once. In the last layer of a level only
-the newest position is computed. With causal attention the past's keys and values do not depend on the present, so they
-are computed once for all decisions of an episode.
+Three shortcuts make it cheap without changing its output. Equal past windows are encoded once. The last layer of a
+level computes only the newest position. With causal attention the past's keys and values do not depend on the present,
+so they are computed once for all decisions of an episode.
 """
 
 import torch
@@ -24,31 +24,31 @@ from htrmrl_torchrl.envs.lanes import check_choice
 
 
 class HierarchicalEncoder(ContextEncoder):
-    """TensorDict module from ``"context"`` to ``"_hidden"``: what a decision sees -> one vector.
+    """TensorDict module from ``"context"`` to ``"_hidden"``: the windows of a decision -> one vector.
 
     It is a pure function of its input: the episodic memory (rollouts) or the replay buffer (updates) writes the
-    context. Where the memory has left the encoded past under `cache_key`, it is used instead of the windows. If the
-    context has a time axis along which the past stays the same (segments of one episode), the past is encoded once per
-    segment; equal windows (equal ``past_id``) are encoded once wherever they stand.
+    context. If the memory has stored the encoded past under `cache_key`, this is used instead of the windows. If the
+    past is constant along a time axis of the context (segments of one episode), it is encoded once per segment. Equal
+    windows (equal ``past_id``) are encoded once.
 
     Args:
         observation_dim: size o of an observation.
         action_dim: size a of an action. A token is [observation, previous action, previous reward, first], o + a + 2.
-        window: tokens T in a window, >= 1. Longer windows let the agent react to more of the running episode and cost
-            proportionally more per frame.
-        episodes: windows E that a decision sees, the current one included, >= 1. ``1`` means no memory of earlier
+        window: number of tokens T in a window, >= 1. With longer windows the agent can react to more of the running
+            episode, at proportionally more cost per frame.
+        episodes: number of windows E that a decision sees, including the current one, >= 1. ``1``: no memory of earlier
             episodes.
         d_model: channels D of both levels; a multiple of `num_heads`.
         num_heads: attention heads of both levels.
         intra_layers: transformer layers within a window, >= 1.
         inter_layers: transformer layers over windows; ``0`` ignores the past (the flat TrMRL).
-        d_feedforward: hidden channels of feed-forward blocks; by default 4 D.
-        attention: ``"causal"``: a slot sees only earlier slots, and the past is encoded once per episode. ``"full"``:
-            every slot sees all, at E times the cost per decision.
+        d_feedforward: hidden channels of feed-forward blocks; default: 4 D.
+        attention: ``"causal"``: a slot attends to earlier slots only, and the past is encoded once per episode.
+            ``"full"``: every slot attends to all slots, at E times the cost per decision.
         norm: ``"pre_ln"`` or ``"tfixup"``.
         reward_scale: factor on the previous reward inside the token.
-        hidden_key: where the context vector goes.
-        cache_key: where this encoder looks for its own encoded past, inside ``"context"``.
+        hidden_key: output key of the context vector.
+        cache_key: key of this encoder's encoded past, inside ``"context"``.
 
     Shapes:
         ``("context", "current")`` ``[*batch, T, x]``, ``current_mask`` ``[*batch, T]``, ``past`` ``[*batch, E-1, T,
@@ -145,7 +145,7 @@ class HierarchicalEncoder(ContextEncoder):
         return self.inter(current, cache, slot_mask, mode="full")
 
     def encode_past(self, past: Tensor, past_mask: Tensor, past_id: Tensor, slot_mask: Tensor) -> Tensor:
-        """What later decisions need of the past; the memory keeps it for the length of an episode.
+        """Encoding of the past for later decisions; the memory keeps it for one episode.
 
         Args:
             past, past_mask, past_id, slot_mask: ``[G, E-1, T, x]``, ``[G, E-1, T]``, ``[G, E-1]``, ``[G, E-1]``.
@@ -157,7 +157,7 @@ class HierarchicalEncoder(ContextEncoder):
         return self.inter.encode_past(embeddings, slot_mask) if self.attention == "causal" else embeddings
 
     def attention_weights(self, context: TensorDictBase) -> tuple[Tensor, Tensor]:
-        """Where the last layer of each level looks, for inspection; changes nothing.
+        """Attention of the last layer of each level, for inspection; changes nothing.
 
         Returns:
             ``[F, H, T]`` over the current window and ``[F, H, E]`` over the slots (the present last), F decisions.
@@ -177,14 +177,14 @@ class HierarchicalEncoder(ContextEncoder):
     def inspect(self, context: TensorDictBase) -> Inside:
         """Attention of all layers and heads of both levels, and all embeddings, for inspection; changes nothing.
 
-        Everything is computed anew without cache, sharing and shortcuts, and ``hidden`` equals what `forward` writes up
-        to float rounding. It costs about E times a forward pass. With one level (TrMRL) the upper one is ``None``.
+        Everything is computed without cache, sharing and shortcuts, and ``hidden`` equals the output of `forward` up to
+        float rounding. It costs about E forward passes. With one level (TrMRL) the upper one is ``None``.
 
         Args:
-            context: ``[*batch]`` with the raw windows ``past``; F decisions in all.
+            context: ``[*batch]`` with the raw windows ``past``; F decisions in total.
 
         Raises:
-            ValueError: if the context holds the encoded past alone.
+            ValueError: if the context holds only the encoded past.
 
         Example:
             >>> from tensordict import TensorDict
@@ -204,8 +204,8 @@ class HierarchicalEncoder(ContextEncoder):
         slot_mask, past = rows.get("slot_mask"), rows.get("past", None)  # [F, E-1], [F, E-1, T, x]
         if past is None:
             raise ValueError(
-                f"The context holds the encoded past alone ({self.cache_key[1]}); to look inside it needs the windows "
-                "themselves, past and past_mask, as the memory and the replay buffer write them."
+                f"The context holds only the encoded past ({self.cache_key[1]}); inspection needs the windows past and "
+                "past_mask, as the memory and the replay buffer write them."
             )
         windows, held = self.tokens(past.flatten(0, 1)), rows.get("past_mask").flatten(0, 1)  # [F * (E-1), T, x]
         embedded, attention = self.intra.attend(windows, held)
@@ -217,7 +217,7 @@ class HierarchicalEncoder(ContextEncoder):
         )
 
     def embed_windows(self, tokens: Tensor, mask: Tensor) -> Tensor:
-        """Embeddings ``[W, D]`` of windows ``[W, T, x]`` with their masks ``[W, T]``, the lower level alone."""
+        """Embeddings ``[W, D]`` of windows ``[W, T, x]`` with masks ``[W, T]``, from the lower level."""
         return self.intra(self.tokens(tokens), mask)
 
     def _flat_current(self, context: TensorDictBase) -> tuple[Tensor, Tensor]:
@@ -234,7 +234,7 @@ class HierarchicalEncoder(ContextEncoder):
         return self.intra(self.tokens(tokens), mask)
 
     def _past(self, context: TensorDictBase) -> tuple[Tensor, Tensor]:
-        """The encoded past of G rows, G the number of decisions or, where they share their past, of segments."""
+        """The encoded past of G rows: one per decision, or one per segment if its decisions share their past."""
         slot_mask = context.get("slot_mask")
         if slot_mask.shape[-1] != self.episodes - 1:
             raise ValueError(
@@ -252,7 +252,7 @@ class HierarchicalEncoder(ContextEncoder):
         return self.encode_past(rows.get("past"), rows.get("past_mask"), rows.get("past_id"), slot_mask), slot_mask
 
     def _embed_distinct(self, past: Tensor, past_mask: Tensor, past_id: Tensor, slot_mask: Tensor) -> Tensor:
-        """Embeddings ``[G, E-1, D]`` of past windows, each distinct one encoded once; zero where a slot is empty."""
+        """Embeddings ``[G, E-1, D]`` of past windows, each distinct one encoded once; zero for empty slots."""
         slots = slot_mask.flatten().nonzero().squeeze(-1)  # [n] of G * (E-1)
         distinct, inverse = past_id.flatten().index_select(0, slots).unique(return_inverse=True)
         first = torch.full_like(distinct, len(slots)).scatter_reduce_(

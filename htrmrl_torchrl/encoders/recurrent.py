@@ -1,13 +1,13 @@
-"""RL2 (Duan et al. 2016): a GRU that runs through a whole trial, and the memory that keeps its state.
+"""RL2 (Duan et al. 2016): a GRU over a whole trial, and the state that its memory keeps.
 
 ::
 
-    trial      x0 x1 x2 | x0 x1 x2 | x0 ..         tokens; an episode's first one takes the last action and reward along
-    state   0  h0 h1 h2   h3 h4 h5   h6 ..         carried across episodes, zero again when the next trial begins
-    segments      [------------]  [------ ..       the update unrolls S frames from the state that the rollout stored
+    trial      x0 x1 x2 | x0 x1 x2 | x0 ..         tokens; an episode's first one holds the last action and reward too
+    state   0  h0 h1 h2   h3 h4 h5   h6 ..         carried across episodes, zero at the start of the next trial
+    segments      [------------]  [------ ..       the update unrolls S frames from the rollout's stored state
 
-Back-propagation is truncated: no gradient passes a segment's start. The state there is the one that acted ("stored
-state", Kapturowski et al. 2019, R2D2): exact before the first optimizer step of an update, a little stale after it.
+Back-propagation is truncated: no gradient passes a segment's start. The state there is the rollout's ("stored state",
+Kapturowski et al. 2019, R2D2): exact before the first optimizer step of an update, slightly stale afterwards.
 """
 
 from collections.abc import Iterator
@@ -27,22 +27,22 @@ from htrmrl_torchrl.encoders.mlp import feature_mlp
 class RecurrentEncoder(ContextEncoder):
     """MLP and GRU over a trial: TensorDict module from ``"context"`` to ``"_hidden"``, which is the GRU's state.
 
-    In rollouts the `RecurrentMemory` has run it already and left the state after the newest token. In updates the last
-    axis of the batch is time: sequences start from the given states where ``starts`` is True. The memory keeps the
-    state, so a collector must not add primers for it (``auto_register_policy_transforms=False``).
+    In rollouts `RecurrentMemory` runs it and stores the state after the newest token. In updates the last axis of the
+    batch is time: sequences start from the given states where ``starts`` is True. The memory keeps the state, so a
+    collector must not add primers for it (``auto_register_policy_transforms=False``).
 
     Args:
         observation_dim: size o of an observation.
         action_dim: size a of an action. A token is [observation, previous action, previous reward, first], o + a + 2.
-        d_model: channels D of the MLP's layers and of the state. The rollout stores D floats a frame.
+        d_model: channels D of the MLP's layers and of the state. The rollout stores D floats per frame.
         mlp_layers: layers before the GRU, each with a tanh.
         reward_scale: factor on the previous reward inside the token.
-        hidden_key: where the vector goes.
-        state_key: name of the state; a critic's encoder of its own needs another one.
+        hidden_key: output key of the vector.
+        state_key: name of the state; a separate critic encoder needs its own.
 
     Shapes:
         ``("context", "current")`` ``[*batch, 1, x]`` with ``("context", "before", state_key)`` ``[*batch, D]`` and
-        ``("context", "starts")`` ``[*batch, 1]`` (by default True: every element by itself), or ``("context", "after",
+        ``("context", "starts")`` ``[*batch, 1]`` (default True: each element by itself), or ``("context", "after",
         state_key)`` ``[*batch, D]`` -> ``_hidden`` ``[*batch, D]``.
 
     Raises:
@@ -111,7 +111,7 @@ class RecurrentEncoder(ContextEncoder):
         return tensordict.set(self.out_keys[0], hidden)
 
     def step(self, token: Tensor, state: Tensor) -> Tensor:
-        """The state ``[N, D]`` after one ``token`` ``[N, x]`` more."""
+        """The state ``[N, D]`` after one more ``token`` ``[N, x]``."""
         features = self._features(token, state)
         with _full_precision(token):
             hidden: Tensor = self.gru.gru(features.unsqueeze(1), state.unsqueeze(0))[0][:, 0]
@@ -119,14 +119,14 @@ class RecurrentEncoder(ContextEncoder):
 
     def _features(self, token: Tensor, state: Tensor) -> Tensor:
         if token.shape[-1] != self.token_dim:
-            raise ValueError(f"The context's tokens have size {token.shape[-1]}; the encoder's is {self.token_dim}.")
+            raise ValueError(f"The context's tokens have size {token.shape[-1]}; the encoder needs {self.token_dim}.")
         features: Tensor = self.mlp(self.tokens(token)).to(state.dtype)
         return features
 
     def _run(self, token: Tensor, state: Tensor, starts: Tensor) -> Tensor:
         """States ``[*batch, D]`` of whole sequences along the last axis of the batch."""
         features = self._features(token, state)
-        # torchrl's key for "starts from the given state".
+        # is_init is torchrl's key for a start from the given state.
         sequence = TensorDict(features=features, state=state.unsqueeze(-2), is_init=starts, batch_size=token.shape[:-1])
         with set_recurrent_mode(True), _full_precision(token):
             hidden: Tensor = self.gru(sequence).get("hidden")
@@ -135,8 +135,7 @@ class RecurrentEncoder(ContextEncoder):
 
 @contextmanager
 def _full_precision(token: Tensor) -> Iterator[None]:
-    """On a GPU, cuDNN's default TF32 makes the states of single steps and of whole sequences differ in their fifth
-    digit."""
+    """On a GPU, cuDNN's default TF32 makes states of single steps and of whole sequences differ in the fifth digit."""
     with (
         torch.autocast(token.device.type, enabled=False),
         torch.backends.cudnn.flags(enabled=True, allow_tf32=False),

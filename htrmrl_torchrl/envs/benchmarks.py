@@ -115,6 +115,7 @@ def find_benchmark(name: str, *, backend: metaworld.Backend = "fast") -> Benchma
         lanes=partial(_metaworld_lanes, name, backend),
         default_horizon=metaworld.MAX_HORIZON,
         max_horizon=metaworld.MAX_HORIZON,
+        layout=metaworld.LAYOUT,
     )
 
 

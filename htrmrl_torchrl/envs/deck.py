@@ -8,10 +8,10 @@ import numpy as np
 
 
 class TaskDeck:
-    """Deals (task, goal) pairs to ``num_lanes`` lanes, balanced at any time and over time.
+    """Deals (task, goal) pairs to ``num_lanes`` environments, balanced at any time and over time.
 
-    The next task is one that the fewest lanes play; among these, one dealt least often so far, with ties broken at
-    random. So the tasks' lane counts differ by at most one, and every task is dealt once before any is dealt twice.
+    The next task is one that the fewest environments play; among these, one dealt least often so far, with random
+    ties. So the tasks' environment counts differ by at most one, and no task is dealt twice before all are dealt once.
     Goals come from a shuffled deck per task. The same seed and order of trial ends give the same deals.
 
     Example:
@@ -26,13 +26,13 @@ class TaskDeck:
         self.reseed(seed)
 
     def reseed(self, seed: int) -> None:
-        """Restart with ``seed``; lanes keep the tasks they are playing."""
+        """Restart with ``seed``; environments keep their present tasks."""
         self._rng = np.random.default_rng(seed)
         self._dealt = np.zeros(self.num_tasks, dtype=np.int64)
         self._goals: list[list[int]] = [[] for _ in range(self.num_tasks)]
 
     def deal(self, lanes: Sequence[int]) -> list[tuple[int, int]]:
-        """End the trials of these lanes and return the next (task, goal) of each, in the order of ``lanes``."""
+        """End the trials of these environments and return the next (task, goal) of each, in the order of ``lanes``."""
         lanes = list(lanes)
         self._lane_task[lanes] = -1
         pairs = []
@@ -48,7 +48,7 @@ class TaskDeck:
         return whole and 0 <= task < self.num_tasks and 0 <= goal < self.num_goals
 
     def counts(self) -> list[int]:
-        """How many lanes play each task now."""
+        """How many environments play each task now."""
         return np.bincount(self._lane_task[self._lane_task >= 0], minlength=self.num_tasks).tolist()
 
     def _next_task(self) -> int:
@@ -74,14 +74,14 @@ class TaskDeck:
         }
 
     def load_state(self, state: dict[str, Any]) -> None:
-        """Restore :meth:`state`; raises ValueError if it has other numbers of lanes, tasks or goals."""
+        """Restore :meth:`state`; raises ValueError if it has other numbers of environments, tasks or goals."""
         received = (len(state["lane_task"]), len(state["dealt"]))
         if received != (len(self._lane_task), self.num_tasks):
             raise ValueError(
-                f"The saved deck has (lanes, tasks) = {received}, this one has "
+                f"The saved deck has (environments, tasks) = {received}, this one has "
                 f"{(len(self._lane_task), self.num_tasks)}; build the environment with the numbers it was saved with."
             )
-        check_whole("tasks of lanes", state["lane_task"], least=-1, below=self.num_tasks)
+        check_whole("tasks of environments", state["lane_task"], least=-1, below=self.num_tasks)
         check_whole("deals of tasks", state["dealt"], least=0, below=2**62)
         if len(state["goals"]) != self.num_tasks:
             raise ValueError(f"The saved deck has goals of {len(state['goals'])} tasks, this one has {self.num_tasks}.")
@@ -94,7 +94,7 @@ class TaskDeck:
 
 
 class FixedGrid:
-    """Plays (task, goal) pairs in order: lane ``i`` of N plays ``pairs[i]``, ``pairs[i + N]``, ..., then starts again.
+    """Plays (task, goal) pairs in order: environment ``i`` of N plays ``pairs[i]``, ``pairs[i + N]``, ..., in a cycle.
 
     Example:
         >>> grid = FixedGrid([(0, 7), (3, 1), (3, 2)], num_lanes=2)
@@ -104,7 +104,7 @@ class FixedGrid:
 
     def __init__(self, pairs: Sequence[tuple[int, int]], *, num_lanes: int | None = None) -> None:
         self.pairs = [(int(task), int(goal)) for task, goal in pairs]
-        self._trials = [0] * (len(self.pairs) if num_lanes is None else num_lanes)  # dealt so far, by lane
+        self._trials = [0] * (len(self.pairs) if num_lanes is None else num_lanes)  # dealt so far, by environment
 
     def deal(self, lanes: Sequence[int]) -> list[tuple[int, int]]:
         dealt = [self.pairs[(lane + self._trials[lane] * len(self._trials)) % len(self.pairs)] for lane in lanes]
@@ -120,17 +120,17 @@ class FixedGrid:
         """Nothing here is random."""
 
     def state(self) -> dict[str, object]:
-        """Trials dealt to each lane, and the grid itself, to detect a checkpoint of another one."""
+        """Trials dealt to each environment, and the grid itself, to detect a checkpoint of another one."""
         return {"pairs": [list(pair) for pair in self.pairs], "trials": list(self._trials)}
 
     def load_state(self, state: dict[str, Any]) -> None:
         """Restore :meth:`state`; raises ValueError unless the saved grid is this one."""
         if [tuple(pair) for pair in state["pairs"]] != self.pairs or len(state["trials"]) != len(self._trials):
             raise ValueError(
-                f"The saved grid is {state['pairs']} on {len(state['trials'])} lanes, this one is {self.pairs} on "
-                f"{len(self._trials)}; pass the same pairs."
+                f"The saved grid is {state['pairs']} for {len(state['trials'])} environments, this one is "
+                f"{self.pairs} for {len(self._trials)}; pass the same pairs."
             )
-        check_whole("trials of lanes", state["trials"], least=0, below=2**62)
+        check_whole("trials of environments", state["trials"], least=0, below=2**62)
         self._trials[:] = state["trials"]
 
 

@@ -11,6 +11,7 @@ from htrmrl_torchrl import keys
 from htrmrl_torchrl.dotted import resolve
 from htrmrl_torchrl.envs import benchmarks, metaworld
 from htrmrl_torchrl.envs.deck import FixedGrid, TaskDeck
+from htrmrl_torchrl.envs.disguise import TrialDisguise, check_kinds
 from htrmrl_torchrl.envs.lanes import Deck, LaneKind, Lanes, check_choice, check_positive
 from htrmrl_torchrl.envs.shares import LaneShare
 from htrmrl_torchrl.envs.transform import TrialTransform
@@ -32,12 +33,14 @@ def make_env(
     worker_timeout: float = WORKER_TIMEOUT,
     backend: metaworld.Backend = "fast",
     pairs: Sequence[tuple[int, int]] | None = None,
+    shortest_trial: int | None = None,
+    disguises: Sequence[str] = (),
     share: LaneShare | None = None,
     **factory_kwargs: Any,
 ) -> EnvBase:
     """Build a batched trial environment, ``batch_size=[num_envs]``; ``keys.py`` lists what it writes.
 
-    Each lane plays trials: ``episodes_per_trial`` episodes of one (task, goal), then the next pair of a `TaskDeck`.
+    A trial is ``episodes_per_trial`` episodes of one (task, goal); the next trial has the next pair of a `TaskDeck`.
 
     Args:
         name: a built-in name of ``benchmarks.py``, or a dotted path (``package.module:name`` or
@@ -45,7 +48,7 @@ def make_env(
             called as ``factory(split=, num_envs=, seed=, **factory_kwargs)`` and wrapped in :class:`TrialTransform`
             unless it writes ``trial_init``.
         split: ``train``, ``val`` (training tasks, goals of another benchmark seed) or ``test``.
-        num_envs: lanes stepped together.
+        num_envs: environments stepped together.
         episodes_per_trial: K.
         horizon: steps per episode; default 500 in Meta-World (its maximum), 200 with HalfCheetah and Ant, 6 in the toy.
             Not for factories.
@@ -55,10 +58,13 @@ def make_env(
         worker_timeout: seconds after which a worker that does not answer a step is killed. Starting and resetting build
             simulators and may take ten times as long, at least ten minutes.
         backend: Meta-World only: ``fast``, or ``official`` for its own code; the trajectories are the same.
-        pairs: for evaluation: (task index, goal index) pairs to play instead of the deck, at least ``num_envs``; lane
-            ``i`` plays ``pairs[i]``, ``pairs[i + num_envs]``, ...
-        share: if several processes play the ``num_envs`` lanes: those of this one; ``batch_size=[share.count]``. A lane
-            plays the same whatever process it is in. Not for factories.
+        pairs: for evaluation: (task index, goal index) pairs to play instead of the deck, at least ``num_envs``;
+            environment ``i`` plays ``pairs[i]``, ``pairs[i + num_envs]``, ...
+        shortest_trial: for training: K episodes are split at random into trials of at least this many episodes, see
+            `TrialEnv`; default one trial of K. Not for factories.
+        disguises: for training: kinds of `TrialDisguise` that change each trial. Not for factories.
+        share: if several processes play the ``num_envs`` environments: those of this one, ``batch_size=[share.count]``.
+            Trajectories do not depend on it. Not for factories.
 
     Raises:
         ValueError: for an unknown name, split or task, or a number out of range, before any simulator is built.
@@ -77,6 +83,7 @@ def make_env(
         given = {"horizon": horizon is not None, "pairs": pairs is not None, "num_workers": num_workers != 0}
         given["share"] = share is not None
         given["backend"] = backend != metaworld.BACKENDS[0]
+        given |= {"disguises": bool(disguises), "shortest_trial": shortest_trial is not None}
         _refuse(name, [argument for argument, was_given in given.items() if was_given])
         foreign = _load_factory(name)(split=split, num_envs=num_envs, seed=seed, **factory_kwargs)
         return wrap_foreign(foreign, name=name, num_envs=num_envs, episodes_per_trial=episodes_per_trial)
@@ -87,6 +94,7 @@ def make_env(
     _check_workers(num_workers, lanes, worker_timeout)
     benchmarks.check_benchmark_seed(benchmark_seed)
     benchmark = benchmarks.find_benchmark(name, backend=backend)
+    check_kinds(disguises, benchmark.layout)
     goals, deck_seed = benchmark.num_goals, check_seed(seed)
     deck: Deck
     if pairs is None:
@@ -94,6 +102,17 @@ def make_env(
     else:
         deck = FixedGrid(_check_pairs(pairs, num_envs, len(tasks), goals), num_lanes=num_envs)
     kind = benchmark.lanes(split, horizon, benchmark_seed)
+    disguise = None
+    if disguises:
+        disguise = TrialDisguise(
+            disguises,
+            num_lanes=num_envs,
+            obs_dim=kind.obs_dim,
+            action_low=kind.action_low,
+            action_high=kind.action_high,
+            layout=benchmark.layout,
+            seed=deck_seed,
+        )
     return TrialEnv(
         _make_lanes(kind, num_envs=lanes, num_workers=num_workers, worker_timeout=worker_timeout),
         deck,
@@ -101,6 +120,8 @@ def make_env(
         horizon=horizon,
         seed=deck_seed,
         success=benchmark.has_success,
+        shortest_trial=shortest_trial,
+        disguise=disguise,
         share=share,
     )
 
@@ -136,7 +157,7 @@ def wrap_foreign(env: EnvBase, *, name: str, num_envs: int, episodes_per_trial: 
         raise MismatchError(f"{name} returned {type(env).__name__}; a factory must return a torchrl.envs.EnvBase.")
     if tuple(env.batch_size) != (num_envs,):
         raise MismatchError(
-            f"{name} returned batch_size {list(env.batch_size)}, expected [{num_envs}]; build num_envs lanes, for "
+            f"{name} returned batch_size {list(env.batch_size)}, expected [{num_envs}]; build num_envs of them, for "
             "instance with SerialEnv(num_envs, make_one)."
         )
     if keys.TRIAL_INIT in env.observation_spec.keys():
@@ -191,7 +212,7 @@ def _check_workers(num_workers: int, num_envs: int, timeout: float) -> None:
 
 def _check_share(share: LaneShare, num_envs: int) -> LaneShare:
     if share.total != num_envs or not 0 <= share.first < share.first + share.count <= num_envs:
-        raise ValueError(f"share must be a block of the num_envs ({num_envs}) lanes, received {share}.")
+        raise ValueError(f"share must be a block of the num_envs ({num_envs}) environments, received {share}.")
     return share
 
 
@@ -204,7 +225,7 @@ def check_seed(seed: int) -> int:
 
 def _check_pairs(pairs: Sequence[tuple[int, int]], num_envs: int, tasks: int, goals: int) -> list[tuple[int, int]]:
     if len(pairs) < num_envs:
-        raise ValueError(f"pairs needs a (task, goal) for each lane: received {len(pairs)} for num_envs={num_envs}.")
+        raise ValueError(f"pairs must have num_envs={num_envs} (task, goal) pairs or more, received {len(pairs)}.")
     wrong = [pair for pair in pairs if not (0 <= pair[0] < tasks and 0 <= pair[1] < goals)]
     if wrong:
         raise ValueError(f"Pairs {wrong} are out of range: tasks are 0 to {tasks - 1}, goals 0 to {goals - 1}.")

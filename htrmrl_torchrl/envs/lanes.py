@@ -1,14 +1,14 @@
-"""The contracts between trial bookkeeping, whatever simulates the lanes, and the benchmarks that name both.
+"""The contracts between trial bookkeeping, simulators, and the benchmarks that define both.
 
-A *lane* is one of the ``N`` environments that run side by side. Simulators know nothing about trials, episodes or
-horizons: they are told which (task, goal) each lane plays and they step.
+In names, a *lane* is one of the ``N`` environments that run side by side. Simulators know nothing about trials,
+episodes or horizons: they receive each environment's (task, goal), and step.
 
-An environment of your own that says what its tasks, goals and success are is a `Benchmark`, in any module. Its path
-``package.module:NAME`` is then a name like ``ML10``: `make_env` plays it (in worker processes too), the recipes train
-on it, evaluate it on the splits ``val`` and ``test``, choose the best checkpoint on ``val`` and look inside. (On a
-factory, which returns a TorchRL environment, they train alone.) ``toy.py`` is a complete one. The parts:
+A `Benchmark` defines the tasks, goals and success of your own environment, in any module. Its path
+``package.module:NAME`` is then a name like ``ML10``: `make_env` builds it (in worker processes too). The recipes train
+on it, evaluate it on the splits ``val`` and ``test``, choose the best checkpoint on ``val``, and inspect it. (With a
+factory, which returns a TorchRL environment, they only train.) ``toy.py`` is a complete example. The parts:
 
-    >>> class Guess(Lanes):  # one number to guess; what ``Lanes`` defines itself need not be there
+    >>> class Guess(Lanes):  # guess a number; methods that ``Lanes`` implements are optional
     ...     obs_dim = 1
     ...     action_low, action_high = np.array([-1.0], np.float32), np.array([1.0], np.float32)
     ...     def __init__(self, num_lanes: int) -> None:
@@ -42,7 +42,7 @@ Picture = npt.NDArray[np.uint8]
 
 
 class Lanes(Protocol):
-    """``num_lanes`` simulators stepped together. All arrays belong to the caller: they are never overwritten later."""
+    """``num_lanes`` simulators stepped together. All returned arrays belong to the caller and are never overwritten."""
 
     num_lanes: int
     obs_dim: int
@@ -51,35 +51,35 @@ class Lanes(Protocol):
 
     @property
     def divergences(self) -> int:
-        """How often a simulator has diverged in a step so far, all lanes together (see ``divergence.py``)."""
+        """How often a simulator has diverged so far, in all environments together (see ``divergence.py``)."""
         return 0
 
     def reset(self, lanes: IntArray, tasks: IntArray, goals: IntArray, draws: IntArray | None = None) -> FloatArray:
-        """Start an episode of ``(tasks[i], goals[i])`` on lane ``lanes[i]``; returns ``[len(lanes), obs_dim]``.
+        """Starts an episode of ``(tasks[i], goals[i])`` in environment ``lanes[i]``; returns ``[len(lanes), obs_dim]``.
 
-        Whatever is random in the start follows from ``draws[i]`` alone (zeros, if there are none): no simulator has a
-        random stream of its own, so that starts depend neither on worker processes nor on where a run was continued.
+        All randomness of the start follows from ``draws[i]`` (default: zeros). Simulators have no random streams of
+        their own, so starts depend neither on worker processes nor on where a run was continued.
         """
         ...
 
     def step(self, actions: FloatArray) -> tuple[FloatArray, FloatArray, BoolArray]:
-        """Step every lane: ``actions`` [N, a] -> observation [N, obs_dim], reward [N], success [N]."""
+        """Steps every environment: ``actions`` [N, a] -> observation [N, obs_dim], reward [N], success [N]."""
         ...
 
     def render(self, lane: int, *, size: int) -> Picture:
-        """A picture [size, size, 3] (RGB) of what ``lane`` plays now. The lanes go on as if nobody had looked."""
-        raise ValueError(f"{type(self).__name__} has no method render, so there are no pictures of it.")
+        """A picture [size, size, 3] (RGB) of environment ``lane``; later steps do not change."""
+        raise ValueError(f"{type(self).__name__} has no method render, so it cannot be drawn; implement render.")
 
     def close(self) -> None:
-        """Free the simulators; calling it twice is harmless."""
+        """Frees the simulators; may be called twice."""
 
 
-LaneBuilder = Callable[[int], Lanes]  # number of lanes -> lanes; pickled into worker processes
+LaneBuilder = Callable[[int], Lanes]  # number of environments -> simulators; pickled into worker processes
 
 
 @dataclass(frozen=True)
 class LaneKind:
-    """Lanes that can be built, and what is known of them before: the sizes that specs and shared arrays need."""
+    """How to build simulators, and the sizes that specs and shared arrays need beforehand."""
 
     builder: LaneBuilder
     obs_dim: int
@@ -88,19 +88,37 @@ class LaneKind:
 
 
 @dataclass(frozen=True)
-class Benchmark:
-    """Tasks, goals and simulators of an environment; nothing of it is built.
+class Layout:
+    """What an observation's entries are, for disguises (`htrmrl_torchrl.envs.disguise`).
 
     Attributes:
-        name: its canonical form.
-        train, test: task names, sorted; ``val`` has those of ``train``.
-        num_goals: of each task, in each split.
-        lanes: called as ``lanes(split, horizon, benchmark_seed)``; what differs between splits does so here.
+        positions: the entries (x, y, z) of each position.
+        exchangeable: pairs of groups of entries, as long as each other, that may change places.
+        orientations: entries that may be hidden.
+        action_x: the entry of the action that moves along x.
+    """
+
+    positions: tuple[tuple[int, int, int], ...]
+    exchangeable: tuple[tuple[tuple[int, ...], tuple[int, ...]], ...]
+    orientations: tuple[int, ...]
+    action_x: int = 0
+
+
+@dataclass(frozen=True)
+class Benchmark:
+    """Tasks, goals and simulators of an environment, none of which is built yet.
+
+    Attributes:
+        name: the canonical name.
+        train, test: sorted task names; ``val`` has those of ``train``.
+        num_goals: number of goals per task, in each split.
+        lanes: called as ``lanes(split, horizon, benchmark_seed)``; returns the simulators of a split.
         default_horizon: steps per episode.
-        max_horizon: most steps per episode, where there is a limit.
-        has_success: whether it says what solving a task is; else only returns are reported.
-        needs_opengl: whether drawing it does.
-        steps_per_second: of its own clock, for videos; in Meta-World a step is 5 physics steps of 2.5 ms.
+        max_horizon: largest number of steps per episode, if limited.
+        has_success: whether success is defined; otherwise only returns are reported.
+        needs_opengl: whether rendering needs OpenGL.
+        steps_per_second: of simulated time, for videos; in Meta-World a step is 5 physics steps of 2.5 ms.
+        layout: which observations are positions; required by some disguises.
     """
 
     name: str
@@ -113,6 +131,7 @@ class Benchmark:
     has_success: bool = True
     needs_opengl: bool = True
     steps_per_second: float = 80.0
+    layout: Layout | None = None
 
     def tasks(self, split: str) -> tuple[str, ...]:
         """Sorted task names of ``train``, ``val`` or ``test``."""
@@ -120,38 +139,38 @@ class Benchmark:
 
 
 class Deck(Protocol):
-    """Decides which (task, goal) a lane plays in its next trial."""
+    """Decides which (task, goal) an environment plays in its next trial."""
 
     def deal(self, lanes: Sequence[int]) -> list[tuple[int, int]]:
-        """End the trial of these lanes and return each one's next (task index, goal index)."""
+        """Ends the trials of these environments and returns the next (task index, goal index) of each."""
         ...
 
     def deals(self, task: Any, goal: Any) -> bool:
-        """Whether this (task index, goal index) is ever dealt; both may be anything."""
+        """Whether this (task index, goal index) is ever dealt; both may have any type."""
         ...
 
     def reseed(self, seed: int) -> None:
-        """Start the random stream again; lanes keep what they play now."""
+        """Restarts the random stream; environments keep their present (task, goal)."""
         ...
 
     def state(self) -> dict[str, object]:
-        """Everything that decides future deals, as plain ints, lists and strings."""
+        """Everything that determines future deals, as plain ints, lists and strings."""
         ...
 
     def load_state(self, state: dict[str, object]) -> None:
-        """Put back what :meth:`state` returned."""
+        """Restores what :meth:`state` returned."""
         ...
 
 
 def check_positive(**numbers: int) -> None:
-    """Raise ValueError naming the first argument that is not a whole number of at least 1."""
+    """Raises ValueError with the name of the first argument that is not a whole number of at least 1."""
     for name, number in numbers.items():
         if isinstance(number, bool) or not isinstance(number, int | np.integer) or number < 1:
             raise ValueError(f"{name} must be a whole number of at least 1, received {number!r}.")
 
 
 def check_choice(choices: Any, **words: str) -> None:
-    """Raise ValueError naming the first argument that is not one of a ``Literal``'s words."""
+    """Raises ValueError with the name of the first argument that is not one of a ``Literal``'s words."""
     for name, word in words.items():
         if word not in get_args(choices):
             raise ValueError(f"{name}={word!r} is unknown; choose one of {', '.join(get_args(choices))}.")

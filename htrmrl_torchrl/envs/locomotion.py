@@ -45,7 +45,7 @@ _CAMERA = {"distance": 5.0, "azimuth": 90.0, "elevation": -20.0}
 
 
 class LocomotionLanes:
-    """One gymnasium simulator per lane, built at the lane's first reset; the only task has index 0.
+    """One gymnasium simulator per environment, built at its first reset; the only task has index 0.
 
     ``goals`` are ``[n, 1]`` directions or velocities, ``[n, 2]`` unit vectors for the ant; a goal index selects a row.
 
@@ -78,7 +78,7 @@ class LocomotionLanes:
         return observation
 
     def step(self, actions: FloatArray) -> tuple[FloatArray, FloatArray, BoolArray]:
-        """Step all lanes; success is always False, and gymnasium's end of an episode is ignored."""
+        """Step all environments; success is always False, and gymnasium's end of an episode is ignored."""
         observation = np.empty((self.num_lanes, self.obs_dim), dtype=np.float32)
         reward = np.empty(self.num_lanes, dtype=np.float32)
         for lane, simulator in enumerate(self._simulators):
@@ -88,10 +88,10 @@ class LocomotionLanes:
         return observation, reward, np.zeros(self.num_lanes, dtype=np.bool_)
 
     def render(self, lane: int, *, size: int) -> Picture:
-        """A picture [size, size, 3] of ``lane``; RuntimeError before its first reset, RenderingError without OpenGL."""
+        """A picture [size, size, 3]; RuntimeError before the first reset, RenderingError without OpenGL."""
         simulator = self._simulators[lane]
         if simulator is None:
-            raise RuntimeError(f"Lane {lane} has no simulator yet; reset it before it is drawn.")
+            raise RuntimeError(f"Environment {lane} has no simulator yet; reset it before it is drawn.")
         renderer = self._renderers.get(lane)
         if renderer is None or renderer.size != size:
             if renderer is not None:
@@ -134,7 +134,7 @@ def draw_goals(name: str, split: str, benchmark_seed: int) -> npt.NDArray[np.flo
 
 
 def build_lanes(name: str, goals: npt.NDArray[np.float64], num_lanes: int) -> LocomotionLanes:
-    """:class:`LocomotionLanes` with positional arguments; a worker appends the number of lanes."""
+    """:class:`LocomotionLanes` with positional arguments; a worker appends the number of environments."""
     return LocomotionLanes(name, goals, num_lanes=num_lanes)
 
 

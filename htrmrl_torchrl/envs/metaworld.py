@@ -1,7 +1,7 @@
-"""Meta-World's environment classes as lanes, without its wrappers.
+"""Meta-World's environment classes as `Lanes`, without its wrappers.
 
 The goal is hidden (``partially_observable=True``): observations have 39 numbers, the last three always zero. Simulators
-(20 MB each) are pooled: a lane that changes its task takes an idle simulator of the new task if there is one. A reused
+(20 MB each) are pooled: a new task in an environment takes an idle simulator of that task if there is one. A reused
 simulator behaves exactly like a new one; ``tests/envs/test_metaworld.py`` checks this for all 50 tasks.
 """
 
@@ -13,17 +13,23 @@ import numpy as np
 import numpy.typing as npt
 
 from htrmrl_torchrl.envs.divergence import diverged
-from htrmrl_torchrl.envs.lanes import BoolArray, FloatArray, IntArray, Picture, check_choice
+from htrmrl_torchrl.envs.lanes import BoolArray, FloatArray, IntArray, Layout, Picture, check_choice
 from htrmrl_torchrl.envs.render import SimulatorRenderers
 
 Backend = Literal["fast", "official"]
 BACKENDS: tuple[str, ...] = get_args(Backend)
 MAX_HORIZON = 500  # metaworld raises in step() past SawyerXYZEnv.max_path_length
 OBS_DIM = 39
+# Hand, gripper, position and orientation of two objects; the same of the step before; the goal, which is hidden.
+LAYOUT = Layout(
+    positions=tuple((i, i + 1, i + 2) for i in (0, 4, 11, 18, 22, 29)),
+    exchangeable=tuple((tuple(range(i, i + 7)), tuple(range(i + 7, i + 14))) for i in (4, 22)),
+    orientations=(*range(7, 11), *range(14, 18), *range(25, 29), *range(32, 36)),
+)
 
 
 class MetaWorldLanes:
-    """Meta-World simulators in this process: one per lane, built at its first reset, and idle ones in a pool.
+    """Meta-World simulators in this process: one per environment, built at its first reset, and idle ones in a pool.
 
     Args:
         task_names: Meta-World names; a task index selects one.
@@ -59,10 +65,10 @@ class MetaWorldLanes:
         self._pool: dict[int, list[Any]] = {task: [] for task in range(len(self.task_names))}
         self._renderers = SimulatorRenderers()
         self.divergences = 0
-        self.infos: list[dict[str, Any]] = [{}] * num_lanes  # Meta-World's info of each lane's last step
+        self.infos: list[dict[str, Any]] = [{}] * num_lanes  # Meta-World's info of each environment's last step
 
     def reset(self, lanes: IntArray, tasks: IntArray, goals: IntArray, draws: IntArray | None = None) -> FloatArray:
-        """Start an episode of ``(tasks[i], goals[i])`` on lane ``lanes[i]``; returns ``[len(lanes), 39]``."""
+        """Starts an episode of ``(tasks[i], goals[i])`` in environment ``lanes[i]``; returns ``[len(lanes), 39]``."""
         assignments = [(int(lane), int(task), int(goal)) for lane, task, goal in zip(lanes, tasks, goals, strict=True)]
         for lane, task, _ in assignments:  # all return theirs before any takes one: swaps need no third simulator
             if self._tasks[lane] not in (task, -1):
@@ -78,7 +84,7 @@ class MetaWorldLanes:
         return observation
 
     def step(self, actions: FloatArray) -> tuple[FloatArray, FloatArray, BoolArray]:
-        """Step all lanes with ``actions`` [N, 4]; Meta-World's end-of-episode flags are ignored."""
+        """Step all environments with ``actions`` [N, 4]; Meta-World's end-of-episode flags are ignored."""
         observation = np.empty((self.num_lanes, OBS_DIM), dtype=np.float32)
         reward = np.empty(self.num_lanes, dtype=np.float32)
         success = np.empty(self.num_lanes, dtype=np.bool_)
@@ -90,10 +96,10 @@ class MetaWorldLanes:
         return observation, reward, success
 
     def render(self, lane: int, *, size: int) -> Picture:
-        """A picture [size, size, 3] of ``lane``; RuntimeError before its first reset, RenderingError without OpenGL."""
+        """A picture [size, size, 3]; RuntimeError before the first reset, RenderingError without OpenGL."""
         simulator = self._simulators[lane]
         if simulator is None:
-            raise RuntimeError(f"Lane {lane} has no simulator yet; reset it before it is drawn.")
+            raise RuntimeError(f"Environment {lane} has no simulator yet; reset it before it is drawn.")
         return self._renderers.draw(simulator, size=size)
 
     def close(self) -> None:
@@ -123,7 +129,7 @@ class MetaWorldLanes:
 def build_lanes(
     task_names: list[str], goals: list[npt.NDArray[np.float64]], backend: str, num_lanes: int
 ) -> MetaWorldLanes:
-    """:class:`MetaWorldLanes` with positional arguments; a worker appends the number of lanes."""
+    """:class:`MetaWorldLanes` with positional arguments; a worker appends the number of environments."""
     return MetaWorldLanes(task_names, goals, num_lanes=num_lanes, backend=backend)
 
 

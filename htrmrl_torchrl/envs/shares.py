@@ -69,6 +69,15 @@ class DeckShare:
         self._deck.load_state(state)
 
 
+def check_shared(share: LaneShare | None, *, split_trials: bool, disguises: bool) -> None:
+    """Raises ValueError for a share of environments that do not all begin their trials together, or look different."""
+    if share is not None and (split_trials or disguises):
+        what = "shortest_trial" if split_trials else "disguises"
+        raise ValueError(
+            f"Several processes cannot share out environments with {what}; use one process, or none of it."
+        )
+
+
 def join_states(states: Sequence[dict[str, Any]]) -> dict[str, Any]:
     """`TrialEnv.checkpoint_state` of one process that plays all lanes, from those of the processes that share them."""
     first = states[0]
@@ -85,7 +94,7 @@ def share_of_state(state: dict[str, Any], share: LaneShare) -> dict[str, Any]:
     """
     received = {name: len(value) for name, value in state["final"].items()}
     if {*received.values()} != {share.total}:
-        raise ValueError(f"The saved environment has lanes {received}, this run has {share.total}.")
+        raise ValueError(f"The saved environment is of {received} environments, this run has {share.total}.")
     pending = state["pending"]
     final = {name: share.of(value) for name, value in state["final"].items()}
     return {**state, "pending": pending and share.of(pending), "final": final}

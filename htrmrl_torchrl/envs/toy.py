@@ -17,7 +17,6 @@ Without memory, or with memory of the running episode only, every episode has th
 from functools import partial
 
 import numpy as np
-from PIL import Image, ImageDraw
 
 from htrmrl_torchrl.envs.lanes import (
     Benchmark,
@@ -28,6 +27,7 @@ from htrmrl_torchrl.envs.lanes import (
     Picture,
     check_positive,
 )
+from htrmrl_torchrl.extras import require
 
 TASK_NAME = "hidden-goal"
 STEP_SIZE = 0.4
@@ -63,14 +63,14 @@ class ToyLanes:
         self._steps = np.zeros(num_lanes, dtype=np.int64)
 
     def reset(self, lanes: IntArray, tasks: IntArray, goals: IntArray, draws: IntArray | None = None) -> FloatArray:
-        """Move these lanes to the origin, with hidden goals ``goals``."""
+        """Move these environments to the origin, with hidden goals ``goals``."""
         self._position[lanes] = 0.0
         self._steps[lanes] = 0
         self._goal[lanes] = GOALS[goals]
         return self._observation()[lanes]
 
     def step(self, actions: FloatArray) -> tuple[FloatArray, FloatArray, BoolArray]:
-        """Move all lanes; only the step that reaches the horizon can pay or succeed."""
+        """Move all points; only the step that reaches the horizon can pay or succeed."""
         position = self._position + np.float32(STEP_SIZE) * actions
         # Projected onto the disc, so that the goal itself has the highest reward.
         self._position = position / np.maximum(np.linalg.norm(position, axis=-1, keepdims=True), 1.0)
@@ -86,6 +86,9 @@ class ToyLanes:
 
     def render(self, lane: int, *, size: int) -> Picture:
         """The disc with all goals, the hidden one in orange, and the point, [size, size, 3]."""
+        require("video", "PIL")
+        from PIL import Image, ImageDraw
+
         large = 4 * size  # drawn large and scaled down: smooth edges
         image = Image.new("RGB", (large, large), "#f4f1ea")
         draw = ImageDraw.Draw(image)
@@ -107,7 +110,7 @@ class ToyLanes:
 
 
 def build_lanes(horizon: int, num_lanes: int) -> ToyLanes:
-    """:class:`ToyLanes` with positional arguments; a worker appends the number of lanes."""
+    """:class:`ToyLanes` with positional arguments; a worker appends the number of environments."""
     return ToyLanes(num_lanes=num_lanes, horizon=horizon)
 
 

@@ -19,18 +19,18 @@ from htrmrl_torchrl.specs import MismatchError, check_base, check_order
 
 
 class TrialTransform(Transform):
-    """Gives an environment ``prev_action``, ``prev_reward``, ``is_init``, ``trial_init``, ``episode`` and ``final``.
+    """Adds ``prev_action``, ``prev_reward``, ``is_init``, ``trial_init``, ``episode`` and ``final`` to an environment.
 
-    For environments that keep their task until a full reset, or where every episode is the same task, such as
-    ``GymEnv("Pendulum-v1")``. Works with any batch size, ``[]`` included, inside ``SerialEnv``/``ParallelEnv`` and
-    appended to them. A masked reset starts the lane's next episode, or its next trial after ``episodes_per_trial``; a
-    full reset starts a new trial everywhere.
+    For environments that keep their task until a full reset, or have only one task, such as ``GymEnv("Pendulum-v1")``.
+    Works with any batch size, ``[]`` included, inside ``SerialEnv``/``ParallelEnv`` and appended to them. A masked
+    reset starts an environment's next episode, or its next trial after ``episodes_per_trial``; a full reset starts new
+    trials in all environments.
 
-    Bounded actions are clipped for the environment, and of a one-hot action the largest entry counts; ``prev_action``
-    holds what was executed (as float32).
+    Bounded actions are clipped for the environment. Of a one-hot action the largest entry counts. ``prev_action`` holds
+    the executed action (as float32).
 
-    It comes last: a transform after it may not change observations or actions. ``InitTracker``, ``RewardSum`` and the
-    like may stand on either side.
+    It comes last: no transform after it may change observations or actions. ``InitTracker``, ``RewardSum`` and the like
+    may come before or after it.
 
     Args:
         episodes_per_trial: K.
@@ -38,10 +38,10 @@ class TrialTransform(Transform):
     Raises:
         ValueError: if K is below 1.
         MismatchError: (a ValueError) at the first use, if the environment has no flat ``observation`` and ``action``,
-            several ``done`` flags or rewards, or resets itself; from a reset, if a transform that comes after it
-            changes what it has told.
-        RuntimeError: from a step of some lanes only (``rollout`` with ``break_when_all_done``).
-        NonFiniteError: (a ValueError) from the reset or step in which an observation or reward is not finite.
+            several ``done`` flags or rewards, or resets itself; from a reset, if a later transform changes keys of this
+            one.
+        RuntimeError: from a step of only some environments (``rollout`` with ``break_when_all_done``).
+        NonFiniteError: (a ValueError) if a reset or step gives an observation or reward that is not finite.
 
     Example:
         >>> from torchrl.envs import GymEnv, TransformedEnv
@@ -59,7 +59,7 @@ class TrialTransform(Transform):
 
     @property
     def counter(self) -> TrialCounter:
-        """Where each lane is in its trial; made at the first use, when the environment is known."""
+        """Position of each environment in its trial; built at the first use, when the environment is known."""
         if self._counter is None:
             self._counter = _counter_for(self.parent, self.episodes_per_trial)
         return self._counter
@@ -82,7 +82,7 @@ class TrialTransform(Transform):
 
     def _step(self, tensordict: TensorDictBase, next_tensordict: TensorDictBase) -> TensorDictBase:
         if "_step" in tensordict.keys():
-            raise RuntimeError("TrialTransform counts steps of all lanes; use rollout(..., break_when_any_done=False).")
+            raise RuntimeError("TrialTransform counts whole steps; use rollout(..., break_when_any_done=False).")
         reward = next_tensordict.get(keys.REWARD).reshape(self.counter.reward.shape)
         observation = next_tensordict.get(keys.OBSERVATION)
         self._check(observation=observation, reward=reward)
@@ -104,21 +104,21 @@ class TrialTransform(Transform):
         return transforms[next(i for i, transform in enumerate(transforms) if transform is self) + 1 :]
 
     def _check(self, **tensors: Tensor) -> None:
-        """Lanes are counted over all batch axes; an environment without any is lane 0."""
+        """Environments are numbered over all batch axes; one without a batch axis has number 0."""
         lanes = self.counter.batch_size.numel()
         check_finite((name, tensor.reshape(lanes, -1)) for name, tensor in tensors.items())
 
     def transform_observation_spec(self, observation_spec: TensorSpec) -> TensorSpec:
-        """Add the specs of the keys written here."""
+        """Adds the specs of the keys written here."""
         if not isinstance(observation_spec, Composite):
             raise MismatchError(f"TrialTransform needs a composite observation spec, received {observation_spec}.")
         added = self.counter.spec()
         taken = set(observation_spec.keys()) & set(added.keys())
         if keys.IS_INIT in taken and observation_spec[keys.IS_INIT] == added[keys.IS_INIT]:
-            taken.remove(keys.IS_INIT)  # an InitTracker's, which says the same
+            taken.remove(keys.IS_INIT)  # from an InitTracker, with the same values
         if taken:
             raise MismatchError(
-                f"The environment writes {sorted(taken)} already, as TrialTransform would; leave one of the two out."
+                f"The environment already writes {sorted(taken)}, as TrialTransform does; remove one of the two."
             )
         observation_spec.update(added)
         return observation_spec
@@ -130,7 +130,7 @@ def _flat(transform: Transform) -> list[Transform]:
 
 def _counter_for(env: EnvBase | None, episodes_per_trial: int) -> TrialCounter:
     if env is None:
-        raise RuntimeError("TrialTransform belongs to an environment: TransformedEnv(env, TrialTransform(...)).")
+        raise RuntimeError("TrialTransform needs an environment: TransformedEnv(env, TrialTransform(...)).")
     check_base(env)
     lead = len(env.batch_size)
     observation: Any = env.observation_spec[keys.OBSERVATION]

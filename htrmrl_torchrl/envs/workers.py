@@ -1,13 +1,13 @@
-"""Lanes spread over worker processes.
+"""Environments in worker processes.
 
-The main process holds deck, random streams and trial bookkeeping; workers hold simulators. So trajectories don't depend
-on the number of workers. Arrays travel through shared memory, and nothing is pickled at a step.
+The main process holds deck, random streams and trial bookkeeping; workers hold simulators. So trajectories do not
+depend on the number of workers. Arrays are in shared memory, and steps pickle nothing.
 
-    lanes   0 1 2 3 4 5 6        num_lanes = 7, num_workers = 2
-    worker  0 0 0 0 1 1 1
+    environment  0 1 2 3 4 5 6        num_lanes = 7, num_workers = 2
+    worker       0 0 0 0 1 1 1
 
-A worker that raises, dies or gives no answer in time ends all of them with a :class:`WorkerFault`; the next reset of
-all lanes starts new ones.
+If a worker raises, dies or does not answer in time, all workers end with a :class:`WorkerFault`. The next reset of all
+environments starts new ones.
 """
 
 import os
@@ -30,40 +30,40 @@ from htrmrl_torchrl.envs.lanes import BoolArray, FloatArray, IntArray, LaneBuild
 from htrmrl_torchrl.faults import WorkerFault
 
 _THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
-WORKER_TIMEOUT = 60.0  # a step of 20 lanes takes some milliseconds
+WORKER_TIMEOUT = 60.0  # a step of 20 environments takes some milliseconds
 BUILD_TIMEOUT = 600.0  # building 20 simulators takes seconds, on a busy machine perhaps a minute
 _JOIN_SECONDS = 5.0
 _SLICE_SECONDS = 1.0
 _TYPES: dict[str, Any] = {"success": np.int8, "divergences": np.int64}  # the other arrays are float32
-_STEP = _DONE = b""  # any other message to a worker is a pickled reset, any other from a worker is its traceback
+_STEP = _DONE = b""  # other messages to a worker are pickled resets, other messages from it are tracebacks
 
 
 class WorkerLanes:
-    """``num_lanes`` lanes in ``num_workers`` spawned processes, each with a block of neighbouring lanes.
+    """``num_lanes`` environments in ``num_workers`` spawned processes, each with a block of consecutive environments.
 
-    Workers ignore Ctrl-C (the main process decides), and exit when the main process closes them or dies. Scripts that
-    build this at module level need the usual ``if __name__ == "__main__":`` guard.
+    Workers ignore Ctrl-C, which the main process handles. They exit when the main process closes them or dies. Scripts
+    that build this at module level need the usual ``if __name__ == "__main__":`` guard.
 
     Args:
-        builder: builds the lanes of one worker; called in the worker as ``builder(num_lanes)``.
+        builder: builds the simulators of one worker; called in the worker as ``builder(num_lanes)``.
         num_lanes: N.
         num_workers: from 1 to N.
         obs_dim: length of one observation.
         action_low, action_high: action bounds [a].
-        timeout: seconds within which a step must be answered, else the worker is killed. Time in which this process
-            itself was stopped (Ctrl-Z) does not count.
-        build_timeout: the same for starting and resetting, which build simulators; by default ten minutes, or ten times
+        timeout: seconds within which a step must be answered; otherwise the worker is killed. Time in which this
+            process itself was stopped (Ctrl-Z) does not count.
+        build_timeout: the same for starting and resetting, which build simulators; default: ten minutes, or ten times
             ``timeout`` if that is longer.
 
     Attributes:
         processes: the running workers.
-        restarts: how often new workers took the place of failed ones.
-        divergences: how often the simulators diverged so far, see :class:`Lanes`.
+        restarts: how often failed workers have been replaced.
+        divergences: how often simulators have diverged so far, see :class:`Lanes`.
 
     Raises:
         ValueError: if ``num_workers`` is not from 1 to ``num_lanes``.
-        WorkerFault: from the call in which a worker raises (with its traceback), dies (with its exit code) or hangs;
-            all are then ended, within seconds.
+        WorkerFault: if a worker raises (with its traceback), dies (with its exit code) or hangs during a call; all
+            workers are then ended, within seconds.
     """
 
     def __init__(
@@ -80,7 +80,7 @@ class WorkerLanes:
     ) -> None:
         if not 1 <= num_workers <= num_lanes:
             raise ValueError(
-                f"num_workers must be from 1 to the number of lanes ({num_lanes}), received {num_workers}."
+                f"num_workers must be from 1 to the number of environments ({num_lanes}), received {num_workers}."
             )
         self.num_lanes, self.obs_dim = num_lanes, obs_dim
         self.action_low, self.action_high = action_low, action_high
@@ -102,9 +102,9 @@ class WorkerLanes:
         return int(self._arrays["divergences"].sum())
 
     def reset(self, lanes: IntArray, tasks: IntArray, goals: IntArray, draws: IntArray | None = None) -> FloatArray:
-        """Start an episode of ``(tasks[i], goals[i])`` on lane ``lanes[i]``; returns ``[len(lanes), obs_dim]``.
+        """Starts an episode of ``(tasks[i], goals[i])`` in environment ``lanes[i]``; returns ``[len(lanes), obs_dim]``.
 
-        After a fault a reset of all lanes starts new workers.
+        After a fault, a reset of all environments starts new workers.
         """
         if not self._connections and not self._closed and len(lanes) == self.num_lanes:
             self.restarts += 1
@@ -119,22 +119,22 @@ class WorkerLanes:
         return self._arrays["observation"][lanes]
 
     def step(self, actions: FloatArray) -> tuple[FloatArray, FloatArray, BoolArray]:
-        """Step all lanes with ``actions`` [N, a]."""
+        """Steps all environments with ``actions`` [N, a]."""
         self._arrays["action"][:] = actions
         self._ask(dict.fromkeys(range(len(self._blocks)), _STEP), self.timeout)
         arrays = self._arrays
         return arrays["observation"].copy(), arrays["reward"].copy(), arrays["success"].astype(np.bool_)
 
     def render(self, lane: int, *, size: int) -> Picture:
-        """Not supported: pictures stay in the process that draws them.
+        """Not supported in worker processes.
 
         Raises:
             ValueError: always.
         """
-        raise ValueError(f"Lane {lane} lives in a worker process and cannot be drawn; build it with num_workers=0.")
+        raise ValueError(f"Environment {lane} is in a worker process and cannot be drawn; use num_workers=0.")
 
     def close(self) -> None:
-        """End the workers and wait for them; calling it twice is harmless."""
+        """Ends the workers and waits for them; may be called twice."""
         self._closed = True
         self._stop()
 
@@ -147,7 +147,7 @@ class WorkerLanes:
                     target=_work, args=arguments, daemon=True, name=f"environment-worker-{index}"
                 )
                 process.start()
-                theirs.close()  # so that only the worker holds its end, and its death is seen here
+                theirs.close()  # only the worker keeps its end open, so its death is detected here
                 self._connections.append(ours)
                 self.processes.append(process)
         with self._unbroken():
@@ -155,7 +155,7 @@ class WorkerLanes:
 
     def _stop(self) -> None:
         for connection in self._connections:
-            connection.close()  # the worker reads end-of-file and leaves
+            connection.close()  # the worker reads end-of-file and exits
         deadline = time.monotonic() + _JOIN_SECONDS
         for process in self.processes:
             process.join(max(0.0, deadline - time.monotonic()))
@@ -165,7 +165,7 @@ class WorkerLanes:
         self._connections, self.processes = [], []
 
     def _ask(self, messages: dict[int, bytes], seconds: float) -> None:
-        """Send each worker its message and wait for all answers."""
+        """Sends each worker its message and waits for all answers."""
         with self._unbroken():
             for worker, message in messages.items():
                 self._send(worker, message)
@@ -173,9 +173,9 @@ class WorkerLanes:
 
     @contextmanager
     def _unbroken(self) -> Iterator[None]:
-        """Ends the workers if anything breaks in, such as Ctrl-C in a notebook.
+        """Ends the workers after any exception, such as Ctrl-C in a notebook.
 
-        Answers that nobody read would be taken for those to the next call.
+        Otherwise unread answers would be taken for answers to the next call.
         """
         try:
             yield
@@ -185,7 +185,7 @@ class WorkerLanes:
 
     def _send(self, worker: int, message: bytes) -> None:
         if not self._connections:
-            mend = "build the environment again" if self._closed else "reset all lanes to start new ones"
+            mend = "build the environment again" if self._closed else "reset all environments to start new ones"
             raise RuntimeError(f"The environment workers are closed; {mend}.")
         try:
             self._connections[worker].send_bytes(message)
@@ -193,11 +193,11 @@ class WorkerLanes:
             self._fail(worker)
 
     def _receive(self, workers: Iterable[int], seconds: float) -> None:
-        """Wait until each of these workers has answered, for ``seconds`` at most."""
+        """Waits until each of these workers has answered, at most ``seconds``."""
         waiting = {self._connections[worker]: worker for worker in workers}
         left = seconds
         while waiting:
-            # In slices: whoever was stopped himself for an hour finds one slice gone when he wakes, not an hour.
+            # In slices, so that an hour in which this process was stopped counts as one slice.
             answered: list[Any] = wait(list(waiting), min(left, _SLICE_SECONDS))
             if not answered:
                 left -= _SLICE_SECONDS
@@ -207,22 +207,22 @@ class WorkerLanes:
                 worker = waiting.pop(connection)
                 try:
                     answer = connection.recv_bytes()
-                except (EOFError, ConnectionResetError):  # what a death leaves
+                except (EOFError, ConnectionResetError):  # the worker has died
                     self._fail(worker)
                 if answer != _DONE:
                     self._fail(worker, error=answer.decode())
 
     def _fail(self, worker: int, *, error: str | None = None, hung_for: float | None = None) -> NoReturn:
         process, block = self.processes[worker], self._blocks[worker]
-        where = f"{process.name} (pid {process.pid}, lanes {block[0]} to {block[-1]})"
+        where = f"{process.name} (pid {process.pid}, environments {block[0]} to {block[-1]})"
         if hung_for is not None:
             process.kill()
-            message = f"{where} did not answer within {hung_for:g} s and was killed; worker_timeout decides."
+            message = f"{where} did not answer within {hung_for:g} s and was killed; raise worker_timeout if needed."
         elif error is not None:
             message = f"{where} raised:\n{error}"
         else:
             process.join(_JOIN_SECONDS)
-            message = f"{where} died with exit code {process.exitcode}; its last words, if any, are on stderr."
+            message = f"{where} died with exit code {process.exitcode}; its error output, if any, is on stderr."
         self._stop()
         raise WorkerFault(message)
 
@@ -230,11 +230,11 @@ class WorkerLanes:
 def _work(
     connection: Connection, builder: LaneBuilder, buffers: dict[str, Any], num_lanes: int, first: int, count: int
 ) -> None:
-    """What a worker does: obey until the main process hangs up; tell when done, or the traceback of what went wrong."""
+    """A worker's loop: executes each message and answers when done, or sends the traceback of an exception and ends."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     Thread(target=_leave_with_parent, daemon=True).start()
     arrays = {name: array[first : first + count] for name, array in _as_arrays(buffers, num_lanes).items()}
-    before = int(arrays["divergences"][0])  # of workers that were here earlier
+    before = int(arrays["divergences"][0])  # counted by earlier workers
     try:
         lanes = builder(count)
         connection.send_bytes(_DONE)
@@ -250,12 +250,12 @@ def _work(
     except (EOFError, BrokenPipeError, ConnectionResetError):
         return  # closed, or the main process is gone
     except Exception:
-        with suppress(BrokenPipeError, ConnectionResetError):  # nobody is left to tell
+        with suppress(BrokenPipeError, ConnectionResetError):  # the main process is gone
             connection.send_bytes(traceback.format_exc().encode())
 
 
 def _leave_with_parent() -> None:
-    """End this process when the main one dies, even in the middle of a step that never ends."""
+    """Ends this process when the main process dies, even during an endless step."""
     parent = parent_process()
     if parent is not None:
         parent.join()
@@ -272,7 +272,7 @@ def _as_arrays(buffers: dict[str, Any], num_lanes: int) -> dict[str, npt.NDArray
 
 @contextmanager
 def _single_threaded_children() -> Iterator[None]:
-    """Numeric libraries read these once at import, so they must be set before the child starts."""
+    """Sets the thread variables before a child starts, because numeric libraries read them once at import."""
     before = {name: os.environ.get(name) for name in _THREAD_VARIABLES}
     os.environ.update(dict.fromkeys(_THREAD_VARIABLES, "1"))
     try:
@@ -287,9 +287,9 @@ def _single_threaded_children() -> Iterator[None]:
 
 @contextmanager
 def _deaf_to_interrupts() -> Iterator[None]:
-    """Children inherit that SIGINT is blocked, so a Ctrl-C in the seconds of their imports does not reach them either.
+    """Blocks SIGINT, which children inherit, so that Ctrl-C during their imports does not reach them.
 
-    It reaches this process, which the terminal sends one too, right afterwards. (Windows blocks no signals.)
+    This process receives the signal right afterwards. (Windows blocks no signals.)
     """
     if not hasattr(signal, "pthread_sigmask"):
         yield

@@ -3,6 +3,7 @@
 import copy
 import hashlib
 import math
+import os
 from collections.abc import Callable, Collection, Sequence
 from functools import partial
 from pathlib import Path
@@ -18,6 +19,7 @@ from htrmrl_torchrl import keys
 from htrmrl_torchrl.agent.agent import HTrMRLAgent
 from htrmrl_torchrl.agent.networks import Networks, acting_policy, load_networks
 from htrmrl_torchrl.checkpoints.checkpoint import read_component
+from htrmrl_torchrl.checkpoints.folder import MODEL
 from htrmrl_torchrl.checkpoints.versions import versions
 from htrmrl_torchrl.dotted import is_dotted_path
 from htrmrl_torchrl.encoders.contract import ContextEncoder
@@ -68,12 +70,13 @@ def evaluate(
     (`htrmrl_torchrl.evaluation.exact`), except with ``protocol="metaworld"``.
 
     Args:
-        agent: path of a checkpoint, or of several (training seeds, merged into one report); a `HTrMRLAgent`; the result
-            of `build_networks`; or a TensorDict policy that reads the keys of `htrmrl_torchrl.keys` and writes
+        agent: path of a checkpoint or of an agent's folder, or of several (training seeds, merged into one report); a
+            `HTrMRLAgent`; the result of `build_networks`; or a TensorDict policy that reads the keys of
+            `htrmrl_torchrl.keys` and writes
             ``action`` (a copy plays, in its own precision). With ``protocol="metaworld"`` also a ``MetaLearningAgent``.
         benchmark: a name that `make_env` knows, or the path of a `Benchmark` of your own, but no factory.
         split: ``"train"``, ``"val"`` or ``"test"``.
-        protocol: ``"strict"``, ``"garage"`` or ``"metaworld"``, see `PROTOCOLS`.
+        protocol: ``"strict"``, ``"sampled"``, ``"garage"`` or ``"metaworld"``, see `PROTOCOLS`.
         goals_per_task, adaptation_episodes, evaluation_episodes, evaluation_actions: replace the protocol's.
         horizon: steps per episode; default the benchmark's (500 in Meta-World).
         benchmark_seed: decides the goals.
@@ -81,9 +84,10 @@ def evaluate(
         device: of the networks; default where they are. Simulators run on the CPU.
         num_envs: environments at a time; more are faster. Sampled actions depend on it.
         num_workers, worker_timeout: simulator processes (0: this process) and their time limit, see `make_env`.
-        memory_gain: whether to play also, on every goal, K trials of one episode, for `EvaluationReport.memory_gain`.
+        memory_gain: whether to play also K trials of one episode per goal, for `EvaluationReport.memory_gain`.
             Action noise is that of the trials' K adaptation episodes, so that an agent without memory gains exactly 0
-            (under ``garage``, or where starts are random, if `num_envs` plays all goals at once; else 0 on average).
+            (under ``sampled`` and ``garage``, or where starts are random, if `num_envs` plays all goals at once; else 0
+            on average).
         progress: whether to show it, see `progress_bar`.
         command: saved in the report.
         trust: your own code that checkpoints may name, see `load_networks`.
@@ -239,8 +243,8 @@ def _without_memory(
 ) -> Tensor:
     """An outcome of trials of one episode, one for each of the adaptation episodes 2 to K: ``[pairs, K - 1]``.
 
-    Lanes play the same pairs at the same time as in the trials of K episodes, so that action noise is the same. The
-    first episode of those has an empty memory as well: it is played for its noise and not returned.
+    Environments play the same pairs at the same time as in the trials of K episodes, so that action noise is the same.
+    The first episode of those also has an empty memory: it is played for its noise and not returned.
     """
     episodes, rounds = rules.adaptation_episodes, math.ceil(len(pairs) / lanes)
     one = rules.changed(adaptation_episodes=0, evaluation_episodes=1, evaluation_actions="sampled")
@@ -252,7 +256,9 @@ def _without_memory(
 
 def _check_memory_gain(rules: Protocol) -> None:
     if rules.biased:
-        raise ValueError(f"memory_gain is for strict and garage; {rules.name} tells nothing of single episodes.")
+        raise ValueError(
+            f"memory_gain is for strict, sampled and garage; {rules.name} does not report single episodes."
+        )
     if rules.adaptation_episodes < 2:
         raise ValueError(
             "memory_gain is of the adaptation episodes after the first, so that adaptation_episodes must be at least "
@@ -273,7 +279,7 @@ def _several(agent: Any) -> list[Any]:
 
 
 def _own(agent: Any, trust: Collection[str]) -> Any:
-    """A copy that may be moved and changed; a ``MetaLearningAgent`` as it is."""
+    """A copy that may be moved and changed; a ``MetaLearningAgent`` unchanged."""
     if isinstance(agent, str | Path):
         return load_networks(agent, trust=trust)
     if isinstance(agent, HTrMRLAgent):
@@ -311,5 +317,6 @@ def _identity(agent: Any) -> dict[str, Any]:
     if not isinstance(agent, str | Path):
         return {}
     frames = read_component(agent, "progress")["frames"]
-    digest = hashlib.sha256(Path(agent).read_bytes()).hexdigest()
+    weights = Path(agent, MODEL) if os.path.isdir(agent) else Path(agent)
+    digest = hashlib.sha256(weights.read_bytes()).hexdigest()
     return {"checkpoint": str(agent), "sha256": digest, "frames": frames}

@@ -1,9 +1,9 @@
-"""The same trials, independent of the CPU's floating-point summation order.
+"""Trials that are independent of the CPU's floating-point summation order.
 
-Processors add in different orders (vector width, threads), so networks in float32 differ in their last digits from
-machine to machine, and contacts in a simulator amplify that within an episode. In float64 the last digits are far below
-the grid that actions are rounded to here, so all machines execute the same actions, bit for bit, but for a rare one
-near the middle between two numbers of the grid. (The C library differs on x86-64 without FMA, before 2013.)
+CPUs add in different orders (vector width, threads), so float32 networks differ in their last digits between machines.
+Contacts in a simulator amplify this within an episode. In float64 the last digits are far below the grid to which
+actions are rounded here. So all machines execute the same actions, bit for bit, except for a rare action near the
+middle between two values of the grid. (The C library differs on x86-64 without FMA, before 2013.)
 """
 
 import torch
@@ -13,18 +13,18 @@ from tensordict.utils import NestedKey
 
 from htrmrl_torchrl import keys
 
-GRID = 2.0**-16  # of actions, whose bounds are of the order of 1; their noise is thousands of times as wide
+GRID = 2.0**-16  # for action bounds of the order of 1; action noise is thousands of times larger
 
 
 class ExactPolicy(TensorDictModuleBase):
     """Runs a policy in float64 and rounds its actions to multiples of 2^-16.
 
-    `evaluate` does so with every agent of this package. Trials of sampled actions are the same for the same device and
-    number of environments.
+    `evaluate` does so with every agent of this package. Trials with sampled actions are reproducible for the same
+    device and number of environments.
 
     Args:
-        policy: reads the keys of `htrmrl_torchrl.keys` and writes ``action``. It is converted to float64 where it is,
-            so give a copy of what is trained.
+        policy: reads the keys of `htrmrl_torchrl.keys` and writes ``action``. It is converted to float64 in place, so
+            pass a copy of a policy in training.
 
     Example:
         >>> from htrmrl_torchrl.agent.networks import acting_policy, build_networks
@@ -47,12 +47,12 @@ class ExactPolicy(TensorDictModuleBase):
         return tensordict.set(keys.ACTION, on_grid(action).to(tensordict[keys.OBSERVATION].dtype))
 
     def seen(self, tensordict: TensorDictBase) -> TensorDictBase:
-        """What the policy reads, in float64."""
+        """Input of the policy, in float64."""
         return tensordict.select(*self.in_keys, strict=False).apply(_in_double)
 
 
 def on_grid(action: torch.Tensor) -> torch.Tensor:
-    """Rounded to multiples of 2^-16."""
+    """``action`` rounded to multiples of 2^-16."""
     return (action / GRID).round() * GRID
 
 

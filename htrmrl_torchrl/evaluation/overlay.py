@@ -10,11 +10,15 @@
 
 from dataclasses import dataclass
 from functools import cache
+from typing import TYPE_CHECKING
 
 import numpy as np
-from PIL import Image, ImageDraw, ImageFont
 
 from htrmrl_torchrl.envs.lanes import Picture
+from htrmrl_torchrl.extras import require
+
+if TYPE_CHECKING:
+    from PIL import ImageDraw, ImageFont
 
 MIN_SIZE = 128  # below, the text cannot be read
 
@@ -51,6 +55,9 @@ def draw_caption(picture: Picture, caption: Caption) -> Picture:
     height, width = picture.shape[:2]
     if min(height, width) < MIN_SIZE:
         raise ValueError(f"A caption takes at least {MIN_SIZE} x {MIN_SIZE} pixels, received {height} x {width}.")
+    require("video", "PIL")
+    from PIL import Image, ImageDraw
+
     image = Image.fromarray(picture)
     draw = ImageDraw.Draw(image, "RGBA")
     unit = min(height, width) // 64  # 4 pixels in a picture of 256
@@ -71,7 +78,7 @@ def draw_caption(picture: Picture, caption: Caption) -> Picture:
 
 
 def _fitted(
-    draw: ImageDraw.ImageDraw,
+    draw: "ImageDraw.ImageDraw",
     position: tuple[float, float],
     text: str,
     *,
@@ -86,7 +93,7 @@ def _fitted(
 
 
 def _draw_progress(
-    draw: ImageDraw.ImageDraw, caption: Caption, *, left: int, right: int, top: int, bottom: int
+    draw: "ImageDraw.ImageDraw", caption: Caption, *, left: int, right: int, top: int, bottom: int
 ) -> None:
     """One segment per episode; the current one is filled up to the current step."""
     total = caption.adaptation_episodes + caption.evaluation_episodes
@@ -103,7 +110,7 @@ def _draw_progress(
                 draw.rectangle((start, top, start + round(share * (end - start)), bottom), fill=colour)
 
 
-def _draw_success(draw: ImageDraw.ImageDraw, *, width: int, height: int, top: int, unit: int) -> None:
+def _draw_success(draw: "ImageDraw.ImageDraw", *, width: int, height: int, top: int, unit: int) -> None:
     draw.rectangle((0, 0, width - 1, height - 1), outline=_GREEN, width=max(2, unit // 2))
     font, text = _font(7 * unit // 2), "SUCCESS"
     tick = 3 * unit  # width of the check mark
@@ -117,8 +124,10 @@ def _draw_success(draw: ImageDraw.ImageDraw, *, width: int, height: int, top: in
 
 
 @cache
-def _font(size: int) -> ImageFont.FreeTypeFont:
+def _font(size: int) -> "ImageFont.FreeTypeFont":
     """The font that Pillow brings along."""
+    from PIL import ImageFont
+
     font = ImageFont.load_default(size)
     if not isinstance(font, ImageFont.FreeTypeFont):
         raise RuntimeError("This Pillow has no FreeType and so no font of any size; install one of Pillow's wheels.")

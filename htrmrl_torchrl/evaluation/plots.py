@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from htrmrl_torchrl.evaluation.report import EvaluationReport
+from htrmrl_torchrl.extras import require
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -19,9 +20,9 @@ def plot_adaptation(reports: Mapping[str, EvaluationReport]) -> "Figure":
     first = _comparable(reports)
     if first.success.shape[-1] != first.protocol.episodes:
         raise ValueError(f"The protocol {first.protocol.name} reports no success by episode.")
+    figure, axes = _axes()
     from matplotlib.ticker import MaxNLocator
 
-    figure, axes = _axes()
     for label, report in reports.items():
         curve = report.success_by_episode() if first.has_success else report.return_by_episode()
         axes.plot(np.arange(1, len(curve) + 1), curve, marker="o", label=label)
@@ -69,6 +70,7 @@ def _comparable(reports: Mapping[str, EvaluationReport]) -> EvaluationReport:
 
 
 def _axes(width: float = 6.4) -> tuple["Figure", "Axes"]:
+    require("plots", "matplotlib")
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(width, 4.0), layout="constrained")

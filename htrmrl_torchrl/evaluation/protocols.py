@@ -15,7 +15,7 @@ class Protocol:
     """One way to evaluate; `PROTOCOLS` holds the named ones.
 
     Args:
-        name: ``"strict"``, ``"garage"`` or ``"metaworld"``.
+        name: ``"strict"``, ``"sampled"``, ``"garage"`` or ``"metaworld"``.
         adaptation_episodes: K episodes per trial with sampled actions, which do not count.
         evaluation_episodes: M episodes that count.
         evaluation_actions: the ``"mean"`` action or ``"sampled"`` ones in the M episodes.
@@ -89,6 +89,16 @@ PROTOCOLS = {
             evaluation_episodes=1,
             evaluation_actions="mean",
             goals_per_task=4,
+        ),
+        # The goals and the adaptation of `strict`, then ten episodes with sampled actions, each from the memory after
+        # the adaptation. `garage` with as many goals plays the same trials.
+        Protocol(
+            name="sampled",
+            adaptation_episodes=10,
+            evaluation_episodes=10,
+            evaluation_actions="sampled",
+            goals_per_task=4,
+            separate=True,
         ),
         # The evaluation in TrMRL's garage code, presumably the paper's: ten and ten, all sampled, two goals per task.
         Protocol(

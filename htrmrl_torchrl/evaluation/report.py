@@ -143,6 +143,24 @@ class EvaluationReport:
             medians[name] = float(np.median(steps)) if len(steps) else float("nan")
         return medians
 
+    def per_run_scores(self) -> Array:
+        """``[R, tasks]``: headline score of each run on each task, mean over evaluation episodes and goals.
+
+        Rows are runs in the order of `runs`; columns are tasks in the order of `task_success`. Scores are success, or
+        returns where the benchmark defines no success. `rliable <https://github.com/google-research/rliable>`_ reads
+        one such array for each method: ``get_interval_estimates({"HTrMRL": scores}, metrics.aggregate_iqm)``.
+
+        Example:
+            >>> from htrmrl_torchrl import evaluate
+            >>> from htrmrl_torchrl.agent.networks import build_networks
+            >>> networks = build_networks(observation_dim=3, action_low=[-1.0] * 2, action_high=[1.0] * 2)
+            >>> report = evaluate(networks, "toy", adaptation_episodes=2, protocol="sampled")
+            >>> two_seeds = EvaluationReport.merge([report, report])
+            >>> two_seeds.per_run_scores().shape
+            (2, 1)
+        """
+        return np.stack([self._goal_scores(rows).mean(-1) for _, rows in self._rows()], axis=-1)
+
     def success_by_episode(self) -> list[float]:
         """The adaptation curve: success in each of the K + M episodes, mean over tasks."""
         return self._by_episode(self.success)

@@ -1,20 +1,19 @@
-"""Playing a fixed grid of (task, goal) pairs: every pair is played in one trial, by one lane, and counted once.
+"""Plays a fixed grid of (task, goal) pairs: each pair in one trial of one environment, counted once.
 
-A trial has K adaptation episodes and then M that count, in one memory. Success at any step makes an episode a success;
-it never ends one. So all lanes are always at the same step of the same episode.
+A trial has K adaptation episodes and then M evaluation episodes, with one memory. Success at any step makes an episode
+a success but does not end it. So all environments are always at the same step of the same episode.
 """
 
 import math
 from collections.abc import Callable, Iterator
 from functools import partial
-from typing import Any, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import torch
 from tensordict import TensorDict, TensorDictBase
 from tensordict.nn import TensorDictModuleBase
 from torch import Tensor
 from torchrl.envs.utils import ExplorationType, set_exploration_type
-from tqdm import tqdm
 
 from htrmrl_torchrl import keys
 from htrmrl_torchrl.agent.acting import Acting
@@ -25,9 +24,12 @@ from htrmrl_torchrl.evaluation.exact import ExactPolicy, on_grid
 from htrmrl_torchrl.evaluation.protocols import Protocol
 from htrmrl_torchrl.memory.contract import Memory, memories_of
 from htrmrl_torchrl.memory.windows import token_after
-from htrmrl_torchrl.progress import progress_bar
+from htrmrl_torchrl.progress import NoBar, progress_bar
 
-# What an episode's first step tells of the one before.
+if TYPE_CHECKING:
+    from tqdm import tqdm
+
+# Keys of an episode's first step that describe the previous episode.
 _BOUNDARY = (keys.TRIAL_INIT, keys.FINAL_OBSERVATION, keys.FINAL_ACTION, keys.FINAL_REWARD)
 
 
@@ -52,26 +54,26 @@ def play_trials(
     look: Callable[[int, TensorDictBase], None] | None = None,
     share: LaneShare | None = None,
 ) -> TensorDict:
-    """Plays a number of trials and reports each of their episodes.
+    """Plays trials and reports each of their episodes.
 
     Args:
-        policy: writes ``action``, sampled or (under TorchRL's ``ExplorationType.DETERMINISTIC``) the mean. A memory in
-            it should be its own, see `htrmrl_torchrl.agent.acting_policy`: it is restarted.
-        env: N lanes whose trials have K + M episodes; reset here.
-        protocol: how many episodes adapt and count, which actions the latter take, and what they remember. (The
-            memories set back are ours; a policy with one of another kind goes on remembering.)
-        trials: how many trials count, in the order in which `env` deals them; default N. Where N does not divide it,
-            the last lanes of the last round are not counted.
-        seed: of the action noise; torch's own random state is left as it was.
-        progress: whether it is shown, see `progress_bar`.
-        look: called at each episode's start with 0 and what the environment shows ``[N]``, and after each of its steps
-            with the step's number and what followed, before the lanes begin anew.
-        share: if several processes play the trials: the lanes of `env`. Returned are then all trials of these lanes,
-            one round after the other.
+        policy: writes ``action``, sampled or (under TorchRL's ``ExplorationType.DETERMINISTIC``) the mean. It needs a
+            memory of its own, see `htrmrl_torchrl.agent.acting_policy`, because the memory is restarted.
+        env: N environments whose trials have K + M episodes; reset here.
+        protocol: the numbers of episodes, the actions of evaluation episodes, and what these remember. (Only a `Memory`
+            can be set back between them.)
+        trials: number of trials to report, in the order in which `env` deals them; default N. If N does not divide it,
+            the rest of the last round is not reported.
+        seed: of the action noise; torch's own random state does not change.
+        progress: whether progress is shown, see `progress_bar`.
+        look: called at each episode's start with 0 and the environments' row ``[N]``, and after each step with the
+            step's number and its result, before the next episode begins.
+        share: if several processes play the trials: the environments of `env`. All their trials are then returned,
+            round after round.
 
     Returns:
         ``[trials]``: ``task`` and ``goal``; and ``[trials, K + M]``: ``success`` (bool), ``return`` (undiscounted) and
-        ``steps_to_success`` (counted from 1; 0 where there was none).
+        ``steps_to_success`` (counted from 1; 0 without success).
 
     Raises:
         ValueError: if the environment's trials do not have K + M episodes.
@@ -80,7 +82,7 @@ def play_trials(
     if env.episodes_per_trial != total:
         raise ValueError(
             f"The environment's trials have {env.episodes_per_trial} episodes; {protocol.adaptation_episodes} + "
-            f"{protocol.evaluation_episodes} = {total} are to be played. Build it with episodes_per_trial={total}."
+            f"{protocol.evaluation_episodes} = {total} are needed. Build it with episodes_per_trial={total}."
         )
     trials = env.batch_size[0] if trials is None else trials
     memories = memories_of(policy)
@@ -91,7 +93,7 @@ def play_trials(
     with (
         torch.random.fork_rng(),
         torch.no_grad(),
-        progress_bar(total=frames, unit=" frames", disable=not progress) as bar,
+        progress_bar(total=frames, unit=" frames") if progress else NoBar() as bar,
     ):
         torch.manual_seed(seed)
         kept = memories if protocol.separate else []
@@ -106,11 +108,11 @@ def _play_round(
     protocol: Protocol,
     *,
     memories: list[Memory],
-    bar: tqdm,
+    bar: "tqdm | NoBar",
     look: Callable[[int, TensorDictBase], None] | None,
     share: LaneShare | None,
 ) -> TensorDict:
-    """One trial on every lane, ``[N]``; `memories` are those that each episode that counts sets back."""
+    """One trial in every environment, ``[N]``; each evaluation episode sets `memories` back."""
     lanes, total = env.batch_size[0], env.episodes_per_trial
     device = next((parameter.device for parameter in policy.parameters()), env.device)
     steps = torch.zeros(lanes, total, dtype=torch.long)
@@ -135,10 +137,10 @@ def _play_round(
                 played = _lean_steps(acting, env, now, device=device, mean_action=mean_action)
             for step, (reward, success) in enumerate(played, 1):
                 returns[:, episode] += reward.squeeze(-1)
-                if success is not None:  # none where the benchmark says nothing of it
+                if success is not None:  # None if the benchmark does not define success
                     steps[:, episode].masked_fill_(success.squeeze(-1) & (steps[:, episode] == 0), step)
                 bar.update(lanes)
-        # Past the last step of a trial the environment would deal the next pairs.
+        # Not after the last episode: the environment would deal the next pairs.
         if episode < total - 1:
             now = env.maybe_reset(env.row())
     return outcome.update({"success": steps > 0, "return": returns, "steps_to_success": steps}).auto_batch_size_(1)
@@ -168,7 +170,7 @@ def _plain_steps(
 def _lean_steps(
     acting: LeanPolicy, env: TrialEnv, now: TensorDictBase, *, device: torch.device, mean_action: bool
 ) -> Played:
-    """The same numbers from plain tensors, in a fraction of the time."""
+    """The results of `_plain_steps` from plain tensors, in a fraction of the time."""
     row, token = now.to(device), None
     for _ in range(env.horizon):
         step = env.advance(acting(row, token, mean_action).to(env.device))
@@ -177,7 +179,7 @@ def _lean_steps(
 
 
 def _lean_policy(policy: TensorDictModuleBase, noise: Noise) -> LeanPolicy | None:
-    """``policy`` for `_lean_steps`, if it is one of ours and nobody looks on."""
+    """``policy`` for `_lean_steps`; ``None`` if it is not as this package builds it, or has forward hooks."""
     if not isinstance(policy, ExactPolicy):
         acting = Acting.of(policy)
     else:
@@ -198,7 +200,7 @@ def _lean_policy(policy: TensorDictModuleBase, noise: Noise) -> LeanPolicy | Non
 def _start_from(
     boundary: tuple[list[Any], TensorDictBase] | None, now: TensorDictBase, memories: list[Memory]
 ) -> tuple[list[Any], TensorDictBase]:
-    """Puts `memories` and what `now` tells of the past back to the boundary; the first time, it is the present."""
+    """Sets `memories` and `now`'s keys of the past back to the boundary, which is the present of the first call."""
     if boundary is None:
         return [memory.snapshot() for memory in memories], now.select(*_BOUNDARY).clone()
     snapshots, told = boundary

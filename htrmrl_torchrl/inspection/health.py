@@ -16,7 +16,7 @@ FALLING = 0.2  # fall of the held-out success over all tasks below its best
 def warning_signs(
     metrics: Mapping[str, float], *, best_val_success: float, share_of_run: float = 1.0
 ) -> dict[str, str]:
-    """One line for each sign in the ``metrics`` of an evaluation (see the README's glossary), by the sign's name.
+    """One line for each sign in the ``metrics`` of an evaluation (see docs/reference/metrics.md), by the sign's name.
     ``best_val_success`` is the best ``eval/val_success`` so far, ``share_of_run`` the completed share, 0 to 1.
 
     Example:

@@ -4,13 +4,12 @@ import time
 from typing import TYPE_CHECKING
 
 from tensordict import TensorDictBase
-from tqdm import tqdm
 
 from htrmrl_torchrl import keys
 from htrmrl_torchrl.agent.networks import Networks
 from htrmrl_torchrl.inspection.health import warning_signs
 from htrmrl_torchrl.inspection.training import look, update_forgetting
-from htrmrl_torchrl.runs.console import STDERR, spared
+from htrmrl_torchrl.runs.console import note, spared
 from htrmrl_torchrl.runs.loggers import RunLogger
 from htrmrl_torchrl.runs.progress import Progress
 
@@ -45,7 +44,7 @@ def look_inside(
     for sign, line in signs.items():
         if sign not in progress.warned:
             progress.warned.append(sign)
-            tqdm.write(f"warning at {frames:,} frames: {line}", file=STDERR)
+            note(f"warning at {frames:,} frames: {line}")
     return seen | {"time/inspect": time.perf_counter() - started}
 
 

@@ -32,7 +32,7 @@ def retrieve(
     draws. Raises ValueError if the encoder sees one window only.
     """
     if not encoder.remembers:
-        raise ValueError("This encoder sees the present alone, so that nothing is retrieved; it needs episodes >= 2.")
+        raise ValueError("This encoder sees only the current window, so nothing is retrieved; it needs episodes >= 2.")
     tokens = recording.tokens[trial].to(encoder.tokens.mean.device)  # [K, H + 1, x]
     shown = {}
     for name in STRATEGIES:

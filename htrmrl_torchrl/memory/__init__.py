@@ -1,1 +1,1 @@
-"""What an agent remembers of a trial while it acts, which windows of it a decision sees, and how these are drawn."""
+"""The agent's memory of a trial while it acts, and the choice of windows that a decision sees."""

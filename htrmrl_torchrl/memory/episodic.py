@@ -1,8 +1,8 @@
-"""The rollout side of memory: what each lane has lived through, and what it sees of it now.
+"""Episodic memory for rollouts: the experience of each environment, and the part of it that a decision sees.
 
-The memory belongs to the acting policy. It is inference state, not experience: nothing of it enters the collected batch
-but which windows were drawn (two small integer keys, and the number of the running episode), from which the replay
-buffer rebuilds the same contexts by index.
+The memory belongs to the acting policy. The collected batch does not contain the memory's content. It only records
+which windows were drawn (two small integer keys, and the number of the running episode). From these the replay buffer
+rebuilds the same contexts by index.
 """
 
 import copy
@@ -32,50 +32,52 @@ from htrmrl_torchrl.specs import MismatchError, check_step
 
 @dataclass
 class _LaneState:
-    """What the memory holds of N lanes, E-1 slots each. What is handed out is replaced, never written into."""
+    """State of the memory for N environments, with E-1 slots each. Returned tensors are replaced, never modified."""
 
     history: LaneHistories
     observation_dim: int
-    streams: list[np.random.Generator]  # one a lane
-    episode: Tensor  # [N, 1] running counter of the episode being played
+    streams: list[np.random.Generator]  # one per environment
+    episode: Tensor  # [N, 1] running number of the current episode
     window_episode: Tensor  # [N, E-1]
     window_start: Tensor  # [N, E-1]
-    past: TensorDict  # [N] the past's part of the context, and each encoder's cache
-    encoded_with: Tensor | None = None  # the weights that encoded it, one after the other
+    past: TensorDict  # [N] past windows as in the context, and each encoder's cache
+    encoded_with: Tensor | None = None  # the concatenated weights that encoded it
 
 
 class EpisodicMemory(TensorDictModuleBase):
-    """Remembers the episodes of each lane's trial and writes the context of the next decision.
+    """Remembers the episodes of each environment's trial and writes the context of the next decision.
 
-    Put it first in the policy of a collector. Each call must be the next step of every lane, in order: the memory
-    appends the step's token, moves an episode into memory when the next one begins (``is_init``), forgets everything at
-    ``trial_init``, and draws the windows of an episode once at its start from the lane's own random stream.
+    Put it first in a collector's policy. Each call must be the next step of all environments, in order. The memory
+    appends the step's token, stores an episode when the next one begins (``is_init``), and forgets everything at
+    ``trial_init``. The windows of an episode are drawn once at its start, from the environment's own random stream.
 
-    With ``scope="lane"`` it forgets nothing at ``trial_init``: the lane's `max_episodes` latest episodes stay visible,
-    of whatever goal or task they were. (Where an environment says at a trial's start that no episode has ended, by a
-    ``"final"`` of zeros, what ran till then is dropped: that is how a collector tries out its policy.)
+    With ``scope="lane"`` nothing is forgotten at ``trial_init``: the environment's `max_episodes` latest episodes stay
+    visible, whatever their goal or task. (A trial that starts with a ``"final"`` of zeros follows no ended episode, so
+    the running episode is dropped. This happens when a collector tries out its policy.)
 
-    A copy (``copy.deepcopy``, ``pickle``, ``torch.save``) remembers what the original remembers and draws what it would
-    draw. In the worker processes of TorchRL's collectors a memory begins empty instead, for their lanes are others, and
-    each worker draws windows of its own: lane n of worker w from the stream of (`seed`, n, w).
+    A copy (``copy.deepcopy``, ``pickle``, ``torch.save``) has the content of the original and will draw the same
+    windows. In the worker processes of TorchRL's collectors a memory begins empty, because their environments are
+    different. Each worker draws its own windows: environment n of worker w uses the stream of (`seed`, n, w).
 
     Args:
-        encoder: the encoder, or all encoders (a separate critic), that read the context. The past is encoded with each
-            of them that `remembers` once per episode, and again when their weights have changed, in whatever way and by
-            whatever process. ``None`` keeps no cache; the encoders then encode raw windows at every step, to the same
-            result. They are used, not owned: the memory has no parameters and adds nothing to a state dict.
-        window: tokens T of a window; default: the encoder's.
-        episodes: windows E of a context; default: the encoder's.
-        strategy: ``"recent"``, ``"uniform"``, ``"uniform_last"``, ``"best_return"``, ``"diverse"``, ``"similar"`` or a
-            callable, see `htrmrl_torchrl.memory.strategies`.
-        scope: what may be seen: ``"trial"``, the running trial; ``"lane"``, earlier trials too.
-        max_episodes: how many ended episodes of a lane are remembered, the latest; ``None``: all of the trial. Needed
-            with ``scope="lane"``. Give the storage the same two.
-        seed: of the lanes' random streams.
+        encoder: the encoder, or all encoders (with a separate critic), that read the context. Each one that `remembers`
+            encodes the past once per episode, and again after any change of its weights, also by another process.
+            ``None`` keeps no cache; encoders then encode raw windows at every step, with the same result. Encoders are
+            not submodules: the memory has no parameters and adds nothing to a state dict.
+        window: number of tokens T in a window; default: the encoder's.
+        episodes: number of windows E in a context; default: the encoder's.
+        strategy: ``"recent"``, ``"uniform"``, ``"uniform_last"``, ``"best_return"``, ``"best_and_uniform"``,
+            ``"diverse"``, ``"similar"`` or a callable, see `htrmrl_torchrl.memory.strategies`.
+        dropout: probability that a drawn window is left out and its slot stays empty. For training, so that a policy
+            does not rely on single windows; agents act with 0.
+        scope: what is visible: ``"trial"``: the running trial; ``"lane"``: earlier trials too.
+        max_episodes: number of ended episodes per environment that are remembered (the latest); ``None``: all of the
+            trial. Required with ``scope="lane"``. The storage needs the same `scope` and `max_episodes`.
+        seed: of the environments' random streams.
 
     Attributes:
-        first_lane: number of its first lane; above 0 in a process that plays a block of a run's lanes, so that each
-            lane has the random stream that it has in one process.
+        first_lane: number of its first environment, default 0. Set it in a process that plays a block of a run's
+            environments; each then has the random stream that it would have in one process.
 
     Shapes:
         ``observation`` ``[*batch, o]`` and the trial keys (see `htrmrl_torchrl.keys`) -> ``"context"`` ``[*batch]``,
@@ -85,8 +87,8 @@ class EpisodicMemory(TensorDictModuleBase):
     Raises:
         ValueError: if neither an encoder nor sizes are given, the strategy or scope is unknown, or the strategy draws
             windows that do not exist or asks for embeddings without an encoder.
-        MismatchError: (a ValueError) from the first call, if an entry is missing or has another shape or size.
-        KeyError: if the environment does not give an ended episode's final step.
+        MismatchError: (a ValueError) at the first call, if an entry is missing or has another shape or size.
+        KeyError: if the environment does not provide the final step of an ended episode.
 
     Example:
         >>> from torchrl.envs import GymEnv, TransformedEnv
@@ -106,10 +108,13 @@ class EpisodicMemory(TensorDictModuleBase):
         strategy: str | WindowStrategy = "uniform",
         scope: Scope = "trial",
         max_episodes: int | None = None,
+        dropout: float = 0.0,
         seed: int = 0,
     ) -> None:
         super().__init__()
         check_scope(scope, max_episodes)
+        if not 0 <= dropout < 1:
+            raise ValueError(f"dropout={dropout} must be at least 0 and below 1.")
         encoders = () if encoder is None else (encoder,) if isinstance(encoder, ContextEncoder) else tuple(encoder)
         if encoders:
             window = encoders[0].window if window is None else window
@@ -118,16 +123,15 @@ class EpisodicMemory(TensorDictModuleBase):
             raise ValueError(f"window={window} and episodes={episodes} must be at least 1; give them or an encoder.")
         # A tuple hides the encoders from Module registration: their weights belong to the actor's state dict alone.
         self._encoders = tuple(e for e in encoders if e.remembers)
-        # Listed once: walking the modules at every step would cost as much as the attention. Their tables, not what is
-        # in them: a move to another device replaces buffers.
+        # Listed once, because traversing the modules at every step costs as much as the attention. The tables are kept
+        # instead of their tensors, because a move to another device replaces buffers.
         modules = [module for encoder in self._encoders for module in encoder.modules()]
         self._watched = tuple(table for m in modules for table in (m._parameters, m._buffers) if table)
         self.window, self.episodes = window, episodes
-        self._embedder = encoders[:1]  # for strategies that ask for embeddings, whether the encoder remembers or not
+        self._embedder = encoders[:1]  # for strategies that need embeddings, even if the encoder remembers nothing
         self.strategy = make_strategy(strategy)
         self.scope, self.max_episodes = scope, max_episodes
-        self.seed = seed
-        self.first_lane = 0
+        self.dropout, self.seed, self.first_lane = dropout, seed, 0
         self.in_keys: list[NestedKey] = [
             keys.OBSERVATION, keys.PREV_ACTION, keys.PREV_REWARD, keys.IS_INIT, keys.TRIAL_INIT,
             keys.FINAL_OBSERVATION, keys.FINAL_ACTION, keys.FINAL_REWARD,
@@ -143,12 +147,12 @@ class EpisodicMemory(TensorDictModuleBase):
         return self.scope == "lane"
 
     def check_encoders(self, encoders: Sequence[ContextEncoder]) -> None:
-        """Raises MismatchError for encoders of other windows, recurrent ones, and others than those of its cache."""
+        """Raises MismatchError for other window sizes, recurrent encoders, and a cache of other encoders."""
         check_readers(self, encoders, owned=(), recurrent=False)
         for encoder in encoders:
             if (self.window, self.episodes) != (encoder.window, encoder.episodes):
                 raise MismatchError(
-                    f"The memory has window={self.window} and episodes={self.episodes}, and the encoder was built for "
+                    f"The memory has window={self.window} and episodes={self.episodes}, but the encoder was built for "
                     f"window={encoder.window} and episodes={encoder.episodes}; give both the same."
                 )
         check_readers(self, encoders, owned=self._encoders, recurrent=False)
@@ -166,7 +170,7 @@ class EpisodicMemory(TensorDictModuleBase):
         state = self._state
         if state is None or len(state.history) != len(token):
             self._state = state = self._fresh_state(token, flat.get(keys.OBSERVATION).shape[-1])
-            trial = torch.ones_like(trial)  # nothing is known of lanes that appear: they begin here
+            trial = torch.ones_like(trial)  # environments without history begin here
         elif not state.history.is_like(token):
             self._move(state, token)
         begins = (trial | flat.get(keys.IS_INIT).squeeze(-1)).nonzero().squeeze(-1)
@@ -176,7 +180,7 @@ class EpisodicMemory(TensorDictModuleBase):
         if self._encoders:
             self._follow_weights(state)
         seen = self.seen()
-        # Copies, for a collector's reset writes zeros into what it was handed.
+        # Copies, because a collector's reset writes zeros into these tensors.
         context = seen.past.copy().set(keys.CURRENT[1], seen.current).set(keys.CURRENT_MASK[1], seen.mask.clone())
         tensordict.set(keys.CONTEXT, context.reshape(batch))
         for key, value in self.noted().items():
@@ -184,16 +188,16 @@ class EpisodicMemory(TensorDictModuleBase):
         return tensordict
 
     def advance(self, token: Tensor) -> None:
-        """`forward` for the steps between: takes the next ``token`` ``[N, x]`` of every lane, none of which begins an
-        episode, of the type and device and with the weights of the last `forward`."""
+        """`forward` within episodes: takes the next ``token`` ``[N, x]`` of every environment. No environment may begin
+        an episode; dtype, device and weights must be those of the last `forward`."""
         self._here.history.append(token)
 
     def seen(self) -> Seen:
-        """What the present decision sees; nobody writes into it."""
+        """Input of the present decision; read-only."""
         return Seen(*self._here.history.current(self.window), self._here.past)
 
     def noted(self) -> dict[NestedKey, Tensor]:
-        """What the replay buffer needs to rebuild it, ``[N, ...]``; nobody writes into it."""
+        """What the replay buffer needs to rebuild this input, ``[N, ...]``; read-only."""
         state = self._here
         return {
             keys.WINDOW_EPISODE: state.window_episode,
@@ -207,24 +211,24 @@ class EpisodicMemory(TensorDictModuleBase):
         return self._state
 
     def forget(self) -> None:
-        """Drops all lanes: the next call begins new trials everywhere, whatever its flags. Random streams go on."""
+        """Forgets everything: the next call begins new trials everywhere, whatever its flags. Streams continue."""
         kept = self.checkpoint_state()
         kept.pop("history", None)
         self._restored, self._state = kept, None
 
     def snapshot(self) -> Any:
-        """What all lanes remember now, the running episode included, for `go_back`."""
+        """The present content, including running episodes, for `go_back`."""
         return copy.deepcopy(self._state)
 
     def go_back(self, snapshot: Any) -> None:
-        """Forgets what was lived since `snapshot`, which may be used again; the random streams go on."""
+        """Returns to `snapshot`, which may be used again; the random streams continue."""
         streams = None if self._state is None else self._state.streams
         self._state = copy.deepcopy(snapshot)
         if self._state is not None and streams is not None:
             self._state.streams = streams
 
     def drop_running(self, lanes: Tensor | None = None) -> None:
-        """Forgets the episodes that run on `lanes` (numbers ``[n]``, default all), which then never count as ended."""
+        """Forgets the running episodes of `lanes` (numbers ``[n]``, default: all); they never count as ended."""
         if self._state is not None:
             self._state.history.drop_running(lanes)
         elif self._restored is not None and "history" in self._restored:
@@ -232,13 +236,13 @@ class EpisodicMemory(TensorDictModuleBase):
             self._restored = self._restored | {"history": without_running(self._restored["history"], ran)}
 
     def restart(self) -> None:
-        """Back to how it was built: drops all lanes, and their random streams begin again from the seed."""
+        """Returns to the state after construction: forgets everything and restarts the random streams from the seed."""
         self._restored = self._state = None
         self._process = os.getpid()
 
     def checkpoint_state(self) -> dict[str, Any]:
-        """Random streams and episode counters, exact at trial boundaries; the episodes themselves where a new trial
-        still sees them (``scope="lane"``)."""
+        """Random streams and episode counters, exact at trial boundaries; with ``scope="lane"`` also the episodes,
+        because new trials still see them."""
         if self._state is None:
             return dict(self._restored or {"lanes": 0})
         state = {
@@ -249,16 +253,16 @@ class EpisodicMemory(TensorDictModuleBase):
         return state if self.scope == "trial" else state | {"history": self._state.history.checkpoint_state()}
 
     def load_checkpoint_state(self, state: dict[str, Any]) -> None:
-        """Continues where `checkpoint_state` was taken; the next step must begin a trial in every lane.
+        """Continues from `checkpoint_state`; the next step must begin a trial in every environment.
 
         Raises:
-            ValueError: (or another error) for what `checkpoint_state` never returns.
+            ValueError: (or another error) for a state that `checkpoint_state` never returns.
         """
         check_counters(state)
         for stream in state.get("streams", ()):
             np.random.default_rng().bit_generator.state = json.loads(stream)
         if state["lanes"] and len(state["streams"]) != state["lanes"]:
-            raise ValueError(f"The saved memory has {len(state['streams'])} random streams for {state['lanes']} lanes.")
+            raise ValueError(f"The saved memory has {len(state['streams'])} streams for {state['lanes']} environments.")
         if "history" in state:
             check_history(state["history"], lanes=state["lanes"])
         self._restored, self._state = state, None
@@ -316,7 +320,7 @@ class EpisodicMemory(TensorDictModuleBase):
             self._encode(state, lanes)
 
     def _draw_windows(self, state: _LaneState, token: Tensor, lanes: Tensor) -> None:
-        """Draws what the episodes that begin on ``lanes`` with ``token`` ``[N, x]`` will see of the past."""
+        """Draws the past windows for the episodes that begin in ``lanes`` with ``token`` ``[N, x]``."""
         slots = self.episodes - 1
         episode, start, windows = [], [], []
         for lane in lanes.tolist():
@@ -324,12 +328,15 @@ class EpisodicMemory(TensorDictModuleBase):
             past = self._past(state, lane, token[lane])
             drawn = sorted(self.strategy(past, slots=slots, window=self.window, rng=state.streams[lane]))
             _check_drawn(drawn, ended, slots)
+            if self.dropout:
+                kept = state.streams[lane].random(len(drawn)) >= self.dropout
+                drawn = [shown for shown, keep in zip(drawn, kept, strict=True) if keep]
             empty = [-1] * (slots - len(drawn))
             episode.append(empty + [ended[e].counter for e, _ in drawn])
             start.append(empty + [int(s) for _, s in drawn])
             windows.append(state.history.windows(lane, drawn, slots=slots, window=self.window))
         window_episode, window_start = lanes.new_tensor(episode), lanes.new_tensor(start)  # [lanes, E-1]
-        # Unique to the lane's episode, not to its rows in the history, which the next trial uses again.
+        # From the episode's number instead of its rows in the history, because the next trial reuses the rows.
         past_id = (lanes.unsqueeze(-1) << 44) + (window_episode << 22) + window_start
         shown = {
             "past": torch.stack([tokens for tokens, _ in windows]),
@@ -342,7 +349,7 @@ class EpisodicMemory(TensorDictModuleBase):
         state.past = state.past.copy().update({k: state.past[k].index_copy(0, lanes, v) for k, v in shown.items()})
 
     def _past(self, state: _LaneState, lane: int, token: Tensor) -> PastEpisodes:
-        """What the lane's strategy may look at when an episode begins with ``token`` ``[x]``."""
+        """What the strategy may read when an episode begins in `lane` with ``token`` ``[x]``."""
         history = state.history
 
         def embed(windows: Sequence[Window]) -> Array:
@@ -374,12 +381,13 @@ class EpisodicMemory(TensorDictModuleBase):
             state.past = state.past.copy().set(key, old.index_copy(0, lanes, cache))
 
     def _follow_weights(self, state: _LaneState) -> None:
-        """Encodes the past of all lanes anew if the weights are others than those that encoded it.
+        """Encodes the past of all environments again if the weights have changed.
 
-        Their values are compared (under 1% of a step of 20 lanes with the default model): torch's ``_version`` counts
-        neither changes through ``.data``, as TorchRL's weight updates are, nor another process's to shared memory.
+        Weights are compared by value (under 1% of a step of 20 environments with the default model). Torch's
+        ``_version`` misses changes through ``.data``, as in TorchRL's weight updates, and another process's to shared
+        memory.
         """
-        # Read before encoding: a collector's worker receives weights in a thread of its own, at any time.
+        # Read before encoding: a collector's worker receives weights at any time, in another thread.
         weights = torch.cat([t.reshape(-1) for table in self._watched for t in table.values() if t is not None])
         known = state.encoded_with
         if known is None or known.dtype != weights.dtype or not torch.equal(known, weights):
@@ -387,19 +395,19 @@ class EpisodicMemory(TensorDictModuleBase):
             state.encoded_with = weights
 
     def _move(self, state: _LaneState, token: Tensor) -> None:
-        """To the type and device that tokens have now, after a policy's ``.to()`` or ``.double()``."""
+        """Moves the state to the dtype and device of ``token``, after a policy's ``.to()`` or ``.double()``."""
         state.history.move(token)
         state.episode, state.window_episode, state.window_start = (
             tensor.to(token.device) for tensor in (state.episode, state.window_episode, state.window_start)
         )
-        raw = state.past.select("past", "past_mask", "past_id", "slot_mask")  # the cache is encoded anew
+        raw = state.past.select("past", "past_mask", "past_id", "slot_mask")  # the cache is encoded again
         state.past = raw.apply(lambda t: t.to(token) if t.is_floating_point() else t.to(token.device))
         state.encoded_with = None
 
 
 def _as_array(tensor: Tensor) -> Array:
     array: Array = tensor.cpu().numpy()
-    array.flags.writeable = False  # a strategy looks, and changes nothing
+    array.flags.writeable = False  # strategies may only read
     return array
 
 

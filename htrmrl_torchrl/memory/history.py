@@ -1,11 +1,11 @@
-"""What each lane remembers: one growing table of tokens per lane.
+"""Tokens that are remembered: one growing row of a table per environment.
 
 ::
 
-    lane 0    x0 x1 x2 x3 | x0 x1 x2 x3 | x0 x1 .       two ended episodes of three steps, the third is running
-    lane 1    x0 x1 .                                   a trial has just begun: the row is used from its start again
+    env 0     x0 x1 x2 x3 | x0 x1 x2 x3 | x0 x1 .       two ended episodes of three steps; the third is running
+    env 1     x0 x1 .                                   a new trial: the row is used from its start again
 
-With ``scope="lane"`` a new trial does not forget; the row's oldest tokens go when they are no longer remembered.
+With ``scope="lane"`` a new trial keeps earlier episodes; tokens of forgotten episodes are removed.
 """
 
 from collections.abc import Sequence
@@ -21,7 +21,7 @@ _FIRST_CAPACITY = 512
 
 
 class Ended(NamedTuple):
-    """An ended episode: the lane's running number of it, its first row in the table, and its tokens."""
+    """An ended episode: its running number in its environment, its first row in the table, and its number of tokens."""
 
     counter: int
     first: int
@@ -29,12 +29,12 @@ class Ended(NamedTuple):
 
 
 class LaneHistories:
-    """Tokens of the remembered and the running episodes of N lanes.
+    """Tokens of the remembered and the running episodes of N environments.
 
     Args:
-        token: ``[N, x]``, for its sizes, type and device.
-        scope: ``"trial"``: a new trial forgets its lane; ``"lane"``: it does not.
-        max_episodes: how many ended episodes of a lane are remembered, the latest; ``None`` for all.
+        token: ``[N, x]``, defines sizes, dtype and device.
+        scope: ``"trial"``: a new trial forgets earlier episodes; ``"lane"``: it keeps them.
+        max_episodes: number of ended episodes per environment that are remembered (the latest); ``None``: all.
     """
 
     def __init__(self, token: Tensor, *, scope: Scope = "trial", max_episodes: int | None = None) -> None:
@@ -43,29 +43,29 @@ class LaneHistories:
         self._table = token.new_zeros(len(token), _FIRST_CAPACITY, token.shape[-1])
         self._count = torch.zeros_like(self._lanes)  # used rows
         self._first = torch.zeros_like(self._lanes)  # where the running episode begins
-        self._room = _FIRST_CAPACITY  # so many rows at least are unused, in every lane
-        self._running = 0  # so many tokens at least has every running episode
-        self._base: tuple[int, Tensor] | None = None  # rows a lane, and each lane's first
+        self._room = _FIRST_CAPACITY  # lower bound of unused rows per environment
+        self._running = 0  # lower bound of tokens in a running episode
+        self._base: tuple[int, Tensor] | None = None  # capacity, and each environment's first row
         self._whole: tuple[Tensor, Tensor] | None = None  # rows [T] and mask [N, T] of windows without padding
         self._ended: list[list[Ended]] = [[] for _ in token]  # oldest first
-        self._earlier = [0] * len(token)  # how many of these are of earlier trials
+        self._earlier = [0] * len(token)  # how many of these belong to earlier trials
 
     def __len__(self) -> int:
         return len(self._lanes)
 
     def is_like(self, token: Tensor) -> bool:
-        """Whether ``token`` ``[N, x]`` has the type and device of those that are here."""
+        """Whether ``token`` ``[N, x]`` has the dtype and device of the stored tokens."""
         return token.dtype == self._table.dtype and token.device == self._table.device
 
     def move(self, token: Tensor) -> None:
-        """Moves all to the type and device of ``token``."""
+        """Moves the stored tokens to the dtype and device of ``token``."""
         self._table, self._base, self._whole = self._table.to(token), None, None
         self._lanes, self._count, self._first = (
             index.to(token.device) for index in (self._lanes, self._count, self._first)
         )
 
     def append(self, token: Tensor, lanes: Tensor | None = None) -> None:
-        """Adds one token ``[lanes, x]`` to each of the lanes (all by default)."""
+        """Appends a token ``[lanes, x]`` to each of the `lanes` (default: all)."""
         if not self._room:
             if int(self._count.max()) >= self._table.shape[1]:
                 self._make_room()
@@ -80,7 +80,7 @@ class LaneHistories:
         self._running += 1
 
     def begin_episodes(self, lanes: Tensor, *, new_trial: Tensor, counter: Tensor) -> None:
-        """Ends the running episodes, number `counter`, of `lanes`, or forgets all if `new_trial` does; all ``[n]``."""
+        """Ends the running episodes of `lanes`, numbered `counter`, or forgets all if `new_trial` does; all ``[n]``."""
         self._running = 0
         for lane, trial, number in zip(lanes.tolist(), new_trial.tolist(), counter.tolist(), strict=True):
             ended = self._ended[lane]
@@ -92,28 +92,28 @@ class LaneHistories:
             if length := int(self._count[lane]) - first:
                 ended.append(Ended(number, first, length))
             self._earlier[lane] = len(ended) if trial else self._earlier[lane]
-            # By number, not by how many there are: that is how the storage knows what may still be drawn.
+            # By number instead of count, because the storage knows by number what may still be drawn.
             while self.max_episodes is not None and ended and ended[0].counter <= number - self.max_episodes:
                 ended.pop(0)
                 self._earlier[lane] = max(0, self._earlier[lane] - 1)
         self._first[lanes] = self._count[lanes]
 
     def drop_running(self, lanes: Tensor | None = None) -> None:
-        """Forgets the running episodes of `lanes` ``[n]`` (all by default); what has ended stays."""
+        """Forgets the running episodes of `lanes` ``[n]`` (default: all); ended episodes stay."""
         lanes = self._lanes if lanes is None else lanes
         self._count[lanes] = self._first[lanes]
         self._running = 0
 
     def running(self) -> Tensor:
-        """Tokens of the running episodes, ``[N]``; 0 where none has begun."""
+        """Number of tokens in the running episodes, ``[N]``; 0 if none has begun."""
         return self._count - self._first
 
     def ended(self, lane: int) -> list[Ended]:
-        """The lane's remembered episodes, oldest first."""
+        """The environment's remembered episodes, oldest first."""
         return self._ended[lane]
 
     def earlier(self, lane: int) -> int:
-        """How many of these are of earlier trials."""
+        """How many of these belong to earlier trials."""
         return self._earlier[lane]
 
     def tokens(self, lane: int, episode: int) -> Tensor:
@@ -124,7 +124,7 @@ class LaneHistories:
     def current(self, window: int) -> tuple[Tensor, Tensor]:
         """The newest ``window`` tokens of the running episodes, ``[N, T, x]``, and their mask ``[N, T]``.
 
-        The mask may be handed out again, so nobody writes into it.
+        The mask may be returned again, so it must not be modified.
         """
         row = self._first_rows()
         if self._running < window:
@@ -136,7 +136,7 @@ class LaneHistories:
         return self._table.flatten(0, 1).index_select(0, rows.flatten()).view(*rows.shape, -1), self._whole[1]
 
     def _first_rows(self) -> Tensor:
-        """Each lane's first row in the flat table ``[N]``."""
+        """Each environment's first row in the flat table ``[N]``."""
         capacity = self._table.shape[1]
         if self._base is None or self._base[0] != capacity:
             self._base = capacity, self._lanes * capacity
@@ -152,7 +152,7 @@ class LaneHistories:
         return window_at(self._table[lane], self._lanes.new_tensor(newest), self._lanes.new_tensor(first), window)
 
     def _make_room(self) -> None:
-        """Moves what is remembered to the rows' start; doubles the table where that does not free half of it."""
+        """Moves remembered tokens to the start of their rows; doubles the table if a row is then over half full."""
         for lane, ended in enumerate(self._ended):
             oldest = ended[0].first if ended else int(self._first[lane])
             if oldest:
@@ -165,7 +165,7 @@ class LaneHistories:
             self._table = torch.cat([self._table, torch.zeros_like(self._table)], 1)
 
     def checkpoint_state(self) -> dict[str, Any]:
-        """All remembered tokens, lane by lane ``[rows, x]``, the numbers and lengths of episodes, and what runs."""
+        """Remembered tokens ``[rows, x]`` by environment, with numbers and lengths of episodes."""
         rows = []
         for lane, ended in enumerate(self._ended):
             rows += [self.tokens(lane, episode) for episode in range(len(ended))]
@@ -177,7 +177,7 @@ class LaneHistories:
         }
 
     def load_checkpoint_state(self, state: dict[str, Any]) -> None:
-        """Puts back what `checkpoint_state` returned, into a history of as many lanes."""
+        """Restores what `checkpoint_state` returned, for the same number of environments."""
         tokens, begin = state["tokens"].to(self._table.device), 0
         self._room = self._running = 0
         for lane, (ended, running) in enumerate(zip(state["ended"], state["running"], strict=True)):
@@ -195,7 +195,7 @@ class LaneHistories:
 
 
 def without_running(state: dict[str, Any], lanes: Sequence[int]) -> dict[str, Any]:
-    """What `LaneHistories.checkpoint_state` returned, without the running episodes of `lanes`."""
+    """The result of `LaneHistories.checkpoint_state`, without the running episodes of `lanes`."""
     kept, begin = [], 0
     running = [0 if lane in lanes else length for lane, length in enumerate(state["running"])]
     for ended, ran, runs in zip(state["ended"], state["running"], running, strict=True):
@@ -206,16 +206,16 @@ def without_running(state: dict[str, Any], lanes: Sequence[int]) -> dict[str, An
 
 
 def check_counters(state: dict[str, Any]) -> None:
-    """Raise ValueError unless a saved memory counts an episode for each of its lanes, if it has any."""
+    """Raises ValueError unless a saved memory has one episode counter per environment, or no environments."""
     lanes = state["lanes"]
     counted = state["episode"] if lanes else []
     if type(lanes) is not int or len(counted) != lanes or not all(type(n) is int and n >= -1 for n in counted):
-        raise ValueError(f"The saved memory counts episodes {counted!r} of {lanes!r} lanes.")
+        raise ValueError(f"The saved memory has the episode counters {counted!r} for {lanes!r} environments.")
 
 
 def check_history(state: dict[str, Any], *, lanes: int) -> None:
-    """Raise ValueError unless saved tokens are those of the saved episodes of so many lanes."""
+    """Raises ValueError unless the saved tokens match the saved episodes of this number of environments."""
     lengths = [length for ended in state["ended"] for _, length in ended] + list(state["running"])
     fits = len(state["ended"]) == len(state["running"]) == lanes
     if not (fits and all(type(n) is int and n >= 0 for n in lengths) and sum(lengths) == len(state["tokens"])):
-        raise ValueError(f"The saved memory's episodes of {lanes} lanes do not have its {len(state['tokens'])} tokens.")
+        raise ValueError(f"The saved {len(state['tokens'])} tokens do not match the episodes of {lanes} environments.")

@@ -1,9 +1,9 @@
-"""What a lane remembers when an episode begins: all that a window strategy may look at, and how long it is kept.
+"""The past of an environment when an episode begins: what a window strategy may read, and how long it is kept.
 
 ::
 
     scope="trial"    a a | b b b >            episodes of the running trial; a new trial forgets them
-    scope="lane"     a a | b b b || c > d d   earlier trials (of other goals, perhaps other tasks) stay visible
+    scope="lane"     a a | b b b || c > d d   earlier trials (other goals, perhaps other tasks) stay visible
 """
 
 from collections.abc import Callable, Sequence
@@ -14,33 +14,33 @@ import numpy as np
 import numpy.typing as npt
 
 Array = npt.NDArray[Any]
-Window = tuple[int, int]  # (index of the episode among the remembered ones, its first token)
+Window = tuple[int, int]  # (index among the remembered episodes, first token)
 Scope = Literal["trial", "lane"]
 SCOPES: tuple[str, ...] = get_args(Scope)
 
 
 def check_scope(scope: str, max_episodes: int | None) -> None:
-    """Raise ValueError unless these say how much is remembered."""
+    """Raises ValueError for an unknown `scope`, or a `max_episodes` that is invalid or missing."""
     if scope not in SCOPES:
-        raise ValueError(f"Memory scope {scope!r} is unknown; the known ones are {', '.join(SCOPES)}.")
+        raise ValueError(f"Memory scope {scope!r} is unknown; choose one of {', '.join(SCOPES)}.")
     if max_episodes is not None and max_episodes < 1:
         raise ValueError(f"max_episodes={max_episodes} must be at least 1, or None for all episodes of the trial.")
     if scope == "lane" and max_episodes is None:
-        raise ValueError("scope='lane' remembers across trials, without end; give max_episodes, how many it may keep.")
+        raise ValueError("scope='lane' remembers across trials without limit; give max_episodes, the number to keep.")
 
 
 class PastEpisodes:
-    """Read-only view of a lane's remembered episodes, oldest first; what nobody asks for is not computed.
+    """Read-only view of an environment's remembered episodes, oldest first; everything is computed on demand.
 
     Args:
-        lengths: tokens of each episode, its final one included: an episode of H steps has H + 1.
-        tokens: from an index to the episode's tokens ``[n, x]``, n its length: [observation, previous action, previous
-            reward (raw), first].
+        lengths: number of tokens of each episode, including the final one: an episode of H steps has H + 1.
+        tokens: function from an episode's index to its tokens ``[n, x]``, n its length: [observation, previous action,
+            previous reward (raw), first].
         observation_dim: size o of the observation in a token.
-        earlier: how many of them are of earlier trials (the first ones); 0 with ``scope="trial"``.
-        embed: from windows to embeddings ``[n, D]``.
-        present: what the episode that begins looks like now, ``[D]``: the embedding of the window that ends with its
-            first token, which is all there is of it.
+        earlier: how many of them belong to earlier trials (the first ones); 0 with ``scope="trial"``.
+        embed: function from windows to embeddings ``[n, D]``.
+        present: function that returns the embedding ``[D]`` of the current window of the episode that begins. This
+            window holds only the episode's first token.
 
     Example:
         >>> episode = np.array([[0.1, 0, 0, 1], [0.2, 1, 5, 0], [0.3, 1, -2, 0]])  # o = 1, a = 1, two steps
@@ -75,7 +75,7 @@ class PastEpisodes:
         return self._tokens(episode)[:, : self._observation_dim]
 
     def rewards(self, episode: int) -> Array:
-        """Raw rewards of the episode's steps, ``[n - 1]``: number t is told by token t + 1."""
+        """Raw rewards of the episode's steps, ``[n - 1]``; token t + 1 contains reward t."""
         return self._tokens(episode)[1:, -2]
 
     @cached_property
@@ -84,7 +84,7 @@ class PastEpisodes:
         return np.array([self.rewards(episode).sum(dtype=np.float64) for episode in range(len(self))])
 
     def embed(self, windows: Sequence[Window]) -> Array:
-        """Embeddings ``[n, D]`` of windows, by the encoder as it is now."""
+        """Embeddings ``[n, D]`` of windows, with the encoder's current weights."""
         if self._embed is None:
             raise ValueError(_NO_ENCODER)
         return self._embed(windows)
@@ -98,6 +98,6 @@ class PastEpisodes:
 
 
 _NO_ENCODER = (
-    "This window strategy asks for embeddings, but the memory has no encoder to make them with; build it with one, "
+    "This window strategy needs embeddings, but the memory has no encoder; build it with one: "
     "EpisodicMemory(encoder, ...)."
 )

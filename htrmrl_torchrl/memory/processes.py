@@ -1,4 +1,4 @@
-"""Which process a memory is in: collectors send their policy to worker processes, each with lanes of its own."""
+"""Identifies the process of a memory: collectors send their policy to worker processes with other environments."""
 
 import copy
 import multiprocessing
@@ -7,15 +7,15 @@ import pickle
 from multiprocessing.context import get_spawning_popen
 from typing import Any
 
-# Each worker counts a lane's episodes from a number of its own, so that a buffer notices when it is given batches of
-# several workers (as MultiAsyncCollector's come) for those of one lane.
+# Each worker numbers episodes from its own offset, so that a buffer detects batches of several workers (as from
+# MultiAsyncCollector) that are added as those of one environment.
 EPISODES_A_WORKER = 1 << 22
 
 
 def worker_number() -> int | None:
-    """The number, from 0, of the worker of a TorchRL collector that this process is; ``None`` elsewhere.
+    """The number, from 0, of the TorchRL collector's worker that this process is; ``None`` elsewhere.
 
-    TorchRL numbers its workers (``worker_idx``), but says so to the process's main function alone.
+    TorchRL numbers its workers (``worker_idx``) but passes the number only to the process's main function.
     """
     process = multiprocessing.current_process()
     if type(process).__module__.partition(".")[0] != "torchrl":
@@ -25,21 +25,21 @@ def worker_number() -> int | None:
 
 
 def sent_to_worker(process: int) -> bool:
-    """Whether we are in a collector's worker, and what was last used in the process with the id `process` came here."""
+    """Whether this is a collector's worker, and an object last used in the process with id `process` was sent to it."""
     return process != os.getpid() and worker_number() is not None
 
 
 def handed_over(state: Any) -> Any:
-    """What a pickle or copy of an owner of `state` holds of it: nothing that the two would both write into.
+    """`state` for a pickle or copy of its owner; original and copy share nothing that either modifies.
 
-    Torch shares the tensors that it sends to another process. One that is being started cannot take all of them as such
-    (two views of one storage are a file descriptor too many), so that their values go there.
+    Torch shares tensors that it sends to another process. A process that is being started cannot receive all of them
+    that way (two views of one storage need a file descriptor too many), so their values are sent.
     """
     return copy.deepcopy(state) if get_spawning_popen() is None else _Values(pickle.dumps(state))
 
 
 class _Values:
-    """Pickled, which unpickles to what it was."""
+    """A pickled object, which unpickles to the original."""
 
     def __init__(self, pickled: bytes) -> None:
         self._pickled = pickled

@@ -1,9 +1,9 @@
-"""The memory of recurrent encoders: their state, carried through each lane's trial.
+"""The memory of recurrent encoders: their states, carried through each environment's trial.
 
 ::
 
-    trial      x0 x1 x2 | x0 x1 x2 | x0 ..         tokens; an episode's first one takes the last action and reward along
-    state   0  h0 h1 h2   h3 h4 h5   h6 ..         carried across episodes, zero again when the next trial begins
+    trial      x0 x1 x2 | x0 x1 x2 | x0 ..         tokens; an episode's first one holds the last action and reward too
+    state   0  h0 h1 h2   h3 h4 h5   h6 ..         carried across episodes, zero at the start of the next trial
 """
 
 import copy
@@ -30,38 +30,37 @@ from htrmrl_torchrl.specs import check_step
 
 @dataclass
 class _LaneState:
-    """What the memory holds of N lanes. What is handed out is replaced, never written into."""
+    """State of the memory for N environments. Returned tensors are replaced, never modified."""
 
-    episode: Tensor  # [N, 1] running counter of the episode being played
+    episode: Tensor  # [N, 1] running number of the current episode
     states: TensorDict  # [N] by name, [N, D]
-    token: Tensor  # [N, x] the newest
-    begins: Tensor  # [N, 1] whether the states began anew with it
+    token: Tensor  # [N, x] the newest token
+    begins: Tensor  # [N, 1] whether the states started from zero at it
 
 
 class RecurrentMemory(TensorDictModuleBase):
-    """Carries the state of recurrent encoders through each lane's trial and writes the context of the next decision.
+    """Carries the states of recurrent encoders through each environment's trial and writes the next decision's context.
 
-    The counterpart of `EpisodicMemory` for `RecurrentEncoder`: put it first in the policy of a collector. Each call
-    must be the next step of every lane, in order. The state is carried across episodes and is zero again at
-    ``trial_init``. An episode's last action and reward, which no step of its own shows, come with the first step of the
-    next one, as in RL2.
+    The counterpart of `EpisodicMemory` for `RecurrentEncoder`. Put it first in a collector's policy. Each call must be
+    the next step of all environments, in order. The state is carried across episodes and is zero again at
+    ``trial_init``. As in RL2, the last action and reward of an episode come with the first token of the next one.
 
-    A copy (``copy.deepcopy``, ``pickle``, ``torch.save``) goes on from the states of the original. In the worker
-    processes of TorchRL's collectors a memory begins empty instead, for their lanes are others.
+    A copy (``copy.deepcopy``, ``pickle``, ``torch.save``) continues from the states of the original. In the worker
+    processes of TorchRL's collectors a memory begins empty, because their environments are different.
 
     Args:
-        encoder: the encoder, or all encoders (a separate critic), each with a ``state_key`` of its own. They are used,
-            not owned.
+        encoder: the encoder, or all encoders (with a separate critic), each with its own ``state_key``. They are not
+            submodules.
 
     Shapes:
         ``observation`` ``[*batch, o]`` and the trial keys (see `htrmrl_torchrl.keys`) -> ``"context"`` ``[*batch]``;
         ``("recurrent", state_key)`` ``[*batch, D]``, the state after the step, and ``("recurrent", "begins")``
-        ``[*batch, 1]``, for the replay buffer; window keys without windows.
+        ``[*batch, 1]``, for the replay buffer; and empty window keys.
 
     Raises:
         ValueError: if two encoders have the same ``state_key``.
-        MismatchError: (a ValueError) from the first call, if an entry is missing or has another shape or size.
-        KeyError: if the environment does not give an ended episode's final step.
+        MismatchError: (a ValueError) at the first call, if an entry is missing or has another shape or size.
+        KeyError: if the environment does not provide the final step of an ended episode.
 
     Example:
         >>> from torchrl.envs import GymEnv, TransformedEnv
@@ -78,7 +77,7 @@ class RecurrentMemory(TensorDictModuleBase):
         self._encoders = (encoder,) if isinstance(encoder, RecurrentEncoder) else tuple(encoder)
         names = [e.state_key for e in self._encoders]
         if len(set(names)) < len(names):
-            raise ValueError(f"Encoders share a state_key, {names}; each needs one of its own.")
+            raise ValueError(f"Encoders share a state_key: {names}; give each encoder its own.")
         self.in_keys: list[NestedKey] = [
             keys.OBSERVATION, keys.PREV_ACTION, keys.PREV_REWARD, keys.IS_INIT, keys.TRIAL_INIT,
             keys.FINAL_OBSERVATION, keys.FINAL_ACTION, keys.FINAL_REWARD,
@@ -93,11 +92,11 @@ class RecurrentMemory(TensorDictModuleBase):
 
     @property
     def remembers_trials(self) -> bool:
-        """Never: the state is zero at a trial's start."""
+        """Always False: the state is zero at a trial's start."""
         return False
 
     def check_encoders(self, encoders: Sequence[ContextEncoder]) -> None:
-        """Raises MismatchError for others than those whose states it carries."""
+        """Raises MismatchError unless these are the encoders whose states it carries."""
         check_readers(self, encoders, owned=self._encoders, recurrent=True)
 
     @torch.no_grad()
@@ -113,7 +112,7 @@ class RecurrentMemory(TensorDictModuleBase):
         lanes = self._state
         if lanes is None or len(lanes.episode) != len(token):
             self._state = lanes = self._fresh_state(token)
-            begins = torch.ones_like(begins)  # nothing is known of lanes that appear: they begin here
+            begins = torch.ones_like(begins)  # environments without history begin here
         elif any(x.dtype != token.dtype or x.device != token.device for x in lanes.states.values()):
             # After a policy's `.to()` or `.double()`.
             lanes.episode, lanes.states = lanes.episode.to(token.device), lanes.states.apply(lambda x: x.to(token))
@@ -134,23 +133,23 @@ class RecurrentMemory(TensorDictModuleBase):
         )
         tensordict.set(keys.CONTEXT, context.reshape(batch))
         for key, value in self.noted().items():
-            # Copies, for a collector's reset writes zeros into what it was handed.
+            # Copies, because a collector's reset writes zeros into these tensors.
             tensordict.set(key, value.clone().reshape(*batch, value.shape[-1]))
         return tensordict
 
     def advance(self, token: Tensor) -> None:
-        """`forward` for the steps between: takes the next ``token`` ``[N, x]`` of every lane, none of which begins an
-        episode, of the type and device of the last `forward`."""
+        """`forward` within episodes: takes the next ``token`` ``[N, x]`` of every environment. No environment may begin
+        an episode; dtype and device must be those of the last `forward`."""
         lanes = self._here
         self._run(lanes, token, lanes.states, torch.zeros_like(lanes.begins))
 
     def seen(self) -> Seen:
-        """What the present decision sees; nobody writes into it."""
+        """Input of the present decision; read-only."""
         lanes = self._here
         return Seen(lanes.token.unsqueeze(-2), torch.ones_like(lanes.begins), lanes.states)
 
     def noted(self) -> dict[NestedKey, Tensor]:
-        """What the replay buffer needs to rebuild it, ``[N, ...]``; nobody writes into it."""
+        """What the replay buffer needs to rebuild this input, ``[N, ...]``; read-only."""
         lanes = self._here
         none = torch.empty(len(lanes.token), 0, dtype=torch.long, device=lanes.token.device)
         noted: dict[NestedKey, Tensor] = {
@@ -160,7 +159,7 @@ class RecurrentMemory(TensorDictModuleBase):
         return noted | {(keys.RECURRENT, name): state for name, state in lanes.states.items()}
 
     def _run(self, lanes: _LaneState, token: Tensor, before: TensorDict, begins: Tensor) -> None:
-        """One ``token`` ``[N, x]`` more, from the states `before` it."""
+        """Runs the encoders on one ``token`` ``[N, x]``, from the states `before` it."""
         after = {encoder.state_key: encoder.step(token, before.get(encoder.state_key)) for encoder in self._encoders}
         lanes.token, lanes.begins, lanes.states = token, begins, TensorDict(after, batch_size=before.batch_size)
 
@@ -170,36 +169,36 @@ class RecurrentMemory(TensorDictModuleBase):
         return self._state
 
     def drop_running(self, lanes: Tensor | None = None) -> None:
-        """Nothing: no episode is kept, and the state is zero again when the next trial begins."""
+        """Does nothing: no episode is kept, and the state is zero at the start of the next trial."""
 
     def forget(self) -> None:
-        """Drops all lanes: the next call begins new trials everywhere, whatever its flags."""
+        """Forgets everything: the next call begins new trials everywhere, whatever its flags."""
         self._restored, self._state = self.checkpoint_state(), None
 
     def snapshot(self) -> Any:
-        """The states of all lanes as they are now, for `go_back`."""
+        """The present states of all environments, for `go_back`."""
         return copy.deepcopy(self._state)
 
     def go_back(self, snapshot: Any) -> None:
-        """Forgets what was lived since `snapshot`, which may be used again."""
+        """Returns to `snapshot`, which may be used again."""
         self._state = copy.deepcopy(snapshot)
 
     def restart(self) -> None:
-        """Back to how it was built."""
+        """Returns to the state after construction."""
         self._restored = self._state = None
         self._process = os.getpid()
 
     def checkpoint_state(self) -> dict[str, Any]:
-        """Episode counters, exact at trial boundaries (states are not kept: they are zero where a trial begins)."""
+        """Episode counters, exact at trial boundaries. States are not saved, because they are zero there."""
         if self._state is None:
             return self._restored or {"lanes": 0}
         return {"lanes": len(self._state.episode), "episode": self._state.episode.flatten().tolist()}
 
     def load_checkpoint_state(self, state: dict[str, Any]) -> None:
-        """Continues the counters of `checkpoint_state`; the next step must begin a trial in every lane.
+        """Continues from `checkpoint_state`; the next step must begin a trial in every environment.
 
         Raises:
-            ValueError: (or another error) for what `checkpoint_state` never returns.
+            ValueError: (or another error) for a state that `checkpoint_state` never returns.
         """
         check_counters(state)
         self._restored, self._state = state, None

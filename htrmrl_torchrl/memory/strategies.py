@@ -1,19 +1,19 @@
-"""Window strategies: which windows of earlier episodes an episode gets to see, drawn once at its start.
+"""Window strategies: which windows of earlier episodes are visible in an episode, drawn once at its start.
 
-A strategy is called with what the lane remembers (`PastEpisodes`), the number of slots, the window length and the
-lane's own random stream. It returns pairs (episode index, first token); order does not matter, the caller sorts them.
-Fewer pairs than slots leave slots empty. Your own strategy is any such callable, or a class that makes one without
-arguments; ``package.module:name`` names it.
+A strategy receives the past of an environment (`PastEpisodes`), the number of slots, the window length and the
+environment's own random stream. It returns pairs (episode index, first token) in any order; the caller sorts them.
+Fewer pairs than slots leave slots empty. Your own strategy is a callable with this signature, or a class that can be
+built without arguments; ``package.module:name`` names it.
 
 ================  ======================================================  ==================================
-name              what it shows                                           cost, at each episode's start
+name              windows                                                 cost at each episode's start
 ================  ======================================================  ==================================
-``recent``        the last window of the latest episodes, one each        none
+``recent``        the last window of each of the latest episodes          none
 ``uniform``       independent draws over all windows                      none
-``uniform_last``  the last windows of independently drawn episodes        none
-``best_return``   the best moment of the episodes of highest return       a sum over the remembered rewards
-``diverse``       all episodes alike, and in each the states least alike  slots * candidates distances
-``similar``       what looks most like the present                        embedding of the candidate windows
+``uniform_last``  last windows of independently drawn episodes            none
+``best_return``   the largest reward in the episodes of highest return    a sum over the remembered rewards
+``diverse``       spread over episodes, and within each over states       slots * candidates distances
+``similar``       the windows most similar to the present                 embedding of the candidate windows
 ================  ======================================================  ==================================
 """
 
@@ -29,15 +29,15 @@ from htrmrl_torchrl.memory.past import Array, PastEpisodes, Window
 class WindowStrategy(Protocol):
     """Draws windows of remembered episodes.
 
-    One that never shows two windows of an episode has the attribute ``one_per_episode = True``: then the recipes refuse
-    more slots than training fills, which longer trials would fill.
+    A strategy that never returns two windows of the same episode has the attribute ``one_per_episode = True``. The
+    recipes then refuse more slots than training fills, because longer trials would fill them.
     """
 
     def __call__(self, past: PastEpisodes, *, slots: int, window: int, rng: np.random.Generator) -> list[Window]: ...
 
 
 class Recent:
-    """The last window of the latest episodes, one each: what happened at the end, and how it was rewarded.
+    """The last window of each of the latest episodes: how the episode ended, and how it was rewarded.
 
     Example:
         >>> past = PastEpisodes([6, 6, 6], tokens=lambda episode: np.zeros((6, 4)), observation_dim=1)
@@ -53,7 +53,7 @@ class Recent:
 
 
 class Uniform:
-    """Independent uniform draws over all windows (episode, start), as soon as there is an episode.
+    """Independent uniform draws over all windows (episode, start) of ended episodes.
 
     Example:
         >>> past = PastEpisodes([6], tokens=lambda episode: np.zeros((6, 4)), observation_dim=1)
@@ -72,12 +72,12 @@ class Uniform:
 
 
 class UniformLast:
-    """The last window of each of `slots` episodes, drawn independently and uniformly, as soon as there is an episode.
+    """The last windows of `slots` ended episodes, drawn independently and uniformly.
 
-    An episode may fill several slots. So every slot is filled from a trial's second episode on, and in each later one
-    any earlier episode may be missing, the first included: a policy learns to read what was found out from whichever
-    episode is shown. It meets the same kind of context in trials longer than those of training, where `Recent` drops
-    the exploring first episode that all its training contexts hold, if E is the number of episodes in a trial.
+    An episode may fill several slots. So all slots are filled from a trial's second episode on, and any earlier episode
+    may be missing, including the first. The policy learns to read its findings from whichever episode is visible.
+    Contexts keep their distribution in trials longer than those of training. With `Recent` and E equal to the trial's
+    number of episodes they do not: every training context has the exploring first episode, and longer trials drop it.
 
     Example:
         >>> past = PastEpisodes([6, 6, 9], tokens=lambda episode: np.zeros((6, 4)), observation_dim=1)
@@ -93,13 +93,12 @@ class UniformLast:
 
 
 class BestReturn:
-    """The episodes of highest return, one window each: the one that ends with the episode's largest reward.
+    """The episodes of highest return, one window each: the window that ends with the episode's largest reward.
 
-    That is the moment worth repeating: with a reward at success, the steps that led to it. Where one of the episode's
-    first T - 1 tokens tells it, the window is the first T tokens and ends after it. Among equal returns or rewards the
-    latest counts, so that an episode whose rewards are all equal shows its end; one whose last reward alone is lower
-    does not. Returns are compared as they are: with ``scope="lane"`` the episodes of an easy earlier task may take all
-    slots.
+    If success is rewarded, this window shows the steps that led to it. If one of the episode's first T - 1 tokens
+    contains the largest reward, the window is the first T tokens and ends after it. Of equal returns or rewards the
+    latest counts. So an episode of equal rewards shows its end, but not if only its last reward is lower. Returns are
+    not scaled: with ``scope="lane"`` the episodes of an easy earlier task may fill all slots.
 
     Example:
         >>> rewards = {0: [0, 9, 0, 0], 1: [0, 0, 0, 0], 2: [0, 0, 0, 5]}
@@ -107,7 +106,7 @@ class BestReturn:
         >>> past = PastEpisodes([5, 5, 5], tokens=tokens, observation_dim=1)
         >>> BestReturn()(past, slots=2, window=2, rng=np.random.default_rng(0))
         [(0, 1), (2, 3)]
-        >>> BestReturn()(past, slots=1, window=4, rng=np.random.default_rng(0))  # told by token 2 of 0, 1, 2, 3
+        >>> BestReturn()(past, slots=1, window=4, rng=np.random.default_rng(0))  # in token 2 of 0, 1, 2, 3
         [(0, 0)]
     """
 
@@ -118,21 +117,39 @@ class BestReturn:
         windows = []
         for episode in ranked[:slots]:
             rewards = past.rewards(episode)
-            newest = len(rewards) - int(np.argmax(rewards[::-1]))  # the token that tells the largest one
+            newest = len(rewards) - int(np.argmax(rewards[::-1]))  # the token with the largest reward
             windows.append((episode, max(0, newest - window + 1)))
         return windows
 
 
-class Diverse:
-    """Spread over episodes, and within them over states.
+class BestAndUniform:
+    """`BestReturn` in the first half of the slots (rounded up) and `UniformLast` in the others.
 
-    Slots are dealt to the episodes as evenly as possible (to evenly spaced ones, back from the latest, where there are
-    more episodes than slots). Each takes the window whose newest observation is farthest from all taken before
-    (farthest-point sampling, Gonzalez 1985; each dimension in units of its standard deviation over the candidates), the
-    first one the last window of the latest episode. An episode with fewer windows than slots leaves slots empty.
+    Example:
+        >>> rewards = {0: [0, 9, 0, 0], 1: [0, 0, 0, 0], 2: [0, 0, 0, 5]}
+        >>> tokens = lambda episode: np.array([[0, 0, r, 0] for r in [0, *rewards[episode]]])
+        >>> past = PastEpisodes([5, 5, 5], tokens=tokens, observation_dim=1)
+        >>> BestAndUniform()(past, slots=3, window=2, rng=np.random.default_rng(0))
+        [(0, 1), (2, 3), (2, 3)]
+    """
+
+    def __call__(self, past: PastEpisodes, *, slots: int, window: int, rng: np.random.Generator) -> list[Window]:
+        best = (slots + 1) // 2
+        shown = BestReturn()(past, slots=best, window=window, rng=rng)
+        return shown + UniformLast()(past, slots=slots - best, window=window, rng=rng)
+
+
+class Diverse:
+    """Windows spread over episodes, and within each episode over states.
+
+    Slots are distributed over the episodes as evenly as possible. If there are more episodes than slots, evenly spaced
+    ones get a slot, counted back from the latest. The first slot takes the last window of the latest episode. Each
+    further slot takes the window whose newest observation is farthest from all taken before (farthest-point sampling,
+    Gonzalez 1985; each dimension in units of its standard deviation over the candidates). An episode with fewer windows
+    than slots leaves slots empty.
 
     Args:
-        candidates: most windows that are compared; beyond, every n-th one of each episode.
+        candidates: largest number of windows that are compared; if there are more, every n-th one of each episode.
 
     Example:
         >>> tokens = lambda episode: np.array([[o, 0, 0, 0] for o in [1.0, 1.1, 9.0, 1.2]])
@@ -167,19 +184,19 @@ class Diverse:
 
 
 class Similar:
-    """The windows whose embeddings look most like the present (largest cosine), by the encoder as it is at that time.
+    """The windows with embeddings most similar to the present (largest cosine), with the encoder's current weights.
 
-    Of an episode that begins, the current window holds one token, which tells where it starts but not what was found
-    out. So the present is both the current window and the last window of the trial's episode before, and a window is as
-    similar as to the more similar of the two. The last window itself, with its deciding last reward, is thus always
-    seen. At a trial's first episode (``scope="lane"``) nothing of it was lived yet and the current window alone counts.
-    Candidates are windows that do not overlap, counted back from each episode's end: neighbours look alike and would
-    show the same moment in all slots. Among equals the latest counts.
+    When an episode begins, the current window holds one token. It shows where the episode starts, but not what was
+    found out. So the present is both the current window and the last window of the trial's previous episode, and a
+    window's similarity is the larger of the two. The previous episode's last window, with its decisive last reward, is
+    thus always chosen. In a trial's first episode (``scope="lane"``) only the current window counts. Candidates do not
+    overlap and are counted back from each episode's end, because neighbouring windows are similar and would show the
+    same moment in all slots. Of equally similar windows the latest counts.
 
     Args:
-        candidates: most windows that are embedded (or one for each episode, where that is more); beyond, every n-th one
-            of each episode. They are encoded without gradient at each episode's start, a few hundred windows for an
-            episode that encodes one at every step.
+        candidates: largest number of windows that are embedded (or one per episode, if that is more). If there are
+            more, every n-th one of each episode counts. They are encoded without gradient at each episode's start,
+            which can be a few hundred windows in addition to one per step.
     """
 
     def __init__(self, *, candidates: int = 256) -> None:
@@ -200,8 +217,8 @@ class Similar:
 def candidate_windows(lengths: Sequence[int], *, window: int, step: int, at_most: int) -> list[Window]:
     """Every `step`-th window of each episode, counted back from its last one, oldest first.
 
-    Where these are more than `at_most` in all, steps are multiples of `step` large enough, but each episode keeps its
-    last window.
+    If these are more than `at_most` in total, the step becomes the smallest sufficient multiple of `step`, but each
+    episode keeps its last window.
 
     Example:
         >>> candidate_windows([6, 3], window=2, step=2, at_most=10)
@@ -226,34 +243,35 @@ STRATEGIES: dict[str, type[WindowStrategy]] = {
     "uniform": Uniform,
     "uniform_last": UniformLast,
     "best_return": BestReturn,
+    "best_and_uniform": BestAndUniform,
     "diverse": Diverse,
     "similar": Similar,
 }
 
 
 def find_strategy(name: str) -> Any:
-    """The class (or function) of a name of `STRATEGIES` or of a dotted path, see `htrmrl_torchrl.dotted`.
+    """The class (or function) for a name of `STRATEGIES` or a dotted path, see `htrmrl_torchrl.dotted`.
 
     Raises:
-        ValueError: if there is none.
+        ValueError: if it does not exist or is not callable.
     """
     if name in STRATEGIES:
         return STRATEGIES[name]
     if not is_dotted_path(name):
         raise ValueError(
-            f"Window strategy {name!r} is unknown; the known ones are {', '.join(STRATEGIES)}, and a path "
-            "package.module:name names your own."
+            f"Window strategy {name!r} is unknown; choose one of {', '.join(STRATEGIES)}, or give the path "
+            "of your own, package.module:name."
         )
     if not callable(found := resolve(name)):
-        raise ValueError(f"{name!r} is {type(found).__name__}, which is no window strategy: they are called.")
+        raise ValueError(f"{name!r} is of type {type(found).__name__}, but a window strategy must be callable.")
     return found
 
 
 def make_strategy(strategy: str | WindowStrategy) -> WindowStrategy:
-    """The strategy of that name, or the callable itself.
+    """The strategy with this name, or the callable itself.
 
     Raises:
-        ValueError: as `find_strategy` does, or if a class needs arguments: give an instance of it.
+        ValueError: as `find_strategy` does, or if a class needs arguments; then give an instance of it.
     """
     found = find_strategy(strategy) if isinstance(strategy, str) else strategy
     try:

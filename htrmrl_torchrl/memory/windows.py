@@ -1,6 +1,6 @@
-"""Tokens and windows: how they are cut out of a flat table of tokens, by index.
+"""Tokens and windows: gathered by index from a flat table of tokens.
 
-An episode of H steps owns H + 1 consecutive rows of the table, the last one for what its last step led to. A window is
+An episode of H steps has H + 1 consecutive rows of the table; the last row is the result of its last step. A window is
 T consecutive tokens of one episode, right-aligned; rows before the episode's first are padding::
 
     table rows      7  8  9 | 10 11 12 13 | 14 ...         episode B owns rows 10..13
@@ -19,7 +19,7 @@ from htrmrl_torchrl import keys
 def make_token(tensordict: TensorDictBase) -> Tensor:
     """x_t = [o_t, a_{t-1}, r_{t-1}, first_t] of each batch element, ``[*batch, o + a + 2]``; the reward is raw.
 
-    Its type is the previous action's (float32 from a `TrialTransform`): observations may be of float64 or of integers.
+    Its dtype is the previous action's (float32 from a `TrialTransform`); observations may be float64 or integers.
     """
     action = tensordict.get(keys.PREV_ACTION)
     return torch.cat(
@@ -34,28 +34,28 @@ def make_token(tensordict: TensorDictBase) -> Tensor:
 
 
 def final_token(tensordict: TensorDictBase) -> Tensor:
-    """x_H of the episode before, ``[*batch, o + a + 2]``, from the ``"final"`` keys of its successor."""
+    """x_H of the previous episode, ``[*batch, o + a + 2]``, from the ``"final"`` keys of the next one."""
     observation, action, reward = (
         tensordict.get(key, None) for key in (keys.FINAL_OBSERVATION, keys.FINAL_ACTION, keys.FINAL_REWARD)
     )
     if observation is None or action is None or reward is None:
         raise KeyError(
-            f"The environment gives no {keys.FINAL_OBSERVATION}, {keys.FINAL_ACTION} and {keys.FINAL_REWARD}, so an "
-            "episode's last reward would be lost to the memory; append a TrialTransform to it."
+            f"The environment has no {keys.FINAL_OBSERVATION}, {keys.FINAL_ACTION} and {keys.FINAL_REWARD}, so the "
+            "memory would miss an episode's last reward; append a TrialTransform to it."
         )
     return token_after(observation, action, reward)
 
 
 def token_after(observation: Tensor, action: Tensor, reward: Tensor) -> Tensor:
-    """What a step led to as a token that begins no episode: ``[*batch, o]``, the executed ``[*batch, a]`` and
+    """The token after a step, with first_t = 0: observation ``[*batch, o]``, executed action ``[*batch, a]`` and reward
     ``[*batch, 1]`` -> ``[*batch, o + a + 2]``."""
     reward = reward.to(action.dtype)
     return torch.cat([observation.to(action.dtype), action, reward, 0 * reward], -1)
 
 
 def carry_over(token: Tensor, final: Tensor, *, action_dim: int) -> Tensor:
-    """How a recurrent network enters a trial's next episode: observation and flag of its first ``token`` ``[*batch,
-    x]``, but the last action and reward of the episode before, out of its ``final`` token ``[*batch, x]`` (RL2)."""
+    """First token ``[*batch, x]`` of a trial's next episode for a recurrent network (RL2): observation and flag of its
+    first ``token``, with the last action and reward from the ``final`` token of the previous episode."""
     observation_dim = token.shape[-1] - action_dim - 2
     return torch.cat([token[..., :observation_dim], final[..., observation_dim:-1], token[..., -1:]], -1)
 

@@ -39,10 +39,10 @@ def clip_gradients(module: nn.Module, max_norm: float) -> Tensor:
 
 @torch.no_grad()
 def _lanes_to_blame(minibatch: TensorDictBase, loss: NormalizedClipPPOLoss) -> str:
-    """Lanes whose frames have no finite ratio or value; empty if only a sum over frames overflows."""
+    """Environments whose frames have no finite ratio or value; empty if only a sum over frames overflows."""
     seen = minibatch.copy()
     log_prob = loss.actor_network.get_dist(seen).log_prob(minibatch[keys.ACTION])
     value = loss.critic_network(seen)[keys.STATE_VALUE].squeeze(-1)
     finite = (log_prob - minibatch[keys.LOG_PROB]).exp().isfinite() & value.isfinite()
     lanes = minibatch[keys.LANE][~finite].unique().tolist()
-    return f", from lanes {', '.join(map(str, lanes))}" if lanes else ""
+    return f", from environments {', '.join(map(str, lanes))}" if lanes else ""

@@ -69,7 +69,7 @@ class TrialGAE:
             final_values: V after each step that ends an episode or the batch, ``[N, T, 1]``, from `final_values`; other
                 steps are not read. Needed with `bootstrap`, and if the batch cuts an episode.
         """
-        if batch.ndim == 1:  # an environment without lanes
+        if batch.ndim == 1:  # an environment without batch axis
             lane_values = None if final_values is None else final_values.unsqueeze(0)
             return self(batch.unsqueeze(0), final_values=lane_values).squeeze(0)
         self._check(batch)
@@ -109,8 +109,8 @@ class TrialGAE:
     def _check(self, batch: TensorDictBase) -> None:
         if batch.ndim != 2:
             raise MismatchError(
-                f"A batch must be [N, T], one row a lane, or [T]; received {list(batch.batch_size)}, which "
-                f"batch.flatten(0, {batch.ndim - 2}) makes one of lanes."
+                f"A batch must be [N, T], one row per environment, or [T]; received {list(batch.batch_size)}; use "
+                f"batch.flatten(0, {batch.ndim - 2})."
             )
         read: list[NestedKey] = [keys.STATE_VALUE, *([keys.TRIAL_INIT] if self.credit == "trial" else [])]
         read += [("next", key) for key in (keys.REWARD, keys.DONE, keys.TERMINATED)]

@@ -125,12 +125,12 @@ class EpisodicReplayBuffer(TensorDictReplayBuffer):
 
     def extend(self, tensordicts: TensorDictBase, *, update_priority: bool | None = None) -> Tensor:
         """Adds a collected batch ``[N, T]`` (or ``[T]``); returns the storage row of each frame."""
-        if tensordicts.ndim == 1:  # an environment without lanes
+        if tensordicts.ndim == 1:  # an environment without batch axis
             return self.extend(tensordicts.unsqueeze(0), update_priority=update_priority).squeeze(0)
         rows = self._storage.merge(tensordicts)
         super().empty()
         super().extend(rows, update_priority=update_priority)
-        # Rows are sorted by lane; within a lane the new frames come last.
+        # Rows are sorted by environment; the new frames of each come last.
         held = len(rows) - tensordicts.numel()
         if not held:
             return torch.arange(len(rows), device=rows.device).view(tensordicts.shape)

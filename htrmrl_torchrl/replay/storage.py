@@ -2,9 +2,9 @@
 
 ::
 
-    frames    lane 0: a a a | b b b || lane 1: c c | d d d ...        one row a step: action, log-prob, advantage, ...
+    frames    env 0: a a a | b b b || env 1: c c | d d d ...          one row per step: action, log-prob, advantage, ...
     tokens    x0 x1 x2 x3 | x0 x1 x2 x3 || x0 x1 x2 | x0 x1 x2 x3 ... one row more per episode: its final token
-    episodes  a, b, c, d, ...                                         lane, running counter, first frame, frames
+    episodes  a, b, c, d, ...                                         environment, running counter, first frame, frames
 
 Frame f of the i-th episode has token row f + i, because each episode has one token more than frames. Memory is
 O(frames), independent of window length and slots.
@@ -60,7 +60,7 @@ class EpisodicStorage(LazyTensorStorage):
         self._clear_index()
 
     def merge(self, batch: TensorDictBase) -> TensorDictBase:
-        """All frames to hold, ``[frames]`` sorted by lane: those already held, then ``batch`` ``[N, T]``."""
+        """All frames to hold, ``[frames]`` sorted by environment: those already held, then ``batch`` ``[N, T]``."""
         self._check(batch)
         after: TensorDictBase = batch.get("next")
         lane = torch.arange(len(batch), device=batch.device).view(-1, 1).expand(batch.shape)
@@ -114,8 +114,8 @@ class EpisodicStorage(LazyTensorStorage):
     def _check(self, batch: TensorDictBase) -> None:
         if batch.ndim != 2:
             raise MismatchError(
-                f"A batch must be [lanes, time] or [time]; received {list(batch.batch_size)}, which "
-                f"batch.flatten(0, {batch.ndim - 2}) makes one of lanes."
+                f"A batch must be [N, T], one row per environment, or [T]; received {list(batch.batch_size)}; use "
+                f"batch.flatten(0, {batch.ndim - 2})."
             )
         present = batch.keys(True, True)
         missing = [key for key in (keys.IS_INIT, keys.TRIAL_INIT, keys.WINDOW_CURRENT) if key not in present]
@@ -161,7 +161,7 @@ class EpisodicStorage(LazyTensorStorage):
         if self.scope == "lane":
             return rows
         goes_on = ~batch[keys.TRIAL_INIT][:, 0, 0]
-        trial = rows[keys.TRIAL_INIT].squeeze(-1).cumsum(0)  # rows are sorted by lane, so this counts trials
+        trial = rows[keys.TRIAL_INIT].squeeze(-1).cumsum(0)  # rows are sorted by environment, so this counts trials
         last = torch.zeros(len(goes_on), dtype=trial.dtype, device=trial.device)
         last = last.scatter_reduce(0, rows[keys.LANE], trial, "amax", include_self=False)
         return rows[(trial == last[rows[keys.LANE]]) & goes_on[rows[keys.LANE]]]
@@ -186,7 +186,7 @@ class EpisodicStorage(LazyTensorStorage):
         follows = torch.where(lane[1:] == lane[:-1], counter[1:] - counter[:-1] == begins[1:].long(), begins[1:])
         if not (bool(begins[0]) and bool(follows.all())):
             raise ValueError(
-                "Frames are missing: a lane begins inside an episode, or goes on with another one. Extend with every "
+                "Frames are missing: an environment begins inside an episode, or skips some. Extend with every "
                 "batch, in the order of collection, from a reset on; batches of several workers, one after the other "
                 "(MultiAsyncCollector), must hold whole trials."
             )
@@ -208,7 +208,7 @@ class EpisodicStorage(LazyTensorStorage):
             trainable=trainable,
             batch_size=[len(first)],
         )
-        # Episodes are sorted by lane and their counters are consecutive: row = counter + offset[lane].
+        # Episodes are sorted by environment and their counters are consecutive: row = counter + offset[lane].
         self._offset = torch.zeros(int(lane.max()) + 1, dtype=torch.long, device=lane.device)
         self._offset[lane[first]] = order - counter
 
@@ -350,7 +350,7 @@ class EpisodicStorage(LazyTensorStorage):
         row = torch.where(slot_mask, row, 0)
         known = (row >= 0) & (row < len(self.table))
         counter, lane = (self.table[name][row * known] for name in ("counter", "lane"))
-        # The row before a lane's first one is another lane's and may have the same counter.
+        # The row before an environment's first is another one's and may have the same counter.
         known &= (counter == drawn) & (lane == self.table["lane"][episode].unsqueeze(-1))
         if not bool((known | ~slot_mask).all()):
             raise ValueError(

@@ -93,7 +93,7 @@ class RunCheckpoints:
         config: the resolved configuration.
         progress: restored in place; its fields must have the same types in a checkpoint.
         actor, critic, optimizer, rewards: what is trained, and the reward normaliser.
-        env, memory: whose streams and counters continue; a foreign environment (``None``) starts anew.
+        env, memory: whose streams and counters continue; a foreign environment (``None``) starts again.
         storage: whose frames later trials may still see (``scope="lane"``); else ``None``.
     """
 

@@ -52,6 +52,16 @@ def say(sentence: str) -> None:
     print(sentence, file=STDERR, flush=True)
 
 
+def note(sentence: str) -> None:
+    """A line on stderr while work goes on: above a progress bar, if there is one."""
+    if "tqdm" in sys.modules:  # else there is none, and perhaps no such package
+        from tqdm import tqdm
+
+        tqdm.write(sentence, file=STDERR)
+    else:
+        say(sentence)
+
+
 @contextmanager
 def unfailing_output() -> Iterator[None]:
     """Within the block, output to stdout and stderr never fails, nor does Python's own flush at exit."""
@@ -99,9 +109,7 @@ def spared(what: str) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        from tqdm import tqdm
-
-        tqdm.write(f"warning: {what} could not be written ({reason(error)}); the run goes on", file=STDERR)
+        note(f"warning: {what} could not be written ({reason(error)}); the run continues")
 
 
 def reason(error: OSError) -> str:

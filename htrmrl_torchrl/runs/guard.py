@@ -22,14 +22,13 @@ from torch import nn
 from torch.optim import Optimizer
 from torchrl.collectors import Collector
 from torchrl.envs import EnvBase
-from tqdm import tqdm
 
 from htrmrl_torchrl.envs import TrialEnv
 from htrmrl_torchrl.faults import Fault, NonFiniteError, UserError, WorkerFault, check_finite
 from htrmrl_torchrl.memory.contract import Memory
 from htrmrl_torchrl.parallel.ranks import Ranks
 from htrmrl_torchrl.ppo.reward_norm import TaskRewardNormalizer
-from htrmrl_torchrl.runs.console import STDERR
+from htrmrl_torchrl.runs.console import note
 from htrmrl_torchrl.runs.progress import Progress
 
 Result = TypeVar("Result")
@@ -161,7 +160,7 @@ class FaultGuard:
             raise fault
         self._in_row += 1
         self._counts()[stage] += 1
-        tqdm.write(f"fault while {stage}, {consequence}: {fault}", file=STDERR)
+        note(f"fault while {stage}, {consequence}: {fault}")
         if self._in_row >= self.max_in_a_row:
             raise TooManyFaults(
                 f"the run ended after {self._in_row} faults in a row (faults.max_in_a_row), the last one while "

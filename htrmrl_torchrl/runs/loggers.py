@@ -1,6 +1,6 @@
-"""Scalars, text, figures and videos of one run, in TensorBoard and in ``metrics.csv``. Events are written here
-directly, each whole or not at all. TorchRL's ``TensorboardLogger`` has no ``purge_step``, so a continued run would show
-two curves; ``SummaryWriter`` writes in a thread, which leaves half a record on a full disk.
+"""Scalars, text, figures and videos of one run, in ``metrics.csv``, TensorBoard and experiment trackers (`trackers`).
+Events are written here directly, each whole or not at all. TorchRL's ``TensorboardLogger`` has no ``purge_step``, so a
+continued run would show two curves; ``SummaryWriter`` writes in a thread, which leaves half a record on a full disk.
 """
 
 import csv
@@ -10,9 +10,9 @@ import re
 import shutil
 import socket
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING, Any, Self
 
 from tensorboard.compat.proto.event_pb2 import Event, SessionLog
 from tensorboard.compat.proto.summary_pb2 import Summary
@@ -20,31 +20,55 @@ from tensorboard.summary.writer.record_writer import RecordWriter
 from torch.utils.tensorboard.summary import histogram, image, text
 
 from htrmrl_torchrl.checkpoints.files import RecordFile, name_aside, write_whole
+from htrmrl_torchrl.extras import require
 from htrmrl_torchrl.media import Frames, encode_gif
+from htrmrl_torchrl.runs.trackers import TRACKERS, Tracker
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
     from torch import Tensor
 
 HEADER = "frames,metric,value\n"
+LOGGERS = ("csv", "tensorboard", *TRACKERS)
+
+
+def check_loggers(names: Sequence[str]) -> None:
+    """Raise ValueError for an unknown logger or a list without ``csv``, and `MissingExtraError` for a missing package.
+
+    Example:
+        >>> check_loggers(["csv", "tensorbord"])
+        Traceback (most recent call last):
+        ValueError: logger 'tensorbord' is unknown; choose from csv, tensorboard, wandb, mlflow, trackio.
+    """
+    if unknown := [name for name in names if name not in LOGGERS]:
+        raise ValueError(f"logger {unknown[0]!r} is unknown; choose from {', '.join(LOGGERS)}.")
+    if "csv" not in names:
+        raise ValueError("the loggers lack csv: metrics.csv is what a run's summary and its plots are made from.")
+    for name in names:
+        if name in TRACKERS:
+            require(name, name)
 
 
 class RunLogger:
-    """Writes the metrics of one run folder: ``metrics.csv`` with one row per number (``frames,metric,value``) and the
-    event files in ``tensorboard``. The x axis is environment frames. Every call writes to the files before it returns;
-    data that the disk refuses is kept for the next call.
+    """Writes the metrics of one run folder: ``metrics.csv`` with one row per number (``frames,metric,value``), the
+    event files in ``tensorboard`` and, if asked for, trackers. The x axis is environment frames. Every call writes to
+    the files before it returns; data that the disk refuses is kept for the next call. A tracker that fails is named
+    once and then off.
 
     Args:
         run_dir: folder of the run; created if missing.
         resume_from_frames: frames of the checkpoint that a run continues from; later rows are dropped. ``None``
             (default) starts a new run, ``-1`` starts one over.
+        loggers: names out of `LOGGERS`. ``csv`` is always written. Text, figures and histograms go to ``tensorboard``
+            only. ``wandb``, ``mlflow`` and ``trackio`` need ``pip install 'htrmrl_torchrl[<name>]'``.
+        config: the run's settings, flat, for the trackers to show.
 
     Attributes:
         damaged: a copy of ``metrics.csv`` as found, if rows were unreadable; they are left out. An incomplete last row
             is not damage.
 
     Raises ValueError if ``run_dir`` has metrics and ``resume_from_frames`` is ``None``, and OSError from any call if
-    the disk is full; the run may go on.
+    the disk is full; the run may continue.
 
     Example:
         >>> import tempfile
@@ -56,7 +80,15 @@ class RunLogger:
         1000,train/success,0.25
     """
 
-    def __init__(self, run_dir: str | os.PathLike[str], *, resume_from_frames: int | None = None) -> None:
+    def __init__(
+        self,
+        run_dir: str | os.PathLike[str],
+        *,
+        resume_from_frames: int | None = None,
+        loggers: Sequence[str] = ("csv", "tensorboard"),
+        config: Mapping[str, Any] | None = None,
+    ) -> None:
+        check_loggers(loggers)
         self.run_dir = Path(run_dir)
         self.csv_path = self.run_dir / "metrics.csv"
         if resume_from_frames is None and self.csv_path.exists():
@@ -71,9 +103,15 @@ class RunLogger:
         else:
             self.damaged = _drop_rows_after(self.csv_path, resume_from_frames)
         self._csv = RecordFile(self.csv_path)
-        self._events = EventFile(self.run_dir / "tensorboard")
+        self._events = EventFile(self.run_dir / "tensorboard") if "tensorboard" in loggers else None
         if resume_from_frames is not None:  # hides events whose step is this one or a later one
-            self._events.add(session_log=SessionLog(status=SessionLog.START), step=resume_from_frames + 1)
+            self._add(session_log=SessionLog(status=SessionLog.START), step=resume_from_frames + 1)
+        continued = None if resume_from_frames == -1 else resume_from_frames
+        self._trackers = [
+            Tracker(name, self.run_dir, resume_from_frames=continued, config=config or {})
+            for name in loggers
+            if name in TRACKERS
+        ]
 
     def log(self, metrics: Mapping[str, float], *, frames: int) -> None:
         """Write scalars at ``frames``, non-finite values as ``nan`` and ``inf``."""
@@ -84,28 +122,39 @@ class RunLogger:
         try:
             self._csv.write(rows.getvalue().encode())
         finally:
-            self._events.add(summary=scalars, step=frames)
+            try:
+                self._add(summary=scalars, step=frames)
+            finally:
+                for tracker in self._trackers:
+                    tracker.log(values, frames=frames)
 
     def log_text(self, name: str, content: str) -> None:
         """Show ``content`` (Markdown) in TensorBoard."""
-        self._events.add(summary=text(name, content), step=0)
+        self._add(summary=text(name, content), step=0)
 
     def log_figure(self, name: str, figure: "Figure", frames: int) -> None:
         """Show a Matplotlib figure in TensorBoard at ``frames`` and close it."""
         from torch.utils.tensorboard._utils import figure_to_image
 
-        self._events.add(summary=image(name, figure_to_image(figure), dataformats="CHW"), step=frames)
+        self._add(summary=image(name, figure_to_image(figure), dataformats="CHW"), step=frames)
 
     def log_histogram(self, name: str, values: "Tensor", frames: int) -> None:
         """Show the distribution of ``values``, of any shape, at ``frames``."""
         numbers = values.detach().flatten().cpu().numpy()
-        self._events.add(summary=histogram(name, numbers, bins=30), step=frames)
+        self._add(summary=histogram(name, numbers, bins=30), step=frames)
 
     def close(self) -> None:
         try:
             self._csv.close()
         finally:
-            self._events.close()
+            for tracker in self._trackers:
+                tracker.close()
+            if self._events is not None:
+                self._events.close()
+
+    def _add(self, **event: object) -> None:
+        if self._events is not None:
+            self._events.add(**event)
 
     def __enter__(self) -> Self:
         return self

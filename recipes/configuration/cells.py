@@ -89,7 +89,7 @@ def _number_of_values(override: Override) -> int:
         return len(sweep.list) if isinstance(sweep, ChoiceSweep) else 1
     start, stop, step = sweep.start, sweep.stop, sweep.step
     if start is None or stop is None or not step or not math.isfinite(span := (stop - start) / step) or span <= 0:
-        raise UserError(f"{override.input_line!r} has no values: write range(start,stop,step) that comes to an end")
+        raise UserError(f"{override.input_line!r} has no values: write a range(start,stop,step) that ends")
     return math.ceil(span)
 
 
@@ -103,7 +103,7 @@ def plan(recipe: str, overrides: Sequence[str], out: Path) -> tuple[list[str], l
     if "run_dir" in combinations[0]:
         raise UserError("run_dir is each cell's own: give out=<folder> instead")
     if "resume" in combinations[0]:
-        raise UserError("resume is the sweep's own: finished cells are skipped and stopped ones go on; leave it out")
+        raise UserError("resume is set by the sweep: finished cells are skipped, stopped ones continue; leave it out")
     cells = []
     for values in combinations:
         swept = {key: values[key] for key in axes if key != "seed"}

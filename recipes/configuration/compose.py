@@ -24,6 +24,7 @@ from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
 from htrmrl_torchrl.envs.opengl import check_import
+from htrmrl_torchrl.extras import require
 from htrmrl_torchrl.faults import UserError
 from htrmrl_torchrl.runs.console import unfailing_output
 from recipes.configuration.help import usage
@@ -82,6 +83,7 @@ def run_recipe(
         if "--cfg" in options:
             print(OmegaConf.to_yaml(config, resolve=True).rstrip())
             return
+        require("cli", "tqdm", "matplotlib")
         main(config)
 
 

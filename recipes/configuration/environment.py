@@ -30,6 +30,8 @@ def training_environment(config: DictConfig, share: LaneShare | None = None) -> 
         "worker_timeout": config.env.worker_timeout,
         "backend": config.env.backend,
         "share": share,
+        "shortest_trial": config.env.shortest_trial,
+        "disguises": list(config.env.disguises),
     }
     if is_factory(config.env.name):
         settings = {name: settings[name] for name in ("episodes_per_trial", "seed")}
@@ -74,7 +76,7 @@ def evaluate_on_held_out(
 ) -> dict[str, float]:
     """Success on fixed grids of held-out goals (``val``) and tasks (``test``), beside training: ``eval/*``; in the
     ``last`` one the gain from memory, if configured. Uses its own environments and memory and shares only the weights.
-    Writes a report of each into ``folder``. Several ``ranks`` share out the environments; the first one writes.
+    Writes a report of each into ``folder``. Several ``ranks`` share out the environments, and the first one writes.
     """
     metrics: dict[str, float] = {}
     if is_factory(config.env.name):  # its goals are unknown

@@ -1,5 +1,5 @@
-"""Finds checkpoint files from a run folder, a file or a pattern. An existing path is taken as it is; only a missing one
-is read as a pattern.
+"""Finds checkpoints from a run folder, the folder of an agent, a file or a pattern. An existing path is taken as it is;
+only a missing one is read as a pattern.
 """
 
 import glob
@@ -14,7 +14,7 @@ from recipes.configuration.paths import kind_of, names_in
 
 
 def find_checkpoints(pattern: str | None) -> list[Path]:
-    """The checkpoint files; of a run folder the best one on ``val``, else the newest."""
+    """Checkpoint files and folders of agents; of a run folder the best checkpoint on ``val``, else the newest."""
     if pattern is None:
         raise UserError("checkpoint is missing: give a run folder or a checkpoint file, checkpoint=runs/ml10_ppo_seed1")
     found = [Path(pattern)] if kind_of("checkpoint", pattern) else sorted(map(Path, glob.glob(pattern)))
@@ -24,7 +24,7 @@ def find_checkpoints(pattern: str | None) -> list[Path]:
 
 
 def one_checkpoint(pattern: str | None) -> Path:
-    """The checkpoint file; UserError if the pattern matches several."""
+    """The one of `find_checkpoints`; UserError if the pattern matches several."""
     paths = find_checkpoints(pattern)
     if len(paths) > 1:
         raise UserError(f"checkpoint is '{pattern}', which are {len(paths)} checkpoints: give one of them")
@@ -33,11 +33,11 @@ def one_checkpoint(pattern: str | None) -> Path:
 
 def check_checkpoints(paths: Sequence[Path]) -> None:
     """Raise UserError for the first one that cannot be read or is no checkpoint."""
-    from htrmrl_torchrl.checkpoints.archive import check_archive  # late: torch takes a while
+    from htrmrl_torchrl.checkpoints.checkpoint import check_saved  # late: torch takes a while
 
     for path in paths:
         try:
-            check_archive(path)
+            check_saved(path)
         except OSError as error:
             raise UserError(f"{path} cannot be read: {error.strerror}") from error
         except ValueError as error:
@@ -45,7 +45,9 @@ def check_checkpoints(paths: Sequence[Path]) -> None:
 
 
 def run_folder_of(checkpoint: Path) -> Path:
-    """The run folder of a checkpoint."""
+    """The run folder of a checkpoint; the folder of an agent itself."""
+    if checkpoint.is_dir():
+        return checkpoint
     return checkpoint.parents[1] if checkpoint.parent.name == "checkpoints" else checkpoint.parent
 
 
@@ -90,7 +92,10 @@ def _file(path: Path) -> Path:
 
 def _of_run(run_dir: Path) -> Path:
     from htrmrl_torchrl.checkpoints.checkpoint import checkpoints_of  # late: torch takes a while
+    from htrmrl_torchrl.checkpoints.folder import is_agent_folder
 
+    if is_agent_folder(run_dir):
+        return run_dir
     folder = run_dir / "checkpoints"
     if kind_of("checkpoint", folder) == "folder":
         names_in("checkpoint", folder)  # raises UserError if it cannot be read

@@ -17,10 +17,10 @@ def usage(
     """The help of a recipe with its ``purpose``, from its composed, unresolved ``config`` and the comments in
     ``folder/<config_name>.yaml``; ``groups`` names the files to choose from for each group of keys.
     """
-    sentences = _sentences(folder / f"{config_name}.yaml")
+    sentences = comments_of(folder / f"{config_name}.yaml")
     if "encoder" in config:  # a training recipe: its own file only says why its values differ
-        sentences |= _sentences(folder / "base.yaml")
-        sentences |= {f"encoder.{key}": text for key, text in _sentences(folder / "encoder/htrmrl.yaml").items()}
+        sentences |= comments_of(folder / "base.yaml")
+        sentences |= {f"encoder.{key}": text for key, text in comments_of(folder / "encoder/htrmrl.yaml").items()}
     lines = [
         f"usage: {command_line(())} [--help] [--cfg] [--config-dir <folder>] [key=value ...]",
         "",
@@ -42,7 +42,7 @@ def usage(
     return "\n".join(lines)
 
 
-def _sentences(path: Path) -> dict[str, str]:
+def comments_of(path: Path) -> dict[str, str]:
     """Comments above the keys of a YAML file, by dotted key."""
     found, comment, parents = dict[str, str](), list[str](), list[str]()
     for line in path.read_text(encoding="utf-8").splitlines() if path.is_file() else ():

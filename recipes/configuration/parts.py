@@ -1,4 +1,4 @@
-"""From a recipe's configuration to the parts that training is composed of."""
+"""Builds the parts of training from a recipe's configuration."""
 
 import os
 from collections.abc import Iterable, Iterator
@@ -29,7 +29,7 @@ from recipes.configuration.run_folder import plain
 
 
 def make_repeatable(device: str) -> None:
-    """A run on a GPU is the same every time, as on the CPU: by default its sums are taken in any order.
+    """Makes runs on a GPU deterministic, as on the CPU; by default a GPU adds in any order.
 
     Call it before the first tensor is on the device.
     """
@@ -39,7 +39,7 @@ def make_repeatable(device: str) -> None:
 
 
 def agent_arguments(config: DictConfig, env: EnvBase) -> dict[str, Any]:
-    """Everything that `build_networks` takes, in plain numbers and strings.
+    """All arguments of `build_networks`, as plain numbers and strings.
 
     Raises:
         MismatchError: if the environment's actions are discrete.
@@ -55,7 +55,7 @@ def agent_arguments(config: DictConfig, env: EnvBase) -> dict[str, Any]:
 
 
 def network_settings(config: DictConfig) -> dict[str, Any]:
-    """Those of `build_networks` that do not follow from the environment."""
+    """The arguments of `build_networks` that do not depend on the environment."""
     encoder = plain(config.encoder)
     return {
         "encoder_kind": encoder.pop("kind"),
@@ -70,7 +70,7 @@ def network_settings(config: DictConfig) -> dict[str, Any]:
 
 
 def ppo_loss(config: DictConfig, networks: Networks) -> NormalizedClipPPOLoss:
-    """PPO's loss; it also moves the networks to the device."""
+    """PPO's loss; moves the networks to the device."""
     return NormalizedClipPPOLoss(
         networks.actor,
         networks.critic,
@@ -82,26 +82,26 @@ def ppo_loss(config: DictConfig, networks: Networks) -> NormalizedClipPPOLoss:
 
 
 def learning_rate(config: DictConfig, *, frames: int, share: float) -> float:
-    """Adam's learning rate for the update on the batch that begins at ``frames``: a share of what the schedule says."""
+    """Adam's learning rate for the batch that begins at ``frames``: the scheduled rate times ``share``."""
     left = 1 - frames / config.total_frames if config.optim.schedule == "linear" else 1.0
     return float(config.optim.lr * left * share)
 
 
 def next_share(config: DictConfig, share: float, *, kl: float) -> float:
-    """The share of the scheduled learning rate after an update with this mean KL, held at ``optim.target_kl``."""
+    """The share of the scheduled rate after an update with this mean KL, which keeps KL near ``optim.target_kl``."""
     if config.optim.target_kl is None:
         return share
     return min(share * 1.1, 1.0) if kl < config.optim.target_kl else share / 1.1
 
 
 def reward_normalizer(config: DictConfig) -> TaskRewardNormalizer:
-    """What brings the rewards of all tasks to one size, where ``loss.reward_norm`` lets it adapt."""
+    """Scales the rewards of all tasks to one size; adapts only with ``loss.reward_norm``."""
     tasks = names_of_tasks(config, "train")
     return TaskRewardNormalizer(num_tasks=len(tasks), gamma=config.loss.gamma).to(config.device)
 
 
 def advantages(config: DictConfig) -> TrialGAE:
-    """What turns a batch into advantages and value targets."""
+    """Computes advantages and value targets of a batch."""
     return TrialGAE(
         gamma=config.loss.gamma,
         lmbda=config.loss.gae_lambda,
@@ -112,7 +112,7 @@ def advantages(config: DictConfig) -> TrialGAE:
 
 
 def replay_buffer(config: DictConfig, networks: Networks) -> EpisodicReplayBuffer:
-    """Room for what an update learns from and for what its contexts show of earlier batches."""
+    """Holds the frames of an update, and the frames of earlier batches in its contexts."""
     return EpisodicReplayBuffer(
         storage=EpisodicStorage(
             config.collector.grow_to * frames_per_batch(config) + frames_of_context(config),
@@ -127,7 +127,7 @@ def replay_buffer(config: DictConfig, networks: Networks) -> EpisodicReplayBuffe
 
 
 def collector_of(config: DictConfig, env: EnvBase, networks: Networks, share: LaneShare | None = None) -> Collector:
-    """TorchRL's collector, lean where it can be, which plays one batch after the other without end."""
+    """A collector without a frame limit, with the faster rollout where possible; ``share``: environments of `env`."""
     lanes = config.env.num_envs if share is None else share.count
     return TrialCollector(
         env,
@@ -143,9 +143,9 @@ def collector_of(config: DictConfig, env: EnvBase, networks: Networks, share: La
 
 
 def grown(batches: Iterable[TensorDictBase], config: DictConfig, progress: Progress) -> Iterator[TensorDictBase]:
-    """As many successive batches ``[N, T]`` in one, ``[N, m * T]``, as the update that follows is to learn from.
+    """Concatenates successive batches ``[N, T]`` to ``[N, m * T]``, as large as the next update needs.
 
-    They are of the same policy, and whole trials each, so it is as if more lanes had played at once.
+    All are whole trials of the same policy, as if more environments had played at once.
     """
     parts = []
     for batch in batches:

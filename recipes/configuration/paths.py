@@ -27,7 +27,7 @@ from hydra.errors import HydraException
 from htrmrl_torchrl.faults import UserError
 from htrmrl_torchrl.runs.lock import LOCK
 
-PATHS = ("checkpoint", "out", "resume", "run_dir")  # the keys, of all recipes, that are paths
+PATHS = ("checkpoint", "out", "report", "resume", "run_dir")  # the keys, of all recipes, that are paths
 _BENCHMARKS = ("env.name", "benchmark")  # the keys that may name a fold
 _TRIED = bytes(4096)  # a full disk shows only when something is written
 
@@ -69,7 +69,8 @@ def expanded(key: str, text: str) -> str:
     if "\0" in text:
         raise UserError(f"{key} is {text!r} but a path has no zero byte")
     try:
-        return str(Path(text).expanduser()) if text.startswith("~") else text
+        folder = "/" if text.endswith("/") else ""
+        return f"{Path(text).expanduser()}{folder}" if text.startswith("~") else text
     except RuntimeError as error:  # pathlib's for an unknown user
         raise UserError(
             f"{key} is '{text}' but there is no such home folder; ./{text} is a path of that name"

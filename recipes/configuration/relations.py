@@ -82,6 +82,10 @@ def _network_relations(config: DictConfig) -> Iterator[Relation]:
         "reward, a memory of one step",
     )
     yield (
+        policy.observe_token or not policy.film,
+        "policy.observe_token is False but must be true with policy.film, whose head reads the current token",
+    )
+    yield (
         policy.min_std <= policy.init_std,
         f"policy.min_std is {policy.min_std} but must be at most policy.init_std, which is {policy.init_std}",
     )
@@ -94,10 +98,21 @@ def _collection_relations(config: DictConfig) -> Iterator[Relation]:
         env.num_workers <= env.num_envs,
         f"env.num_workers is {env.num_workers} but must be at most env.num_envs, which is {env.num_envs}",
     )
+    shortest = env.episodes_per_trial if env.shortest_trial is None else env.shortest_trial
+    yield (
+        shortest <= env.episodes_per_trial,
+        f"env.shortest_trial is {shortest} but must be at most env.episodes_per_trial, which is "
+        f"{env.episodes_per_trial}",
+    )
     yield (
         config.workers <= env.num_envs,
-        f"workers is {config.workers} but must be at most env.num_envs, which is {env.num_envs}: each process plays at "
-        "least one lane",
+        f"workers is {config.workers} but must be at most env.num_envs, which is {env.num_envs}: each process plays "
+        "at least one environment",
+    )
+    split = env.shortest_trial is not None
+    yield (
+        config.workers == 1 or not (split or env.disguises),
+        f"workers is {config.workers} but must be 1 with env.{'shortest_trial' if split else 'disguises'}",
     )
     yield (
         batch % trial_batch == 0,

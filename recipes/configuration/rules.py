@@ -44,13 +44,15 @@ NOT_EMPTY = Rule("not empty", lambda value: bool(value.strip()), str)
 
 # By the last name of a key, in all recipes and for the user's own encoders.
 RANGES: dict[str, Rule] = {
-    **dict.fromkeys(("name", "device", "run_dir", "resume", "checkpoint", "benchmark", "out", "metric"), NOT_EMPTY),
+    **dict.fromkeys((
+        "name", "device", "run_dir", "resume", "checkpoint", "benchmark", "out", "report", "metric",
+    ), NOT_EMPTY),
     **dict.fromkeys((
         "total_frames", "every_frames", "minibatch_frames", "segment_frames", "frames_per_batch", "num_envs",
-        "episodes_per_trial", "horizon", "window", "episodes", "d_model", "num_heads", "intra_layers", "mlp_layers",
-        "max_episodes", "epochs", "grow_to", "grow_over", "goals_per_task", "trials_per_goal", "evaluation_episodes",
-        "looks", "max_in_a_row", "keep", "jobs", "rounds", "recipe_lanes", "every",
-        "workers",
+        "episodes_per_trial", "shortest_trial", "horizon", "window", "episodes", "d_model", "num_heads",
+        "intra_layers", "mlp_layers", "max_episodes", "epochs", "grow_to", "grow_over", "goals_per_task",
+        "trials_per_goal", "evaluation_episodes", "looks", "max_in_a_row", "keep", "jobs", "rounds",
+        "recipe_lanes", "every", "workers",
     ), at_least(1)),
     **dict.fromkeys(
         ("num_workers", "inter_layers", "benchmark_seed", "adaptation_episodes", "entropy_coeff", "goal"), at_least(0)
@@ -63,17 +65,20 @@ RANGES: dict[str, Rule] = {
     "worker_timeout": Rule("from 0.1 to 1_000_000 seconds", lambda value: 0.1 <= value <= 1_000_000),
     "gamma": Rule("greater than 0 and at most 1", lambda value: 0 < value <= 1),
     "gae_lambda": Rule("between 0 and 1", lambda value: 0 <= value <= 1),
+    "dropout": Rule("at least 0 and below 1", lambda value: 0 <= value < 1),
     "schedule": one_of("constant", "linear"),
     "threads": Rule("from 0 to 1024", lambda value: 0 <= value <= 1024, int),
     "size": at_least(128),
+    "logger": Rule("a list of names", lambda value: all(type(name) is str for name in value), list),
     "tasks": Rule("a list of names", lambda value: bool(value) and all(type(name) is str for name in value), list),
+    "disguises": Rule("a list of names", lambda value: all(type(name) is str for name in value), list),
     "trust": Rule("a list of paths package.module:name", lambda value: all(map(is_dotted_path, value)), list),
 }  # fmt: skip
 
 # Keys and prefixes that a continued run may change: none changes what is learned (another device draws other noise).
 FREE = (
-    "total_frames", "resume", "run_dir", "device", "workers", "env.num_workers", "env.worker_timeout",
-    "env.restart_workers", "faults.", "checkpoint.", "eval.every_frames", "eval.memory_gain",
+    "total_frames", "resume", "run_dir", "logger", "device", "workers", "env.num_workers",
+    "env.worker_timeout", "env.restart_workers", "faults.", "checkpoint.", "eval.every_frames", "eval.memory_gain",
 )  # fmt: skip
 
 MISSING = "???"  # OmegaConf's missing value
@@ -131,6 +136,7 @@ def validate(config: DictConfig, defaults: DictConfig) -> None:
     _check_strategy(config.memory.strategy)
     check_relations(relations(config))
     check_device(config.device)
+    _check_loggers(config.logger)
     _check_signatures(config)
     check_relations([fits_memory(training_needs(config), device=config.device)])
     from recipes.configuration.paths import check_run_folder  # late: it imports this module
@@ -170,6 +176,15 @@ def _check_strategy(name: str) -> None:
         make_strategy(name)
     except ValueError as error:
         raise UserError(f"memory.strategy is {name}: {error}") from error
+
+
+def _check_loggers(names: Sequence[str]) -> None:
+    from htrmrl_torchrl.runs.loggers import check_loggers  # late: torch takes a while
+
+    try:
+        check_loggers(names)
+    except ValueError as error:
+        raise UserError(f"logger is [{','.join(names)}]: {error}") from error
 
 
 def _check_signatures(config: DictConfig) -> None:
@@ -235,7 +250,8 @@ def check_device(name: str) -> None:
 def _check_environment(config: DictConfig) -> None:
     # late: these imports take seconds, the checks above none
     from htrmrl_torchrl.envs import check_name, num_goals, task_names
-    from htrmrl_torchrl.envs.benchmarks import check_benchmark_seed, is_factory
+    from htrmrl_torchrl.envs.benchmarks import check_benchmark_seed, find_benchmark, is_factory
+    from htrmrl_torchrl.envs.disguise import check_kinds
     from htrmrl_torchrl.envs.factory import check_factory, resolve_horizon
 
     env, goals_per_task = config.env, config.eval.goals_per_task
@@ -257,7 +273,14 @@ def _check_environment(config: DictConfig) -> None:
             raise UserError(
                 f"loss.reward_norm is True but must be false with a factory, whose tasks are unknown: {env.name}"
             )
+        for key, default in (("disguises", []), ("shortest_trial", None)):
+            if env[key] != default:
+                raise UserError(f"env.{key} is {env[key]} but must be {default} with a factory, which is {env.name}")
         return
+    try:
+        check_kinds(env.disguises, find_benchmark(env.name).layout)
+    except ValueError as error:
+        raise UserError(f"env.disguises is {env.disguises}: {error}") from error
     try:
         task_names(env.name, "test")  # evaluated during training
     except ValueError as error:

@@ -29,6 +29,7 @@ from htrmrl_torchrl.runs.console import command_line, reason, say, spared
 from htrmrl_torchrl.runs.loggers import RunLogger, read_rows
 from htrmrl_torchrl.runs.progress import Progress
 from htrmrl_torchrl.runs.signals import command_to_continue, gone_back
+from htrmrl_torchrl.runs.trackers import RECORDS
 from recipes.configuration.compose import CONFIG_DIR, load_config
 from recipes.configuration.environment import adaptation_episodes
 from recipes.configuration.relations import longer_trials
@@ -46,7 +47,7 @@ class UnsavedEnd(UserError):
 
 @dataclass(frozen=True)
 class Start:
-    """Where a run begins: at a checkpoint, or anew; ``damaged`` are newer checkpoints with the reason for each."""
+    """Where a run begins: at a checkpoint or at frame 0; ``damaged`` are newer checkpoints with the reason for each."""
 
     checkpoint: Path | None
     damaged: dict[Path, str] = field(default_factory=dict)
@@ -68,7 +69,7 @@ def where_to_start(config: DictConfig, run_dir: Path) -> Start:
         results = _results(run_dir)
     except OSError as error:
         raise UserError(
-            f"run_dir is '{run_dir}' but {error.filename} cannot be read ({reason(error)}), so where the run stands is "
+            f"run_dir is '{run_dir}' but {error.filename} cannot be read ({reason(error)}), so its progress is "
             "unknown: make it readable (mounted, with permission), or choose another run_dir"
         ) from error
     if path is not None:
@@ -145,7 +146,7 @@ def check_same_run(config: DictConfig, run_dir: Path) -> None:
     except FileNotFoundError:
         return
     except (OSError, ValueError, YAMLError, OmegaConfBaseException, RecursionError) as error:
-        say(f"warning: {path} cannot be read ({type(error).__name__}) and is written anew")
+        say(f"warning: {path} cannot be read ({type(error).__name__}) and is written again")
         return
     for key, value in flatten(config).items():
         if key in before and before[key] != value and not key.startswith(FREE):
@@ -177,7 +178,12 @@ def take_over(
         _set_aside_unreadable(run_dir / "metrics.csv")
         write_whole(run_dir / "config.yaml", text)
         continues = any(os.path.lexists(run_dir / name) for name in ("metrics.csv", "tensorboard"))
-        logger = RunLogger(run_dir, resume_from_frames=frames if continues else None)
+        logger = RunLogger(
+            run_dir,
+            resume_from_frames=frames if continues else None,
+            loggers=config.logger,
+            config=flatten(config),
+        )
         if logger.damaged is not None:
             say(
                 f"warning: {logger.csv_path} has rows that cannot be read, which are left out; as it was it is now "
@@ -204,7 +210,7 @@ def remove_records(run_dir: Path) -> None:
     """Removes the files of `take_over` after a run that never began."""
     for name in ("checkpoints", "tensorboard"):
         shutil.rmtree(run_dir / name, ignore_errors=True)
-    for name in ("config.yaml", "metrics.csv"):
+    for name in ("config.yaml", "metrics.csv", RECORDS):
         (run_dir / name).unlink(missing_ok=True)
 
 
@@ -341,4 +347,5 @@ def print_results(run_dir: Path, config: DictConfig, metrics: dict[str, float]) 
         protocol = named_protocol(config.eval.protocol).changed(adaptation_episodes=adaptation_episodes(config))
         for note in longer_trials(protocol.trial_length, trained=[config.env.episodes_per_trial]):
             print(note)
-    print(f"curves: tensorboard --logdir {run_dir.parent}")
+    if "tensorboard" in config.logger:
+        print(f"curves: tensorboard --logdir {run_dir.parent}")

@@ -14,7 +14,7 @@ from recipes.configuration.relations import Relation, frames_of_context, frames_
 
 _FLOAT, _ID = 4, 8  # bytes of a float32 and an int64
 _TOKEN = 5 * _FLOAT  # the smallest: an observation, an action, the previous reward, two flags
-_FRAME = 48  # at least, for a stored frame: action, log-prob, value, advantage, lane, episode, task, goal
+_FRAME = 48  # at least, for a stored frame: action, log-prob, value, advantage, environment, episode, task, goal
 _LEARNED = 4 * _FLOAT  # a parameter, its gradient and Adam's two averages
 _WORKER = 30_000_000  # a process that has imported a simulator
 _UNITS = ("bytes", "kB", "MB", "GB", "TB", "PB", "EB")
@@ -88,7 +88,7 @@ def benchmark_needs(config: DictConfig) -> dict[str, int]:
     """Bytes of the benchmark's batches: whole trials of ten short episodes."""
     lanes = max(config.num_envs, config.recipe_lanes, *config.lanes)
     return {
-        f"the batches of {lanes} lanes (num_envs, recipe_lanes, lanes)": _FRAME * lanes * 500,
+        f"the batches of {lanes} environments (num_envs, recipe_lanes, lanes)": _FRAME * lanes * 500,
         f"num_workers={config.num_workers} worker processes": _WORKER * config.num_workers,
     }
 

@@ -28,6 +28,9 @@ def start_training_of_file() -> None:
         from recipes.configuration.compose import refusing, run_recipe
         from recipes.configuration.paths import own_configuration
 
+        if sys.argv[1:] in (["--help"], ["-h"]):
+            print("usage: python recipes/train.py my_ml10.yaml [key=value ...]; my_ml10.yaml --help lists its keys")
+            return
         with refusing():
             file = own_configuration(sys.argv[1:])
         run_recipe(_train, config_name=file.stem, config_dir=file.parent, arguments=sys.argv[2:])

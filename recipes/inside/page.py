@@ -127,7 +127,7 @@ def _attention(
     yield Section(
         title="Retrieval",
         text=f"What each window strategy shows of the same trial ({names[TRAINED][trial]}) to its episode {last + 1}, "
-        "and where that episode's last decision would look. The network was trained with "
+        "and where that episode's last decision would attend. The network was trained with "
         f"'{_strategy_of(inspected)}'; with another strategy it sees what it was not trained on.",
         pictures=[
             _save(looks.plot_retrieval(trained, shown, trial=trial, window=encoder.window),

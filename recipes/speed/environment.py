@@ -83,7 +83,7 @@ def environment(config: DictConfig) -> list[dict[str, Any]]:
 
 
 def _play(env: Any, lanes: int, rng: np.random.Generator) -> Callable[[], float]:
-    """Measures steps per second of one episode in all environments (gymnasium's, ours, or lanes alone)."""
+    """Measures steps per second of one episode in all environments (gymnasium's, ours, or simulators alone)."""
     ours = None if hasattr(env, "call") else env._lanes if isinstance(env, TrialEnv) else env
 
     def measure() -> float:
@@ -135,7 +135,7 @@ class Physics:
         return np.zeros((n, self.obs_dim), np.float32), np.zeros(n, np.float32), np.zeros(n, np.bool_)
 
     def render(self, lane: int, *, size: int) -> Picture:
-        raise ValueError(f"Physics alone has no picture of lane {lane} in {size} pixels.")
+        raise ValueError(f"Physics alone has no picture of environment {lane} in {size} pixels.")
 
     def close(self) -> None:
         self._lanes.close()

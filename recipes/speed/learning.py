@@ -30,7 +30,7 @@ from recipes.configuration.paths import path_override
 from recipes.configuration.relations import frames_per_batch
 from recipes.speed.environment import interleaved, ratio
 
-HORIZON, MINIBATCH, SEGMENT = 50, 4_000, 50  # of base.yaml all but the horizon
+HORIZON, MINIBATCH, SEGMENT = 50, 4_000, 50  # as in base.yaml, except the horizon
 SIZES: tuple[dict[str, int], ...] = (
     {}, {"window": 3}, {"window": 10}, {"episodes": 2}, {"episodes": 20}, {"d_model": 32}, {"d_model": 128},
 )  # fmt: skip
@@ -62,9 +62,9 @@ def _collector(
 
 
 def collection(config: DictConfig) -> list[dict[str, Any]]:
-    """Frames per second of the collector and of TorchRL's rollout: default ML10 model, trials of ten short episodes."""
+    """Frames per second of the collector and of TorchRL's rollout: default ML10 model, trials of 10 episodes."""
     threads = torch.get_num_threads()
-    torch.set_num_threads(1)  # as in the recipe while it collects
+    torch.set_num_threads(1)  # as in the recipe during collection
     cases: dict[str, tuple[int, Backend, type[Collector]]] = {}
     for lanes in config.lanes:
         cases[f"{lanes} lanes"] = (lanes, "fast", TrialCollector)
@@ -99,7 +99,7 @@ def collection(config: DictConfig) -> list[dict[str, Any]]:
 
 
 def update(config: DictConfig) -> list[dict[str, Any]]:
-    """Frames per second and epoch of PPO's forward, backward and optimizer step, for several sizes of the model."""
+    """Frames per second and epoch of PPO's forward, backward and optimizer step, for several model sizes."""
     torch.set_num_threads(config.threads or torch.get_num_threads())
     contenders: dict[str, Callable[[], float]] = {}
     for sizes in SIZES:
@@ -128,7 +128,7 @@ def update(config: DictConfig) -> list[dict[str, Any]]:
 
 
 def _minibatches(networks: Networks) -> Iterator[TensorDictBase]:
-    """Minibatches without end of one collected batch: 10 trials of 10 episodes."""
+    """Endless minibatches of one collected batch: 10 trials of 10 episodes."""
     encoder = networks.encoder
     collector = _collector(networks, num_envs=10, num_workers=0)
     batch = next(iter(collector))
@@ -159,7 +159,7 @@ def _learner(networks: Networks, minibatches: Iterator[TensorDictBase]) -> Calla
 
 
 def _make_dense(encoder: HierarchicalEncoder) -> None:
-    """Turns off every shortcut of the encoder: all windows, all positions, all queries, for every frame anew."""
+    """Turns off all shortcuts of the encoder: computes all windows, positions and queries for every frame."""
 
     def forward(tensordict: TensorDictBase) -> TensorDictBase:
         context = tensordict.get(keys.CONTEXT).reshape(-1)
@@ -178,7 +178,7 @@ def _make_dense(encoder: HierarchicalEncoder) -> None:
 
 
 def _check_equal(networks: Networks, dense: Networks, minibatch: TensorDictBase) -> None:
-    """The shortcuts change no number."""
+    """Raises RuntimeError if the shortcuts change the result."""
     with torch.no_grad():
         fast, slow = (n.encoder(minibatch.copy())[keys.HIDDEN] for n in (networks, dense))
     worst = ((fast - slow).abs() / slow.abs().clamp(min=1)).max().item()
@@ -187,7 +187,7 @@ def _check_equal(networks: Networks, dense: Networks, minibatch: TensorDictBase)
 
 
 def recipe(config: DictConfig) -> list[dict[str, Any]]:
-    """End-to-end frames per second of ``recipes/ml10_ppo.py``, peak memory, start-up, and what evaluation takes."""
+    """End-to-end frames per second of ``recipes/ml10_ppo.py``, peak memory, start-up time and evaluation time."""
     workers = f"env.num_workers={config.num_workers}"
     cases = {
         "defaults": [workers],
@@ -198,9 +198,9 @@ def recipe(config: DictConfig) -> list[dict[str, Any]]:
 
 
 def _run_recipe(name: str, overrides: list[str]) -> dict[str, Any]:
-    """Two iterations and an evaluation in a process of its own; the first iteration, which fills caches, is left out.
+    """Two iterations and an evaluation in a separate process; the first iteration, which fills caches, does not count.
 
-    The evaluation's share is that of a long run: one every ``eval.every_frames``.
+    The evaluation's share of the time is that of a long run: one evaluation every ``eval.every_frames``.
     """
     batch = frames_per_batch(load_config("ml10_ppo", overrides))
     with tempfile.TemporaryDirectory() as folder:
@@ -246,6 +246,6 @@ def _memory_gib(pid: int) -> float:
             if line.startswith("Pss:"):
                 total += int(line.split()[1]) / 2**20
         children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
-    except OSError:  # it has just ended
+    except OSError:  # the process has just ended
         return total
     return total + sum(_memory_gib(int(child)) for child in children)

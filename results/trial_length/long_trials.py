@@ -1,12 +1,12 @@
 """Success by episode in toy trials three times as long as those of training, on 400 environments, 100 for each goal.
 
-    python results/trial_length/long_trials.py RUN_FOLDER...
+    python results/trial_length/long_trials.py RUN_FOLDER_OR_CHECKPOINT...
 
 Run folders are those of recipes/toy_ppo.py; of each the last checkpoint is played: with sampled actions throughout
 (mean of three evaluation seeds), and, for every k, with sampled actions in the first k - 1 episodes and the mean action
 in the k-th. Then, with the mean action, in contexts that are not the agent's own: the fourth episode, which training
-has too, shown the second and third alone; the twelfth, shown the first and the two before it. Leaves long_trials.json
-and long_trials.png beside this file.
+has too, shown the second and third alone; the twelfth, shown the first and the two before it. Writes long_trials.json
+beside this file, and docs/results/figures/toy_long_trials.png.
 """
 
 import json
@@ -15,15 +15,15 @@ import sys
 from pathlib import Path
 
 import torch
-from htrmrl_torchrl.checkpoint import read_component
-from htrmrl_torchrl.versions import versions
 from matplotlib.figure import Figure
 
 from htrmrl_torchrl import make_env
-from htrmrl_torchrl.evaluation import play_trials
-from htrmrl_torchrl.networks import acting_policy, load_networks
+from htrmrl_torchrl.agent import acting_policy, load_networks
+from htrmrl_torchrl.checkpoints.checkpoint import read_component
+from htrmrl_torchrl.checkpoints.versions import versions
+from htrmrl_torchrl.evaluation import PROTOCOLS, play_trials
 
-EPISODES, LANES, SEEDS = 12, 400, (0, 1, 2)
+EPISODES, ENVIRONMENTS, SEEDS = 12, 400, (0, 1, 2)
 
 
 def without_first(past, *, slots, window, rng):
@@ -39,17 +39,20 @@ def with_first(past, *, slots, window, rng):
 
 
 def success(checkpoint, *, episodes, mean_action, seed, strategy=None):
-    """In each episode, the share of the lanes; the last one has the mean action where that is asked for."""
-    pairs = [(0, lane % 4) for lane in range(LANES)]
-    env = make_env("toy", split="test", num_envs=LANES, episodes_per_trial=episodes, pairs=pairs)
+    """In each episode, the share of the environments that succeed; ``mean_action`` is for the last one alone."""
+    pairs = [(0, index % 4) for index in range(ENVIRONMENTS)]
+    env = make_env("toy", split="test", num_envs=ENVIRONMENTS, episodes_per_trial=episodes, pairs=pairs)
     policy = acting_policy(load_networks(checkpoint), seed=seed, strategy=strategy)
-    outcomes = play_trials(policy, env, adaptation_episodes=episodes - 1, mean_action=mean_action, seed=seed)
+    protocol = PROTOCOLS["strict"].changed(
+        adaptation_episodes=episodes - 1, evaluation_actions="mean" if mean_action else "sampled", goals_per_task=100
+    )
+    outcomes = play_trials(policy, env, protocol, seed=seed)
     return outcomes["success"].double().mean(0)
 
 
 def of_run(run):
     """What a run is and how its last checkpoint does."""
-    checkpoint = max((run / "checkpoints").glob("step-*.torchrl"))
+    checkpoint = run if run.is_file() else max((run / "checkpoints").glob("step-*.torchrl"))
     config, progress = read_component(checkpoint, "config"), read_component(checkpoint, "progress")
     sampled = [success(checkpoint, episodes=EPISODES, mean_action=False, seed=seed) for seed in SEEDS]
     mean = [success(checkpoint, episodes=k, mean_action=True, seed=7)[-1].item() for k in range(1, EPISODES + 1)]
@@ -59,7 +62,7 @@ def of_run(run):
         for name, (k, strategy) in contexts.items()
     }
     return {
-        "run": run.name, "strategy": config["memory"]["strategy"], "seed": config["seed"],
+        "run": run.stem, "strategy": config["memory"]["strategy"], "seed": config["seed"],
         "frames": progress["frames"], "commits": progress["commits"],
         "sampled": [round(x, 4) for x in torch.stack(sampled).mean(0).tolist()], "mean_action": mean,
         "mean_action_in_other_contexts": other,
@@ -102,7 +105,7 @@ def main():
     here = Path(__file__).resolve().parent
     content = {"command": shlex.join(["python", *sys.argv]), "versions": versions(), "runs": runs}
     (here / "long_trials.json").write_text(json.dumps(content, indent=1) + "\n")
-    figure(runs).savefig(here / "long_trials.png", dpi=120)
+    figure(runs).savefig(here.parents[1] / "docs" / "results" / "figures" / "toy_long_trials.png", dpi=120)
 
 
 if __name__ == "__main__":

@@ -349,10 +349,10 @@ def agent():
 
 def test_act_before_reset():
     agent = HTrMRLAgent(networks_for(OBSERVATION, ACTION), num_envs=2)
-    with pytest.raises(RuntimeError, match=r"act was called before reset: lanes \[0, 1\]"):
+    with pytest.raises(RuntimeError, match=r"act was called before reset: environments \[0, 1\]"):
         agent.act(np.zeros((2, OBSERVATION)))
     agent.reset([True, False])
-    with pytest.raises(RuntimeError, match=r"before reset: lanes \[1\]"):
+    with pytest.raises(RuntimeError, match=r"before reset: environments \[1\]"):
         agent.act(np.zeros((2, OBSERVATION)))
 
 
@@ -373,8 +373,8 @@ def test_calls_out_of_order(agent):
     [
         (np.zeros((2, 3)), r"observation has shape \[2, 3\] but must be \[2, 2\]"),
         (np.zeros(2), r"observation has shape \[2\] but must be \[2, 2\]"),
-        (np.array([[0, 0], [0, np.nan]]), r"observation is not finite in lanes \[1\]"),
-        (torch.full((2, 2), torch.inf), r"observation is not finite in lanes \[0, 1\]"),
+        (np.array([[0, 0], [0, np.nan]]), r"observation is not finite in environments \[1\]"),
+        (torch.full((2, 2), torch.inf), r"observation is not finite in environments \[0, 1\]"),
     ],
 )
 def test_wrong_observations(agent, observation, message):
@@ -387,13 +387,13 @@ def test_wrong_observations(agent, observation, message):
     [
         ({"reward": np.zeros(3)}, r"reward has shape \[3\] but must be \[2\]"),
         ({"reward": 0.0}, r"reward has shape \[\] but must be \[2\]"),
-        ({"reward": [0.0, float("nan")]}, r"reward is not finite in lanes \[1\]"),
+        ({"reward": [0.0, float("nan")]}, r"reward is not finite in environments \[1\]"),
         ({"terminated": [True]}, r"terminated has shape \[1\]"),
         ({"truncated": [[True, True]]}, r"truncated has shape \[1, 2\]"),
         ({"action": np.zeros((2, 3))}, r"action has shape \[2, 3\] but must be \[2, 1\]"),
         ({"final_observation": np.zeros((2, 5))}, r"final_observation has shape \[2, 5\]"),
-        ({"final_observation": np.full((2, 2), np.nan)}, r"final_observation is not finite in lanes \[0\]"),
-        ({"final_observation": np.array([None, np.zeros(2)], dtype=object)}, "None in a lane whose episode has ended"),
+        ({"final_observation": np.full((2, 2), np.nan)}, r"final_observation is not finite in environments \[0\]"),
+        ({"final_observation": np.array([None, np.zeros(2)], dtype=object)}, "None where an episode has ended"),
     ],
 )
 def test_wrong_outcomes(agent, arguments, message):
@@ -417,7 +417,7 @@ def test_wrong_numbers_of_lanes(lanes):
 def test_environments_that_it_cannot_play(agent):
     with pytest.raises(ValueError, match=r"NEXT_STEP.*SAME_STEP or DISABLED"):
         agent.check_env(SyncVectorEnv([Falling] * 2, autoreset_mode=AutoresetMode.NEXT_STEP))
-    with pytest.raises(ValueError, match="has 3 lanes, the agent 2"):
+    with pytest.raises(ValueError, match="has num_envs=3, the agent 2"):
         agent.check_env(SyncVectorEnv([Falling] * 3, autoreset_mode=AutoresetMode.SAME_STEP))
     one = HTrMRLAgent(networks_for(3, 2))
     with warnings.catch_warnings(), pytest.raises(ValueError, match=r"actions have shape \(1,\).*trained with \(2,\)"):

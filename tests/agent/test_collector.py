@@ -27,6 +27,8 @@ CASES = {
     "separate rl2": {"encoder_kind": "rl2", "critic_kind": "separate"},
     "single step": {"critic_kind": "single_step", "observe_token": True},
     "dependent": {"std": "dependent"},
+    "film": {"observe_token": True, "film": True},
+    "dropout": {"dropout": 0.5},
     "lane": {"scope": "lane", "max_episodes": 5},
     **{
         strategy: {"strategy": strategy} for strategy in ("recent", "uniform_last", "best_return", "diverse", "similar")
@@ -179,7 +181,7 @@ def test_a_fault_names_its_lane_and_the_next_batch_is_of_new_trials():
         return observation, reward, success
 
     collector.env._lanes.step = spoilt
-    with pytest.raises(NonFiniteError, match=r"^observation is not finite on lane 2 \(nan\)"):
+    with pytest.raises(NonFiniteError, match=r"^observation is not finite in environment 2 \(nan\)"):
         next(collector.iterator())
     assert len(calls) == 8
     collector.reset()
@@ -194,6 +196,6 @@ def test_actions_that_are_not_finite_reach_no_simulator():
     collector.env._lanes.step = lambda actions: stepped.append(1) or step(actions)
     with torch.no_grad():
         next(module for module in networks.actor.modules() if isinstance(module, torch.nn.Linear)).weight[:] = torch.inf
-    with pytest.raises(NonFiniteError, match=r"^action is not finite on lanes 0 .*, 3 "):
+    with pytest.raises(NonFiniteError, match=r"^action is not finite in environments 0 .*, 3 "):
         next(collector.iterator())
     assert not stepped

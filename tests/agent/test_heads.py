@@ -298,8 +298,8 @@ def test_the_value_head_is_found_in_every_critic():
         ({"min_std": 0.0}, r"min_std=0.0 must be positive and at most init_std=1.0"),
         ({"min_std": 0.5, "init_std": 0.4}, r"min_std=0.5 must be positive and at most init_std=0.4"),
         ({"critic_kind": "twin"}, r"critic_kind='twin' is unknown; choose one of shared, separate, single_step"),
-        ({"critic_kind": "separate"}, r"critic_encoder with 'separate' and only then"),
-        ({"critic_encoder": make_encoder()}, r"critic_encoder with 'separate' and only then"),
+        ({"critic_kind": "separate"}, r"'separate' needs a critic_encoder"),
+        ({"critic_encoder": make_encoder()}, r"'separate' needs a critic_encoder"),
         ({"critic_kind": "separate", "critic_encoder": make_encoder()}, r"share hidden_key, cache_key or state_key"),
     ],
 )
@@ -310,6 +310,6 @@ def test_bad_choices(wrong, message):
 
 def test_an_action_of_another_size_is_refused():
     encoder = make_encoder()
-    with pytest.raises(ValueError, match=r"expects actions of size 1 and the action spec has 3"):
+    with pytest.raises(ValueError, match=r"expects actions of size 1, but the action spec has 3"):
         make_actor_critic(encoder=encoder, memory=EpisodicMemory(encoder), action_spec=Bounded(-1, 1, (3,)))
     assert make_encoder().token_dim == TOKEN

@@ -102,7 +102,7 @@ def test_the_encoded_past_alone_is_refused():
     cache = encoder.encode_past(*(contexts[key] for key in ("past", "past_mask", "past_id", "slot_mask")))
     bare = contexts.select("current", "current_mask", "slot_mask").set("past_cache", cache)
     assert_same(run(encoder, bare), run(encoder, contexts), 1e-10)
-    with pytest.raises(ValueError, match=r"encoded past alone \(past_cache\); to look inside it needs the windows"):
+    with pytest.raises(ValueError, match=r"only the encoded past \(past_cache\); inspection needs the windows"):
         encoder.inspect(bare)
 
 

@@ -326,7 +326,7 @@ def test_wrong_arguments():
         make_encoder(mlp_layers=0)
     with pytest.raises(ValueError, match="share a state_key"):
         RecurrentMemory([make_encoder(), make_encoder()])
-    with pytest.raises(ValueError, match="tokens have size 4; the encoder's is 5"):
+    with pytest.raises(ValueError, match="tokens have size 4; the encoder needs 5"):
         make_encoder().step(torch.zeros(2, 4), torch.zeros(2, 6))
 
 

@@ -90,7 +90,7 @@ def test_the_size_can_change_and_lanes_can_be_used_after_closing(opengl):
         start(lanes, (2,), (0,))
         assert lanes.render(0, size=size).shape == (size, size, 3)
     lanes.close()
-    with pytest.raises(RuntimeError, match="Lane 0 has no simulator yet; reset it"):
+    with pytest.raises(RuntimeError, match="Environment 0 has no simulator yet; reset it"):
         lanes.render(0, size=48)
     start(lanes, (0,), (0,))
     assert lanes.render(0, size=48).any()

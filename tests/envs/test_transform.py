@@ -104,10 +104,10 @@ def test_a_categorical_action_is_told_the_mend():
 
 def test_an_environment_with_trials_is_refused():
     env = TransformedEnv(trial_pendulum(), TrialTransform(episodes_per_trial=3))
-    with pytest.raises(ValueError, match=r"episode.*leave one of the two out"):
+    with pytest.raises(ValueError, match=r"episode.*remove one of the two"):
         env.observation_spec  # noqa: B018
 
 
 def test_outside_an_environment_it_says_where_it_belongs():
-    with pytest.raises(RuntimeError, match="belongs to an environment"):
+    with pytest.raises(RuntimeError, match="needs an environment"):
         TrialTransform(episodes_per_trial=3).transform_observation_spec(Composite(observation=Unbounded(1)))

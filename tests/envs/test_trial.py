@@ -1,5 +1,7 @@
 """The seams of a trial, checked against tables written by hand."""
 
+from itertools import pairwise
+
 import numpy as np
 import pytest
 import torch
@@ -232,7 +234,7 @@ def test_an_action_that_is_not_finite_names_its_lane():
     env = trial_env()
     row = env.reset()
     row["action"] = torch.tensor([[0.0], [float("nan")]])
-    with pytest.raises(ValueError, match=r"action is not finite on lane 1 \(nan\)"):
+    with pytest.raises(ValueError, match=r"action is not finite in environment 1 \(nan\)"):
         env.step(row)
 
 
@@ -346,3 +348,46 @@ def test_a_state_of_another_environment_is_refused():
     two_tasks = TaskDeck(num_tasks=2, num_goals=4, num_lanes=3, seed=0)
     with pytest.raises(ValueError, match=r"\(3, 1\).*\(3, 2\)"):
         two_tasks.load_state(state["deck"])
+
+
+def split(seed=0, shortest=2, k=7, lanes=5):
+    deck = TaskDeck(num_tasks=1, num_goals=50, num_lanes=lanes, seed=seed)
+    return TrialEnv(CountingLanes(lanes), deck, episodes_per_trial=k, horizon=H, seed=seed, shortest_trial=shortest)
+
+
+def lengths(rows):
+    """Episodes of each lane's trials, one after the other."""
+    lanes = []
+    for lane in rows["trial_init"][..., 0]:
+        begins = [*lane.nonzero()[:, 0].tolist(), len(lane)]
+        lanes.append([(end - begin) / H for begin, end in pairwise(begins)])
+    return lanes
+
+
+def test_episodes_are_split_into_trials_that_end_together():
+    """Seven episodes make trials of 2, 3, 4, 5 or 7, in each lane others, and after seven all begin anew."""
+    rows = split().rollout(2 * 7 * H, break_when_any_done=False)
+    assert rows["trial_init"][:, 0].all() and rows["trial_init"][:, 7 * H].all()
+    played = lengths(rows)
+    assert all(sum(of_lane) == 14 and min(of_lane) >= 2 for of_lane in played)
+    assert len({tuple(of_lane) for of_lane in played}) > 1 and {n for of in played for n in of} <= {2, 3, 4, 5, 7}
+    assert (rows["episode"][rows["trial_init"]] == 0).all()
+    assert torch.equal(rows["episode"], split(seed=0).rollout(2 * 7 * H, break_when_any_done=False)["episode"])
+
+
+def test_a_split_is_continued_at_its_boundary_and_nowhere_else():
+    env = split()
+    env.rollout(7 * H, break_when_any_done=False)
+    again = split()
+    again.load_checkpoint_state(env.checkpoint_state())
+    rows, continued = (e.rollout(7 * H, break_when_any_done=False) for e in (env, again))
+    assert lengths(rows) == lengths(continued) and torch.equal(rows["episode"], continued["episode"])
+    env = split(shortest=1, lanes=1, seed=1)
+    env.rollout(int(lengths(split(shortest=1, lanes=1, seed=1).rollout(7 * H, break_when_any_done=False))[0][0]) * H)
+    with pytest.raises(RuntimeError, match="trial boundaries only"):
+        env.checkpoint_state()
+
+
+def test_a_trial_is_no_longer_than_all_episodes():
+    with pytest.raises(ValueError, match="shortest_trial=8 must be at most episodes_per_trial=7"):
+        split(shortest=8)

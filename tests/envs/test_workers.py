@@ -101,7 +101,7 @@ def test_setting_the_seed_repeats_the_trajectories():
 
 
 def test_lanes_of_workers_cannot_be_drawn(pool):
-    with pytest.raises(ValueError, match=r"Lane 3 lives in a worker process.*num_workers=0"):
+    with pytest.raises(ValueError, match=r"Environment 3 is in a worker process.*num_workers=0"):
         pool.render(3, size=64)
 
 
@@ -137,7 +137,9 @@ def test_a_killed_worker_ends_the_run_by_name():
     victim, other = env._lanes.processes
     os.kill(victim.pid, signal.SIGKILL)
     # It is the death that is noticed: no answer for a while would be another sentence.
-    with pytest.raises(RuntimeError, match=rf"environment-worker-0 \(pid {victim.pid}, lanes 0 to 1\).*exit code -9"):
+    with pytest.raises(
+        RuntimeError, match=rf"environment-worker-0 \(pid {victim.pid}, environments 0 to 1\).*exit code -9"
+    ):
         env.step(row)
     assert not is_running(other.pid)  # the others are ended too
     with pytest.raises(RuntimeError, match="closed"):
@@ -153,14 +155,16 @@ def test_a_stopped_worker_is_noticed_killed_and_replaced_by_a_reset_of_all_lanes
     os.kill(hung.pid, signal.SIGSTOP)
     usual, lanes.timeout = lanes.timeout, 1.0  # for the step that hangs alone: others may take long on a busy machine
     start = time.monotonic()
-    with pytest.raises(WorkerFault, match=rf"worker-0 \(pid {hung.pid}, lanes 0 to 2\) did not answer within 1 s"):
+    with pytest.raises(
+        WorkerFault, match=rf"worker-0 \(pid {hung.pid}, environments 0 to 2\) did not answer within 1 s"
+    ):
         push(lanes, 0.25)
     assert time.monotonic() - start >= 1
     lanes.timeout = usual
     assert not is_running(hung.pid) and not is_running(other.pid)
 
     for nothing_runs in (lambda: push(lanes, 0.25), lambda: lanes.reset(*np.zeros((3, 2), np.int64))):
-        with pytest.raises(RuntimeError, match="reset all lanes to start new ones"):
+        with pytest.raises(RuntimeError, match="reset all environments to start new ones"):
             nothing_runs()
     assert lanes.restarts == 0
     np.testing.assert_array_equal(reset_all(lanes), first)
@@ -258,7 +262,7 @@ def test_a_call_that_was_interrupted_leaves_no_answer_for_the_next_one(monkeypat
             patch.setattr("htrmrl_torchrl.envs.workers.wait", interrupted)
             call()
         assert not lanes.processes
-        with pytest.raises(RuntimeError, match="reset all lanes"):
+        with pytest.raises(RuntimeError, match="reset all environments"):
             push(lanes, 0.0)
     reset_all(lanes)
     for observation in expected:
@@ -271,7 +275,9 @@ def test_an_exception_in_a_worker_arrives_with_its_traceback():
     lanes.reset(np.arange(5), np.zeros(5, np.int64), np.zeros(5, np.int64))
     action = np.ones((5, 2), np.float32)
     action[4] = -1
-    with pytest.raises(RuntimeError, match=r"(?s)worker-0 \(.*lanes 0 to 4\).*Traceback.*the simulator exploded"):
+    with pytest.raises(
+        RuntimeError, match=r"(?s)worker-0 \(.*environments 0 to 4\).*Traceback.*the simulator exploded"
+    ):
         lanes.step(action)
 
 

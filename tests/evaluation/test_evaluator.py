@@ -81,6 +81,16 @@ def test_garage_samples_in_the_episodes_that_count():
     assert report.success_by_episode() == [0] * 10 + [1.0, 0.5] * 5
 
 
+def test_sampled_plays_the_goals_of_strict_and_the_trials_of_garage():
+    """Bit for bit: on as many goals the two differ in name only."""
+    agent = shaken(networks_for_toy(), 0)
+    sampled = evaluate(agent, "toy", protocol="sampled", num_envs=4)
+    assert sampled.goal.tolist() == evaluate(agent, "toy").goal.tolist() == [0, 1, 2, 3]
+    garage = evaluate(agent, "toy", protocol="garage", goals_per_task=4, num_envs=4)
+    assert_equal(replace(sampled, protocol=garage.protocol), garage)
+    assert np.any(sampled.success[..., 10:] != sampled.success[..., 10:11])  # each of the ten has noise of its own
+
+
 def test_what_is_asked_for_in_place_of_the_protocols_is_played_and_noted():
     report = evaluate(
         scripted({1: {2}, 2: {1, 2}}, by_mean=()),
@@ -227,7 +237,7 @@ WRONG = {
     "unknown task": ({"benchmark": "ML1:reech-v3"}, "'reech-v3' .*nearest known: reach-v3"),
     "a factory": ({"benchmark": "math:floor"}, "'math:floor' is a factory, whose tasks and goals are unknown"),
     "unknown split": ({"split": "tset"}, r"Unknown split 'tset'; allowed are train, val, test \(nearest: test\)"),
-    "unknown protocol": ({"protocol": "loose"}, "Protocol 'loose' is unknown; choose one of strict, garage, metaworld"),
+    "unknown protocol": ({"protocol": "loose"}, "Protocol 'loose' is unknown; choose one of strict, sampled, garage"),
     "unknown actions": ({"evaluation_actions": "best"}, "evaluation_actions='best' is unknown"),
     "too many goals": ({"goals_per_task": 5}, "goals_per_task is 5 but must be at most 4, the goals that toy has"),
     "goals of Meta-World": ({"benchmark": "ML10", "goals_per_task": 51}, "goals_per_task is 51 .* at most 50"),

@@ -113,7 +113,7 @@ def test_an_older_processor_plays_the_same_trials():
 @pytest.mark.parametrize(
     "settings",
     [{}, {"encoder_kind": "trmrl"}, {"encoder_kind": "rl2"}, {"encoder_kind": "mlp"}, {"attention": "full"},
-     {"std": "dependent", "observe_token": True}, {"strategy": "similar"}],
+     {"std": "dependent", "observe_token": True}, {"observe_token": True, "film": True}, {"strategy": "similar"}],
     ids=str,
 )  # fmt: skip
 def test_it_is_the_policy_but_for_the_last_digits_and_the_grid(settings):

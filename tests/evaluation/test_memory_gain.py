@@ -166,7 +166,7 @@ def remembering(knows):
     return TensorDictModule(act, in_keys=names, out_keys=[keys.ACTION])
 
 
-@pytest.mark.parametrize("protocol", ["strict", "garage"])
+@pytest.mark.parametrize("protocol", ["strict", "sampled", "garage"])
 @pytest.mark.parametrize("lanes", [1, 3, 4])
 def test_an_agent_of_known_success_gains_exactly_what_it_remembers(lanes, protocol):
     """Goals have 2/3, 1, 2/3 and 1/3 in episodes 2 to 4, and 1, 0, 0 and 0 without memory."""
@@ -219,7 +219,10 @@ def test_starts_are_the_same_too():
     "asked,message",
     [
         ({"adaptation_episodes": 1}, "adaptation_episodes must be at least 2, received 1"),
-        ({"protocol": "metaworld", "benchmark": "ML1:reach-v3"}, "memory_gain is for strict and garage; metaworld"),
+        (
+            {"protocol": "metaworld", "benchmark": "ML1:reach-v3"},
+            "memory_gain is for strict, sampled and garage; metaworld",
+        ),
     ],
 )
 def test_what_has_no_such_episodes_is_refused(asked, message):

@@ -16,17 +16,20 @@ def test_the_named_protocols_are_those_of_the_design():
     }
     assert table == {
         "strict": (10, 1, "mean", 4),
+        "sampled": (10, 10, "sampled", 4),
         "garage": (10, 10, "sampled", 2),
         "metaworld": (10, 3, "mean", 4),
     }
-    assert [name for name, p in PROTOCOLS.items() if p.separate] == ["garage"]
+    assert [name for name, p in PROTOCOLS.items() if p.separate] == ["sampled", "garage"]
     assert [name for name, p in PROTOCOLS.items() if p.biased] == ["metaworld"]
     assert all(named_protocol(name) is protocol and protocol.name == name for name, protocol in PROTOCOLS.items())
-    assert {name: p.episodes for name, p in PROTOCOLS.items()} == {"strict": 11, "garage": 20, "metaworld": 13}
+    assert {name: p.episodes for name, p in PROTOCOLS.items()} == {
+        "strict": 11, "sampled": 20, "garage": 20, "metaworld": 13,
+    }  # fmt: skip
 
 
 def test_an_unknown_protocol_is_named_beside_the_known_ones():
-    with pytest.raises(ValueError, match=r"'loose' is unknown; choose one of strict, garage, metaworld\."):
+    with pytest.raises(ValueError, match=r"'loose' is unknown; choose one of strict, sampled, garage, metaworld\."):
         named_protocol("loose")
 
 

@@ -36,6 +36,15 @@ def test_the_headline_weighs_episodes_runs_and_goals_then_tasks_equally():
     assert report.success_rate == pytest.approx(0.625, abs=1e-10)
 
 
+def test_scores_of_each_run_have_runs_before_tasks():
+    """Runs differ, and so do tasks; their mean is the headline."""
+    scores = two_runs().per_run_scores()
+    assert scores == pytest.approx(np.array([[0.5, 0.5], [0.5, 1.0]]), abs=1e-10)
+    assert scores.mean() == pytest.approx(two_runs().success_rate, abs=1e-10)
+    returns = two_runs(defines_success=False).per_run_scores()
+    assert returns.tolist() == [[151.0, 153.0], [161.0, 163.0]]
+
+
 def test_the_adaptation_curve_weighs_tasks_equally_too():
     """First episode: alpha 2 of 6 and beta 1 of 2; second: 3 of 6 and 2 of 2; third: 3 of 6 and 1 of 2."""
     assert two_runs().success_by_episode() == pytest.approx([5 / 12, 3 / 4, 1 / 2], abs=1e-10)

@@ -116,7 +116,7 @@ def test_without_a_number_of_trials_every_lane_plays_one():
 
 @pytest.mark.parametrize("episodes", [K, K + 5])
 def test_trials_of_another_length_are_refused(episodes):
-    with pytest.raises(ValueError, match=rf"trials have {episodes} episodes; 3 \+ 1 = 4 are to be played"):
+    with pytest.raises(ValueError, match=rf"trials have {episodes} episodes; 3 \+ 1 = 4 are needed"):
         play_trials(scripted({}, by_mean=()), toy_grid(episodes), rules(K))
 
 

@@ -141,7 +141,7 @@ def test_the_strategy_that_was_played_is_retrieved_as_it_was(strategy):
 def test_nothing_is_retrieved_where_nothing_is_remembered():
     agent = networks("trmrl")
     recording = record_trials(agent, toy(), trials=4, every=6)
-    with pytest.raises(ValueError, match="sees the present alone"):
+    with pytest.raises(ValueError, match="sees only the current window"):
         retrieve(agent.encoder, recording, trial=0, episode=1)
 
 

@@ -62,7 +62,9 @@ SCOPED = [("trial", None), ("trial", 2), ("lane", 1), ("lane", 3), ("lane", 100)
 
 
 @pytest.mark.parametrize("window,episodes", [(1, 1), (1, 3), (3, 1), (3, 4)])
-@pytest.mark.parametrize("strategy", ["recent", "uniform", "uniform_last", "best_return", "diverse"])
+@pytest.mark.parametrize(
+    "strategy", ["recent", "uniform", "uniform_last", "best_return", "best_and_uniform", "diverse"]
+)
 @pytest.mark.parametrize(("scope", "max_episodes"), SCOPED)
 def test_contexts_along_a_rollout_equal_the_reference(strategy, window, episodes, scope, max_episodes):
     """Lanes reset at different steps. The draws come from a stream of each lane's own, which needs no other lane."""
@@ -87,7 +89,7 @@ def test_windows_drawn_by_embedding_equal_the_reference(scope, max_episodes):
 
 def test_embeddings_need_an_encoder():
     memory = EpisodicMemory(window=2, episodes=2, strategy="similar")
-    with pytest.raises(ValueError, match=r"asks for embeddings.*EpisodicMemory\(encoder"):
+    with pytest.raises(ValueError, match=r"needs embeddings.*EpisodicMemory\(encoder"):
         for step in steps(as_batch(record([[[2, 2]]], window=2, episodes=2))):
             memory(step)
 
@@ -236,7 +238,7 @@ def test_bad_arguments():
     with pytest.raises(ValueError, match=r"window=0"):
         EpisodicMemory(make_encoder(), window=0)
     with pytest.raises(
-        ValueError, match=r"'newest' is unknown.*recent, uniform, uniform_last, best_return, diverse, similar"
+        ValueError, match=r"'newest' is unknown.*recent, uniform, uniform_last, best_return, best_and_uniform, diverse"
     ):
         EpisodicMemory(window=2, episodes=2, strategy="newest")
     with pytest.raises(ValueError, match=r"'world' is unknown.*trial, lane"):

@@ -11,7 +11,9 @@ from tests.replay.test_storage import ragged
 
 
 @pytest.mark.parametrize("attention", ["causal", "full"])
-@pytest.mark.parametrize("strategy", ["recent", "uniform", "uniform_last", "best_return", "diverse"])
+@pytest.mark.parametrize(
+    "strategy", ["recent", "uniform", "uniform_last", "best_return", "best_and_uniform", "diverse"]
+)
 def test_cached_equals_uncached_also_after_weights_changed(strategy, attention):
     """Weights change in place in the middle of episodes and trials: by an optimizer, and by loading."""
     encoder = make_encoder(attention=attention).requires_grad_(True)

@@ -44,7 +44,7 @@ def test_nothing_is_computed_before_it_is_asked_for_and_then_once():
 def test_embeddings_are_refused_where_there_is_no_encoder():
     past = PastEpisodes([3], tokens=lambda episode: np.zeros((3, 5)), observation_dim=2)
     for ask in (lambda: past.embed([(0, 0)]), lambda: past.present):
-        with pytest.raises(ValueError, match=r"asks for embeddings.*EpisodicMemory\(encoder"):
+        with pytest.raises(ValueError, match=r"needs embeddings.*EpisodicMemory\(encoder"):
             ask()
 
 
@@ -52,7 +52,7 @@ def test_scopes():
     check_scope("trial", None)
     check_scope("lane", 1)
     for scope, most, message in (
-        ("task", None, "'task' is unknown; the known ones are trial, lane"),
+        ("task", None, "'task' is unknown; choose one of trial, lane"),
         ("lane", None, "give max_episodes"),
         ("trial", 0, "max_episodes=0 must be at least 1"),
     ):

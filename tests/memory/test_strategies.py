@@ -337,6 +337,7 @@ def test_names():
     assert make_strategy(own) is own
     with pytest.raises(
         ValueError,
-        match=r"'recnt' is unknown.* recent, uniform, uniform_last, best_return, diverse, similar, and a path",
+        match=r"'recnt' is unknown.* recent, uniform, uniform_last, best_return, best_and_uniform, diverse, "
+        r"similar, or give the path",
     ):
         make_strategy("recnt")

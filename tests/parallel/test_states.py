@@ -58,12 +58,12 @@ def test_what_has_not_begun_and_what_is_of_other_lanes():
     assert_equal(env_shares.join_states(states), whole)
     memory = networks_for_toy().memory.checkpoint_state()
     assert memory_shares.join_states([memory, memory]) == memory == memory_shares.share_of_state(memory, SHARES[1])
-    with pytest.raises(ValueError, match=r"has lanes .* this run has 6"):
+    with pytest.raises(ValueError, match=r"this run has 6"):
         env_shares.share_of_state(whole, LaneShare(0, 3, 6))
 
 
 def test_an_environment_of_a_share_says_what_it_cannot_do():
-    with pytest.raises(ValueError, match=r"share must be a block of the num_envs \(4\) lanes"):
+    with pytest.raises(ValueError, match=r"share must be a block of the num_envs \(4\) environments"):
         make_env("toy", num_envs=4, share=SHARES[2])
     with pytest.raises(ValueError, match="takes no share"):
         make_env("tests.faulty:factory", num_envs=5, share=SHARES[0])

@@ -27,6 +27,8 @@ CHOICES = {
     "recent": {"strategy": "recent"},
     "uniform last": {"strategy": "uniform_last", "episodes": 4},
     "best return": {"strategy": "best_return"},
+    "best and uniform": {"strategy": "best_and_uniform", "episodes": 4},
+    "dropout": {"strategy": "recent", "dropout": 0.5},
     "diverse": {"strategy": "diverse"},
     "similar": {"strategy": "similar"},
     "two episodes": {"strategy": "similar", "max_episodes": 2},
@@ -45,6 +47,8 @@ CHOICES = {
     "single-step critic": {"critic_kind": "single_step"},
     "dependent std": {"std": "dependent", "init_std": 0.5},
     "observes the token": {"observe_token": True},
+    "film": {"observe_token": True, "film": True},
+    "film, dependent std": {"observe_token": True, "film": True, "std": "dependent"},
     "no value norm": {"value_norm": False},
     "scaled reward": {"reward_scale": 0.1},
     "E=1": {"episodes": 1},
@@ -63,6 +67,8 @@ CHOICES = {
 ENVIRONMENTS = {
     # whole trials: 3 lanes, 3 episodes of 6 steps
     "toy": (lambda: make_env("toy", num_envs=3, episodes_per_trial=3), 3 * 18),
+    # trials of 1 to 3 episodes
+    "split": (lambda: make_env("toy", num_envs=3, episodes_per_trial=3, shortest_trial=1), 3 * 18),
     # episodes of 1 to 9 steps; lanes end at different times; batches cut episodes and trials
     "walks": (lambda: walking_trials(3), 3 * 25),
 }

@@ -1,5 +1,6 @@
-"""`recipes/export.py` as a user runs it: one small file, which is evaluated, and from which no run goes on."""
+"""`recipes/export.py` as a user runs it: one small file or a folder, which is evaluated and which no run continues."""
 
+import json
 import subprocess
 
 import pytest
@@ -35,6 +36,33 @@ def test_one_small_file_that_is_evaluated_like_the_checkpoint(trained, recipe, t
     assert [run["frames"] for run in found.runs] == [192]
 
 
+def test_a_folder_with_a_card_of_its_run_and_its_report(trained, recipe, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (checkpoint,) = (trained / "checkpoints").glob("best-*")
+    report = evaluate(checkpoint, "toy", adaptation_episodes=2)
+    report.save("report.json")
+    said, error, code = recipe(f"checkpoint={trained}", "out=agent/", "report=report.json")
+    assert code == 0, error
+    files = [tmp_path / "agent" / name for name in ("README.md", "config.json", "model.safetensors")]
+    assert sorted((tmp_path / "agent").iterdir()) == files
+    size = sum(file.stat().st_size for file in files)
+    assert said == f"agent/: {size / 1e6:.1f} MB, the agent of {checkpoint} after 192 frames\n"
+    card = files[0].read_text()
+    assert str(report) in card and json.loads((trained / "summary.json").read_text())["command"] in card
+    found = evaluate("agent", "toy", adaptation_episodes=2)
+    assert found.success.tolist() == report.success.tolist() and found.returns.tolist() == report.returns.tolist()
+    said, error, code = recipe("checkpoint=agent", "out=again.torchrl")  # and back
+    assert code == 0, error
+    assert evaluate("again.torchrl", "toy", adaptation_episodes=2).returns.tolist() == report.returns.tolist()
+
+
+def test_a_report_of_another_checkpoint_is_refused(trained, recipe, tmp_path):
+    other = next((trained / "checkpoints").glob("step-*"))
+    evaluate([other, other], "toy", adaptation_episodes=2).save(tmp_path / "report.json")
+    _, error, code = recipe(f"checkpoint={trained}", f"out={tmp_path}/agent/", f"report={tmp_path}/report.json")
+    assert code == 2 and "which is not of" in error and not (tmp_path / "agent").exists()
+
+
 @pytest.mark.slow
 def test_no_run_goes_on_from_it(trained, recipe, tmp_path):
     assert recipe(f"checkpoint={trained}", f"out={tmp_path}/agent.torchrl")[2] == 0
@@ -51,6 +79,10 @@ def test_no_run_goes_on_from_it(trained, recipe, tmp_path):
         (["checkpoint={run}"], "out is missing: give the file to write"),
         (["checkpoint={run}/checkpoints/*", "out={run}/agent.torchrl"], "which are 3 checkpoints: give one of them"),
         (["checkpoint={run}", "out={run}"], "a folder: give the file to write"),
+        (["checkpoint={run}", "out={run}/config.yaml/"], "config.yaml is a file: choose a folder"),
+        (["checkpoint={run}", "out=x.torchrl", "report={run}/summary.json"], "end out with a slash, out=agent/"),
+        (["checkpoint={run}", "out={run}/agent/", "report={run}/summary.json"], "summary.json', which cannot be read"),
+        (["checkpoint={run}", "out={run}/agent/", "report={run}/none.json"], "none.json', which cannot be read"),
         (["checkpoint={run}/config.yaml", "out={run}/agent.torchrl"], "is not a checkpoint of this package"),
         (["checkpoint={run}", "out={run}/config.yaml/agent.torchrl"], "config.yaml"),
     ],

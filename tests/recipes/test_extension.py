@@ -255,7 +255,7 @@ def test_three_places_make_a_setting_of_a_network(lab, monkeypatch, tmp_path):
         (["memory.strategy=lab:Nothing"], "memory.strategy is lab:Nothing: 'lab:Nothing': lab has no 'Nothing'"),
         (["memory.strategy=nowhere:Firsts"], "there is no module 'nowhere'"),
         (["memory.strategy=lab:Needy"], "cannot be built without arguments"),
-        (["memory.strategy=lab:__name__"], "is str, which is no window strategy"),
+        (["memory.strategy=lab:__name__"], "is of type str, but a window strategy must be callable"),
         (["encoder.kind=lab:Firsts"], "'lab:Firsts' is neither a ContextEncoder nor an EncoderKind"),
         (["encoder.kind=lab:Nothing"], "encoder.kind is lab:Nothing: 'lab:Nothing': lab has no 'Nothing'"),
         (["eval.goals_per_task=4"], "must be at most 3, the goals that lab:GUESS has"),

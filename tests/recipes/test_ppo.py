@@ -71,7 +71,7 @@ def test_metrics_have_the_documented_names(toy_run, tmp_path):
     expected |= {"eval/val_memory_gain", "eval/test_memory_gain"}
     expected |= {"eval/val_forgetting/hidden-goal", "eval/val_test_gap", "norm/gradient/intra.1", "norm/weight/critic"}
     assert expected <= logged
-    glossary = documented((ROOT / "README.md").read_text(encoding="utf-8"))
+    glossary = documented((ROOT / "docs/reference/metrics.md").read_text(encoding="utf-8"))
     assert not [name for name in logged if not any(pattern.fullmatch(name) for pattern in glossary)]
     with (toy_run / "metrics.csv").open(newline="") as file:
         logged = {row["metric"] for row in csv.DictReader(file)} | with_gain  # those of time and process too
@@ -80,9 +80,9 @@ def test_metrics_have_the_documented_names(toy_run, tmp_path):
     assert not any(pattern.fullmatch(name) for pattern in glossary for name in ("train/sucess", "memory/masked/1"))
 
 
-def documented(readme):
-    """Names in the first column of the glossary; ``<what>`` stands for any one name."""
-    rows = re.findall(r"^\| (`.*?) \|", readme.split("\n## Metrics\n")[1].split("\n## ")[0], re.MULTILINE)
+def documented(page):
+    """Names in the first column of the reference; ``<what>`` stands for any one name."""
+    rows = re.findall(r"^\| (`.*?) \|", page, re.MULTILINE)
     names = [name for row in rows for name in re.findall(r"`(.*?)`", row)]
     return [re.compile(re.sub(r"<\w+>", r"[^/]+?", re.sub(r"[.]", r"\.", name))) for name in names]
 

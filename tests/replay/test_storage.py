@@ -259,7 +259,7 @@ def test_one_lane_may_come_without_a_lane_axis():
 
 def test_a_batch_with_more_axes_is_refused():
     recording = record([[[3]]], window=2, episodes=2)
-    with pytest.raises(ValueError, match=r"must be \[lanes, time\] or \[time\]; received \[1, 1, 3\]"):
+    with pytest.raises(ValueError, match=r"must be \[N, T\], one row per environment, or \[T\]; received \[1, 1, 3\]"):
         make_buffer(recording).extend(as_batch(recording).unsqueeze(0))
 
 
@@ -300,7 +300,7 @@ def test_missing_frames_are_refused(begin, end, later):
 
 
 def test_an_unknown_scope_is_refused():
-    with pytest.raises(ValueError, match=r"'task' is unknown; the known ones are trial, lane"):
+    with pytest.raises(ValueError, match=r"'task' is unknown; choose one of trial, lane"):
         EpisodicStorage(10, window=2, episodes=2, scope="task")
     with pytest.raises(ValueError, match="give max_episodes"):
         EpisodicStorage(10, window=2, episodes=2, scope="lane")

@@ -93,7 +93,7 @@ def test_a_full_disk_ends_saves_and_not_the_run(small_disk):
         said += line
         if "metrics could not be written" in said and "evaluations" in said:
             break
-    assert "warning: the checkpoint could not be written (No space left on device); the run goes on\n" in said
+    assert "warning: the checkpoint could not be written (No space left on device); the run continues\n" in said
     assert process.poll() is None
     for path in (run_dir / "checkpoints").glob("*.torchrl"):
         check_archive(path)
@@ -119,7 +119,7 @@ def test_an_end_that_cannot_be_saved_is_no_success(tmp_path):
     resource.prlimit(process.pid, resource.RLIMIT_FSIZE, (100_000, 100_000))
     said, errors = process.communicate(timeout=300)
     assert process.returncode == 1 and "Traceback" not in errors, errors
-    assert errors.count("warning: the checkpoint could not be written (File too large); the run goes on\n") >= 30
+    assert errors.count("warning: the checkpoint could not be written (File too large); the run continues\n") >= 30
     assert "finished" not in said and not (run_dir / "summary.json").exists()
     last = errors.rstrip().splitlines()[-1]
     assert last.startswith("error: the run has played its 7,680 frames but its last checkpoint could not be written (")

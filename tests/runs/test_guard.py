@@ -105,7 +105,7 @@ def test_a_loss_is_named_with_the_lanes_that_it_comes_from():
     (minibatch,) = list(pipeline.buffer)
     check_losses(pipeline.loss(minibatch), minibatch, pipeline.loss)
     minibatch[keys.LOG_PROB][minibatch["lane"] == 1] = -200.0  # this lane's ratio overflows
-    with pytest.raises(NonFiniteError, match=r"is not finite \(.*\), from lanes 1$"):
+    with pytest.raises(NonFiniteError, match=r"is not finite \(.*\), from environments 1$"):
         check_losses(pipeline.loss(minibatch), minibatch, pipeline.loss)
 
 
@@ -117,7 +117,7 @@ def test_targets_whose_squares_overflow_are_refused_before_the_normaliser_sees_t
     for value, name in ((NAN, "value_target"), (1e25, "square of value_target")):
         wrong = targets.clone()
         wrong[keys.VALUE_TARGET][2, 0] = value
-        with pytest.raises(NonFiniteError, match=f"^{name} is not finite on lane 2"):
+        with pytest.raises(NonFiniteError, match=f"^{name} is not finite in environment 2"):
             check_targets(wrong)
 
 
@@ -132,7 +132,7 @@ def test_gradients_are_clipped_as_torch_does_and_named_before_they_spread():
     assert torch.equal(ours.norm, theirs.norm) and torch.equal(ours.weight.grad, theirs.weight.grad)
     ours.weight.grad[1, 2] = NAN
     before = ours.bias.grad.clone()
-    with pytest.raises(NonFiniteError, match=r"gradient of weight is not finite on row 1 \(nan\)"):
+    with pytest.raises(NonFiniteError, match=r"gradient of weight is not finite in row 1 \(nan\)"):
         clip_gradients(ours, 0.5)
     assert torch.equal(ours.bias.grad, before)
 
@@ -215,7 +215,7 @@ def test_a_policy_whose_actions_are_not_finite_ends_the_run():
     """New trials with the same weights don't help, and it is the actions that are named."""
     pipeline = Pipeline("toy", {})
     next(pipeline.networks.actor.parameters()).data.fill_(NAN)
-    with pytest.raises(TooManyFaults, match=r"action is not finite on lanes 0 \(nan\), 1 \(nan\), 2 \(nan\)"):
+    with pytest.raises(TooManyFaults, match=r"action is not finite in environments 0 \(nan\), 1 \(nan\), 2 \(nan\)"):
         next(guard_of(pipeline).batches(pipeline.collector))
 
 
@@ -225,7 +225,7 @@ def test_an_evaluation_is_repeated():
     def run():
         attempts.append(None)
         if len(attempts) < 3:
-            raise NonFiniteError("reward is not finite on lane 0 (inf)")
+            raise NonFiniteError("reward is not finite in environment 0 (inf)")
         return "report"
 
     assert guard.evaluate(run) == "report"
@@ -302,7 +302,7 @@ def test_a_run_survives_an_observation_that_is_not_finite(tmp_path):
     run = Run(tmp_path / "run", fault="nan:30")
     assert run.code == 0, run.stderr
     assert run.faults() == [
-        "fault while collecting, all environments begin new trials: observation is not finite on lane 7 (nan)"
+        "fault while collecting, all environments begin new trials: observation is not finite in environment 7 (nan)"
     ]
     assert run.metrics("faults/collecting", "env/divergences") == [[0.0, 1.0, 1.0], [0.0, 0.0, 0.0]]
     assert json.loads((run.dir / "summary.json").read_text())["progress"]["frames"] == 576  # the lost ones don't count
@@ -316,7 +316,10 @@ def test_a_run_that_meets_nothing_but_faults_ends_with_a_sentence_and_can_go_on(
     assert run.code == 3
     assert len(run.faults()) == 3
     last = run.stderr.strip().splitlines()[-1]
-    assert last.startswith("error: the run ended after 3 faults in a row") and "reward is not finite on lane 7" in last
+    assert (
+        last.startswith("error: the run ended after 3 faults in a row")
+        and "reward is not finite in environment 7" in last
+    )
     assert "Traceback" not in run.stderr
     assert read_component(latest_checkpoint(run.dir / "checkpoints")[0], "progress")["frames"] == 192
     assert run.weights_are_good()
@@ -332,7 +335,7 @@ def test_a_run_takes_an_update_back_and_goes_on(tmp_path):
     assert run.code == 0, run.stderr
     (fault,) = run.faults()
     assert fault.startswith("fault while updating, the weights are those before the update: square of ")
-    assert fault.endswith("on lane 7 (inf)")
+    assert fault.endswith("in environment 7 (inf)")
     updating, kl = run.metrics("faults/updating", "ppo/kl")
     assert updating == [0.0, 1.0, 1.0] and len(kl) == 2
     assert run.weights_are_good()

@@ -2,6 +2,7 @@
 
 import copy
 import math
+import weakref
 from functools import cache
 from typing import Any
 
@@ -47,6 +48,7 @@ class FastSawyer(SawyerXYZEnv):
         model.vis.global_.offwidth = max(model.vis.global_.offwidth, self.width)
         model.vis.global_.offheight = max(model.vis.global_.offheight, self.height)
         data = NamedData(model)
+        weakref.finalize(self, data.release).atexit = False
         self._qpos, self._qvel = data.qpos, data.qvel  # live views, as are those below
         self._fingertips = tuple(data.site(name).xpos for name in ("rightEndEffector", "leftEndEffector"))
         self._hand_and_claws = tuple(data.body(name).xpos for name in ("hand", "rightclaw", "leftclaw"))

@@ -1,6 +1,8 @@
 """The fast simulators against Meta-World's own, action by action and bit by bit."""
 
+import gc
 import pickle
+import weakref
 
 import numpy as np
 import pytest
@@ -150,3 +152,16 @@ def test_the_goal_is_the_callers():
     fast.reset()
     assert not np.shares_memory(fast.obj_init_pos, goal)
     np.testing.assert_array_equal(goal, before)
+
+
+def test_a_simulator_that_is_dropped_leaves_no_memory_behind():
+    """The model is 20 MB: a cached view would keep it, and no garbage collector sees that."""
+    fast = fast_simulator("push-v3")
+    fast.set_goal(drawn_goals("push-v3", 1)[0])
+    fast.reset()
+    fast.step(np.zeros(4, dtype=np.float32))
+    data = weakref.ref(fast.data)
+    assert fast.data.site("goal") is fast.data.site("goal"), "views are cached"
+    del fast
+    gc.collect()
+    assert data() is None

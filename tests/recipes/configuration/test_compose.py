@@ -71,7 +71,7 @@ WRONG: dict[str, tuple[list[str], list[str]]] = {
     "norm": (["encoder.norm=post_ln"], ["'post_ln'", "pre_ln or tfixup"]),
     "strategy": (
         ["memory.strategy=best"],
-        ["'best'", "recent or uniform or uniform_last or best_return or diverse or similar"],
+        ["'best'", "recent or uniform or uniform_last or best_return or best_and_uniform or diverse or similar"],
     ),
     "scope": (["memory.scope=task"], ["'task'", "trial or lane"]),
     "no memory": (["memory.max_episodes=0"], ["memory.max_episodes is 0", "at least 1"]),
@@ -143,7 +143,7 @@ WRONG_EVALUATION: dict[str, tuple[list[str], list[str]]] = {
     "no number": (["seed=x"], ["seed is 'x'", "an integer"]),
     "empty path": (["checkpoint=' '"], ["checkpoint is ' '", "not empty"]),
     "split": (["split=tset"], ["split is 'tset'", "train or val or test"]),
-    "protocol": (["protocol=loose"], ["protocol is 'loose'", "strict or garage or metaworld"]),
+    "protocol": (["protocol=loose"], ["protocol is 'loose'", "strict or sampled or garage or metaworld"]),
     "no goals": (["goals_per_task=0"], ["goals_per_task is 0", "at least 1"]),
     "goals in words": (["goals_per_task=all"], ["goals_per_task is 'all'", "an integer or null"]),
     "adaptation": (["adaptation_episodes=-1"], ["adaptation_episodes is -1", "at least 0"]),

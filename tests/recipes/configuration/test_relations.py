@@ -48,7 +48,7 @@ def test_a_note_says_where_a_trial_is_longer_than_those_of_training():
 def test_an_episode_that_starts_from_the_memory_of_the_first_ten_is_the_eleventh():
     """As `separate` has it, see tests/evaluation/test_trials.py."""
     assert {name: protocol.trial_length for name, protocol in PROTOCOLS.items()} == {
-        "strict": 11, "garage": 11, "metaworld": 13,
+        "strict": 11, "sampled": 11, "garage": 11, "metaworld": 13,
     }  # fmt: skip
 
 

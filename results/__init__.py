@@ -1,0 +1,1 @@
+"""Evidence for the numbers in the documentation; README.md says what lies where."""

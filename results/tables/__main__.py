@@ -1,0 +1,3 @@
+from results.tables.pages import main
+
+main()
