@@ -47,8 +47,8 @@ class TrialCollector(Collector):
     """A `Collector` that gives the same batches in a fraction of the time, for a `TrialEnv` and a policy of
     `make_actor_critic`. Otherwise, or if the policy has forward hooks, it uses TorchRL's rollout.
 
-    Arguments, devices, hooks, weight updates and state dict are the `Collector`'s; besides, if several processes play
-    the lanes of one run, ``share`` are those of this one.
+    Arguments, devices, hooks, weight updates and state dict are the `Collector`'s; besides, if several processes act
+    in the environments of one run, ``share`` are those of this one.
 
     Example:
         >>> from htrmrl_torchrl import make_env

@@ -1,7 +1,7 @@
-"""Noise of sampled actions where several processes play the lanes of one run.
+"""Noise of sampled actions if several processes act in the environments of one run.
 
-Each draws the noise of all lanes from torch's global generator and takes the rows of its own. So a lane's actions do
-not depend on the process that plays it, and the generators of all processes stay alike.
+Each draws the noise of all environments from torch's global generator and takes the rows of its own. So actions do not
+depend on the number of processes, and the generators of all processes stay alike.
 """
 
 from collections.abc import Callable, Iterator
@@ -20,7 +20,7 @@ Noise = Callable[[Tensor], Tensor]  # standard normal numbers of the shape, type
 
 
 def noise_of(share: LaneShare | None) -> Noise:
-    """Draws for the lanes of ``share``; for ``None``, as `torch.randn_like` does.
+    """Draws for the environments of ``share``; for ``None``, as `torch.randn_like` does.
 
     Example:
         >>> _ = torch.manual_seed(0)

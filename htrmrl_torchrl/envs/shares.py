@@ -1,12 +1,12 @@
-"""Environments of one run that several processes play: each a block of the lanes.
+"""Shares of a run's environments: several processes each have a block of them.
 
 ::
 
-    lane      0 1 2 3 4 5 6       total = 7, three processes
-    process   0 0 1 1 2 2 2       `LaneShare(0, 2, 7)`, `LaneShare(2, 2, 7)`, `LaneShare(4, 3, 7)`
+    environment   0 1 2 3 4 5 6       total = 7, three processes
+    process       0 0 1 1 2 2 2       `LaneShare(0, 2, 7)`, `LaneShare(2, 2, 7)`, `LaneShare(4, 3, 7)`
 
-All of them draw what is random for all lanes, in the same order, and take what belongs to their own. So a lane meets
-the same tasks, starts and noise whatever process plays it.
+Every process draws random numbers for all environments, in the same order, and takes those of its own. So tasks, starts
+and noise of an environment do not depend on the number of processes.
 """
 
 from collections.abc import Sequence
@@ -20,7 +20,7 @@ from htrmrl_torchrl.envs.lanes import Deck
 
 @dataclass(frozen=True)
 class LaneShare:
-    """A block of ``count`` lanes, beginning at ``first``, out of ``total``.
+    """A block of ``count`` environments, beginning at ``first``, out of ``total``.
 
     Example:
         >>> LaneShare(2, 2, 7).of("abcdefg")
@@ -32,23 +32,25 @@ class LaneShare:
     total: int
 
     def of(self, rows: Any) -> Any:
-        """The own ones of ``rows``, which has one for each of all lanes."""
+        """The own ones of ``rows``, which has one for each of the ``total``."""
         return rows[self.first : self.first + self.count]
 
 
 class DeckShare:
-    """A deck of all lanes for a process that plays a block of them.
+    """A deck of all environments for a process that has a block of them.
 
-    All lanes begin their trials together, as those of a `TrialEnv` do, so that every process deals for all.
+    All environments begin their trials together, so every process deals for all.
     """
 
     def __init__(self, deck: Deck, share: LaneShare) -> None:
         self._deck, self._share = deck, share
 
     def deal(self, lanes: Sequence[int]) -> list[tuple[int, int]]:
-        """The next (task, goal) of each own lane; RuntimeError unless all of them begin."""
+        """The next (task, goal) of each own environment; RuntimeError unless all of them begin a trial."""
         if list(lanes) != list(range(self._share.count)):
-            raise RuntimeError(f"Lanes of several processes begin trials together; received {list(lanes)} alone.")
+            raise RuntimeError(
+                f"Environments of several processes begin trials together; received {list(lanes)} alone."
+            )
         dealt: list[tuple[int, int]] = self._share.of(self._deck.deal(range(self._share.total)))
         return dealt
 
@@ -61,7 +63,7 @@ class DeckShare:
         self._deck.reseed(seed)
 
     def state(self) -> dict[str, object]:
-        """That of the deck of all lanes, the same in all processes."""
+        """State of the deck of all environments, the same in all processes."""
         return self._deck.state()
 
     def load_state(self, state: dict[str, object]) -> None:
@@ -79,7 +81,7 @@ def check_shared(share: LaneShare | None, *, split_trials: bool, disguises: bool
 
 
 def join_states(states: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """`TrialEnv.checkpoint_state` of one process that plays all lanes, from those of the processes that share them."""
+    """`TrialEnv.checkpoint_state` of one process with all environments, from those of the processes that share them."""
     first = states[0]
     pending = None if first["pending"] is None else [pair for state in states for pair in state["pending"]]
     final = {name: torch.cat([state["final"][name] for state in states]) for name in first["final"]}
@@ -87,10 +89,10 @@ def join_states(states: Sequence[dict[str, Any]]) -> dict[str, Any]:
 
 
 def share_of_state(state: dict[str, Any], share: LaneShare) -> dict[str, Any]:
-    """What a process loads for its own lanes of what `join_states` returned.
+    """What a process loads for its own environments of what `join_states` returned.
 
     Raises:
-        ValueError: if it is of another number of lanes.
+        ValueError: if it is of another number of environments.
     """
     received = {name: len(value) for name, value in state["final"].items()}
     if {*received.values()} != {share.total}:

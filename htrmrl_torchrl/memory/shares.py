@@ -1,4 +1,4 @@
-"""The memory of one run whose lanes several processes play: their saved states joined, and shared out again."""
+"""The memory of a run of several processes: their saved states as one, and shared out again."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -9,7 +9,7 @@ from htrmrl_torchrl.envs.shares import LaneShare
 
 
 def join_states(states: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """`checkpoint_state` of a memory of all lanes, from those of the processes that share them, in the lanes' order."""
+    """`checkpoint_state` of a memory of all environments, from those of the processes in the order of their shares."""
     if not all(state["lanes"] for state in states):
         return {"lanes": 0}  # none has begun
     joined = {"lanes": sum(state["lanes"] for state in states)}
@@ -22,7 +22,7 @@ def join_states(states: Sequence[dict[str, Any]]) -> dict[str, Any]:
 
 
 def share_of_state(state: dict[str, Any], share: LaneShare) -> dict[str, Any]:
-    """What a process loads for its own lanes of a state of all; that of an empty memory if it is of other lanes."""
+    """What a process loads for its own environments; the state of an empty memory if the number of all differs."""
     if state["lanes"] != share.total:
         return {"lanes": 0}
     own = {"lanes": share.count} | {name: share.of(state[name]) for name in ("episode", "streams") if name in state}

@@ -1,4 +1,4 @@
-"""Tensors of any types in one message: a row of bytes for each lane."""
+"""Tensors of any types in one message: a row of bytes for each environment."""
 
 from collections.abc import Iterator, Sequence
 
@@ -18,7 +18,7 @@ def packed(leaves: Sequence[Tensor]) -> Tensor:
 
 
 def unpacked(rows: Tensor, like: Sequence[Tensor], *, lanes: int) -> Iterator[Tensor]:
-    """What `packed` has made ``rows`` ``[lanes, bytes]`` of; ``like`` says the types and shapes of a lane."""
+    """What `packed` has made ``rows`` ``[lanes, bytes]`` of; ``like`` says the types and shapes of one row."""
     begin = 0
     for leaf in like:
         shape = leaf.shape[1:]

@@ -78,7 +78,7 @@ class Ranks:
         return self.rank == 0
 
     def share(self, lanes: int) -> LaneShare | None:
-        """The block of so many lanes that this rank plays; ``None`` if it plays all."""
+        """The block of so many environments in which this rank acts; ``None`` if these are all."""
         if self.size == 1:
             return None
         first, end = (lanes * rank // self.size for rank in (self.rank, self.rank + 1))
@@ -260,4 +260,4 @@ class Ranks:
 
 
 def _told(rank: int, error: BaseException) -> tuple[str, ...]:
-    return () if isinstance(error, Left) else (f"in rank {rank}, counted from its first lane: {error}",)
+    return () if isinstance(error, Left) else (f"in rank {rank}, by its own count of environments: {error}",)

@@ -15,16 +15,16 @@ class _Resumable(Protocol):
 
 
 class Joined:
-    """An environment or a memory of which each rank has a share of the lanes: its states are those of one process.
+    """An environment or a memory of which each rank has a share: its states are those of one process.
 
     So a checkpoint of any number of ranks continues with any other.
 
     Args:
         owner: this rank's.
         ranks: all of them; they call the same methods in the same order.
-        share: this rank's lanes.
-        join: makes the state of all lanes of those of the ranks.
-        split: takes this rank's from the state of all lanes.
+        share: this rank's environments.
+        join: makes the state of all environments from those of the ranks.
+        split: takes this rank's from the state of all environments.
     """
 
     def __init__(
@@ -39,9 +39,9 @@ class Joined:
         self._owner, self._ranks, self._share, self._join, self._split = owner, ranks, share, join, split
 
     def checkpoint_state(self) -> State:
-        """That of all lanes, in every rank."""
+        """That of all environments, in every rank."""
         return self._join(self._ranks.gather(self._owner.checkpoint_state()))
 
     def load_checkpoint_state(self, state: State) -> None:
-        """Continues with the own share of a state of all lanes."""
+        """Continues with the own share of a state of all environments."""
         self._owner.load_checkpoint_state(self._split(state, self._share))

@@ -251,8 +251,8 @@ def test_a_fault_in_one_rank_is_one_of_all(tmp_path, monkeypatch):
     )  # fmt: skip
     said = [line for line in done.stderr.splitlines() if line.startswith("fault while")]
     assert said == [
-        "fault while collecting, all environments begin new trials: in rank 1, counted from its first lane: "
-        "observation is not finite on lane 3 (nan)"
+        "fault while collecting, all environments begin new trials: in rank 1, by its own count of environments: "
+        "observation is not finite in environment 3 (nan)"
     ]
     faults = [value for _, name, value in metrics(tmp_path / "run") if name == "faults/collecting"]
     assert [float(value) for value in faults] == [0, 1, 1]
