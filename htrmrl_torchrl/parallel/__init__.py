@@ -1,1 +1,1 @@
-"""Several processes that train one agent: each acts in a share of the environments and learns from a share of every minibatch."""
+"""Several processes that train one agent: each has a share of the environments and of every minibatch."""
