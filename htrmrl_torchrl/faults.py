@@ -51,6 +51,10 @@ def check_finite(tensors: Iterable[tuple[Any, "Tensor"]], *, axis: str = "enviro
         raise NonFiniteError(f"{name} is not finite in {axis}{'s' * (len(lanes) > 1)} {', '.join(shown)}{more}")
 
 
+class Left(BaseException):
+    """Raised where training may stop after a signal. Not an Exception, so that no library handles it."""
+
+
 class UserError(ValueError):
     """A mistake in the user's input: shown as one sentence, without a traceback."""
 

@@ -11,11 +11,14 @@ What those of ``env.name=tests.faulty:factory`` do is set by environment variabl
 
 import os
 import signal
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 
-from htrmrl_torchrl.envs.toy import ToyLanes
+from htrmrl_torchrl.envs.lanes import LaneKind
+from htrmrl_torchrl.envs.toy import BENCHMARK, ToyLanes, build_lanes
 
 HORIZON = 6
 
@@ -124,3 +127,33 @@ def factory(*, split, num_envs, seed):
             timeout=float(os.environ.get("TIMEOUT", "60")),
         )
     return TrialEnv(lanes, deck, episodes_per_trial=4, horizon=HORIZON)
+
+
+class NanInRank1(ToyLanes):
+    """Toy lanes of which those of the second process of a run show a NaN in the 30th step of each environment."""
+
+    def __init__(self, *, num_lanes, horizon):
+        super().__init__(num_lanes=num_lanes, horizon=horizon)
+        self.count = 0
+
+    def step(self, actions):
+        observation, reward, success = super().step(actions)
+        self.count += 1
+        if self.count == 30 and os.environ.get("RANK") == "1":
+            observation[-1, 0] = np.nan
+        return observation, reward, success
+
+
+def _lanes_with_a_nan(split, horizon, benchmark_seed):
+    def build(num_lanes):
+        return NanInRank1(num_lanes=num_lanes, horizon=horizon)
+
+    return LaneKind(
+        build if split == "train" else partial(build_lanes, horizon),
+        ToyLanes.obs_dim,
+        ToyLanes.action_low,
+        ToyLanes.action_high,
+    )
+
+
+NAN_IN_RANK_1 = replace(BENCHMARK, name="tests.faulty:NAN_IN_RANK_1", lanes=_lanes_with_a_nan)

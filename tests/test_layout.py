@@ -29,8 +29,8 @@ def test_library_imports_neither_recipes_nor_config_tools(path: Path) -> None:
 
 # Each may import those before it, and none behind it.
 ORDER = [
-    "_lazy", "dotted", "keys", "faults", "extras", "specs", "progress", "envs", "encoders", "memory", "replay",
-    "checkpoints", "media", "agent", "ppo", "evaluation", "runs", "inspection", "networks", "cli",
+    "_lazy", "dotted", "keys", "faults", "extras", "specs", "progress", "envs", "parallel", "encoders", "memory",
+    "replay", "checkpoints", "media", "agent", "ppo", "evaluation", "runs", "inspection", "networks", "cli",
 ]  # fmt: skip
 
 

@@ -20,6 +20,7 @@ from torchrl.modules import ProbabilisticActor, ValueOperator
 
 from htrmrl_torchrl.agent.heads import NewestToken, ValueHead, _GaussianHead, _IndependentStd
 from htrmrl_torchrl.agent.mlp import FiLM
+from htrmrl_torchrl.agent.noise import Noise
 from htrmrl_torchrl.encoders.acting import encoder_step
 from htrmrl_torchrl.encoders.contract import ContextEncoder
 from htrmrl_torchrl.memory.episodic import EpisodicMemory
@@ -90,13 +91,21 @@ class Acting:
             self._own: Any = encoder_step(self._reads) if isinstance(self._reads, ContextEncoder) else None
 
     @torch.no_grad()
-    def step(self, row: TensorDictBase | None, token: Tensor | None = None, *, deterministic: bool = False) -> Decision:
+    def step(
+        self,
+        row: TensorDictBase | None,
+        token: Tensor | None = None,
+        *,
+        deterministic: bool = False,
+        noise: Noise = torch.randn_like,
+    ) -> Decision:
         """The next step of all environments.
 
         Args:
             row: input of the policy ``[N]``, at the first step and where an episode begins; not modified.
             token: input at all other steps ``[N, x]``, see `make_token`.
             deterministic: the mean action instead of a sampled one.
+            noise: of sampled actions, see `noise_of`.
         """
         for hook in self._encoder._forward_pre_hooks.values():
             hook(self._encoder, ())
@@ -112,7 +121,7 @@ class Acting:
         scale = self._scale
         if scale is None:
             loc, scale = self._head.scale(loc)
-        action = loc if deterministic else loc + torch.randn_like(loc) * scale
+        action = loc if deterministic else loc + noise(loc) * scale
         if self._value is None:
             return Decision(action, loc, scale, None)
         if self._own is not None:

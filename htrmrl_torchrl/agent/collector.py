@@ -17,14 +17,18 @@ from typing import Any
 
 import torch
 from tensordict import TensorDict, TensorDictBase
+from tensordict.nn import TensorDictModuleBase
 from tensordict.utils import NestedKey
 from torch import Tensor
 from torchrl.collectors import Collector
+from torchrl.envs import EnvBase
 from torchrl.envs.utils import ExplorationType
 from torchrl.modules import IndependentNormal
 
 from htrmrl_torchrl import keys
 from htrmrl_torchrl.agent.acting import Acting, Decision
+from htrmrl_torchrl.agent.noise import noise_of, sampling_of
+from htrmrl_torchrl.envs.shares import LaneShare
 from htrmrl_torchrl.envs.trial import Step, TrialEnv
 from htrmrl_torchrl.memory.windows import token_after
 
@@ -43,7 +47,8 @@ class TrialCollector(Collector):
     """A `Collector` that gives the same batches in a fraction of the time, for a `TrialEnv` and a policy of
     `make_actor_critic`. Otherwise, or if the policy has forward hooks, it uses TorchRL's rollout.
 
-    Arguments, devices, hooks, weight updates and state dict are the `Collector`'s.
+    Arguments, devices, hooks, weight updates and state dict are the `Collector`'s; besides, if several processes act
+    in the environments of one run, ``share`` are those of this one.
 
     Example:
         >>> from htrmrl_torchrl import make_env
@@ -57,11 +62,17 @@ class TrialCollector(Collector):
 
     _carrier: TensorDictBase  # the environment's present row
 
+    def __init__(self, env: EnvBase, policy: TensorDictModuleBase, *, share: LaneShare | None = None, **others: Any):
+        self._share = share
+        with sampling_of(share, policy):  # it tries out the policy
+            super().__init__(env, policy, **others)
+
     @torch.no_grad()
     def rollout(self) -> TensorDictBase | None:
         acting = Acting.of(self._wrapped_policy) if self._is_plain() else None
         if acting is None:
-            return super().rollout()  # type: ignore[no-any-return]
+            with sampling_of(self._share, self._wrapped_policy):
+                return super().rollout()  # type: ignore[no-any-return]
         if self.pre_collect_hook is not None:
             self.pre_collect_hook()
         acting.prepare()
@@ -82,14 +93,15 @@ class TrialCollector(Collector):
 
     def _play(self, acting: Acting) -> TensorDictBase:
         device, mean_action = self.policy_device or self.env.device, _DETERMINISTIC[self.exploration_type]
-        batch, token = _Batch(), None
+        batch, token, noise = _Batch(), None, noise_of(self._share)
         row: TensorDictBase | None = self._carrier.select(*_SHOWN, *_DONE)
         trajectories: Tensor | None = self._carrier.get(_TRAJECTORY, None)
         try:
             for _ in range(self.frames_per_batch):
                 if row is not None:
                     batch.begin(row)
-                decision = acting.step(None if row is None else row.to(device), token, deterministic=mean_action)
+                seen = None if row is None else row.to(device)
+                decision = acting.step(seen, token, deterministic=mean_action, noise=noise)
                 step, row = self.env.advance(decision.action.to(self.env.device)), None
                 batch.add(decision, step, acting.memory.noted(), trajectories)
                 if step.ended:

@@ -13,6 +13,7 @@ from htrmrl_torchrl.envs import benchmarks, metaworld
 from htrmrl_torchrl.envs.deck import FixedGrid, TaskDeck
 from htrmrl_torchrl.envs.disguise import TrialDisguise, check_kinds
 from htrmrl_torchrl.envs.lanes import Deck, LaneKind, Lanes, check_choice, check_positive
+from htrmrl_torchrl.envs.shares import LaneShare
 from htrmrl_torchrl.envs.transform import TrialTransform
 from htrmrl_torchrl.envs.trial import TrialEnv
 from htrmrl_torchrl.envs.workers import WORKER_TIMEOUT, WorkerLanes
@@ -34,6 +35,7 @@ def make_env(
     pairs: Sequence[tuple[int, int]] | None = None,
     shortest_trial: int | None = None,
     disguises: Sequence[str] = (),
+    share: LaneShare | None = None,
     **factory_kwargs: Any,
 ) -> EnvBase:
     """Build a batched trial environment, ``batch_size=[num_envs]``; ``keys.py`` lists what it writes.
@@ -61,6 +63,8 @@ def make_env(
         shortest_trial: for training: K episodes are split at random into trials of at least this many episodes, see
             `TrialEnv`; default one trial of K. Not for factories.
         disguises: for training: kinds of `TrialDisguise` that change each trial. Not for factories.
+        share: if several processes play the ``num_envs`` environments: those of this one, ``batch_size=[share.count]``.
+            Trajectories do not depend on it. Not for factories.
 
     Raises:
         ValueError: for an unknown name, split or task, or a number out of range, before any simulator is built.
@@ -77,6 +81,7 @@ def make_env(
     check_choice(metaworld.Backend, backend=backend)
     if benchmarks.is_factory(name):
         given = {"horizon": horizon is not None, "pairs": pairs is not None, "num_workers": num_workers != 0}
+        given["share"] = share is not None
         given["backend"] = backend != metaworld.BACKENDS[0]
         given |= {"disguises": bool(disguises), "shortest_trial": shortest_trial is not None}
         _refuse(name, [argument for argument, was_given in given.items() if was_given])
@@ -85,7 +90,8 @@ def make_env(
     _refuse(name, sorted(factory_kwargs))
     tasks = benchmarks.task_names(name, split)
     horizon = resolve_horizon(name, horizon)
-    _check_workers(num_workers, num_envs, worker_timeout)
+    lanes = num_envs if share is None else _check_share(share, num_envs).count
+    _check_workers(num_workers, lanes, worker_timeout)
     benchmarks.check_benchmark_seed(benchmark_seed)
     benchmark = benchmarks.find_benchmark(name, backend=backend)
     check_kinds(disguises, benchmark.layout)
@@ -108,7 +114,7 @@ def make_env(
             seed=deck_seed,
         )
     return TrialEnv(
-        _make_lanes(kind, num_envs=num_envs, num_workers=num_workers, worker_timeout=worker_timeout),
+        _make_lanes(kind, num_envs=lanes, num_workers=num_workers, worker_timeout=worker_timeout),
         deck,
         episodes_per_trial=episodes_per_trial,
         horizon=horizon,
@@ -116,6 +122,7 @@ def make_env(
         success=benchmark.has_success,
         shortest_trial=shortest_trial,
         disguise=disguise,
+        share=share,
     )
 
 
@@ -201,6 +208,12 @@ def _check_workers(num_workers: int, num_envs: int, timeout: float) -> None:
         raise ValueError(f"num_workers must be from 0 to num_envs ({num_envs}), received {num_workers!r}.")
     if isinstance(timeout, bool) or not isinstance(timeout, int | float) or not timeout > 0:
         raise ValueError(f"worker_timeout must be a number of seconds above 0, received {timeout!r}.")
+
+
+def _check_share(share: LaneShare, num_envs: int) -> LaneShare:
+    if share.total != num_envs or not 0 <= share.first < share.first + share.count <= num_envs:
+        raise ValueError(f"share must be a block of the num_envs ({num_envs}) environments, received {share}.")
+    return share
 
 
 def check_seed(seed: int) -> int:

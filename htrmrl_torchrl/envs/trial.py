@@ -25,6 +25,7 @@ from torchrl.envs import EnvBase
 from htrmrl_torchrl import keys
 from htrmrl_torchrl.envs.disguise import TrialDisguise
 from htrmrl_torchrl.envs.lanes import BoolArray, Deck, FloatArray, IntArray, Lanes, Picture, check_positive
+from htrmrl_torchrl.envs.shares import DeckShare, LaneShare, check_shared
 from htrmrl_torchrl.envs.workers import WorkerLanes
 from htrmrl_torchrl.faults import check_finite
 
@@ -165,6 +166,7 @@ class TrialEnv(EnvBase):
         seed: of the random starts of episodes.
         success: whether the benchmark defines success; otherwise there is no ``("next", "success")``.
         disguise: changes the observations, actions and rewards of each trial.
+        share: if several processes play the environments of one run: those of this one; `deck` is that of all.
 
     Raises:
         ValueError: if ``episodes_per_trial`` or ``horizon`` is below 1.
@@ -191,14 +193,18 @@ class TrialEnv(EnvBase):
         success: bool = True,
         shortest_trial: int | None = None,
         disguise: TrialDisguise | None = None,
+        share: LaneShare | None = None,
     ) -> None:
         shortest = episodes_per_trial if shortest_trial is None else shortest_trial
         check_positive(episodes_per_trial=episodes_per_trial, horizon=horizon, shortest_trial=shortest)
         if shortest > episodes_per_trial:
             raise ValueError(f"shortest_trial={shortest} must be at most episodes_per_trial={episodes_per_trial}.")
+        check_shared(share, split_trials=shortest < episodes_per_trial, disguises=disguise is not None)
         super().__init__(batch_size=[lanes.num_lanes], device="cpu")
         self.horizon, self.episodes_per_trial = horizon, episodes_per_trial
-        self._lanes, self._deck, self._start_seed, self._says_success = lanes, deck, seed, success
+        self._lanes, self._start_seed, self._says_success = lanes, seed, success
+        self._deck = deck if share is None else DeckShare(deck, share)
+        self._share = LaneShare(0, lanes.num_lanes, lanes.num_lanes) if share is None else share
         self._shortest_trial, self._disguise = shortest, disguise
         self._low, self._high = torch.from_numpy(lanes.action_low), torch.from_numpy(lanes.action_high)
         self._counter = TrialCounter(
@@ -273,7 +279,8 @@ class TrialEnv(EnvBase):
         """A random number for each environment's next start [N], determined by the seed and the number of resets."""
         rng = np.random.default_rng([self._start_seed, self._resets])
         self._resets += 1
-        return rng.integers(2**31, size=len(self._steps))
+        draws: IntArray = self._share.of(rng.integers(2**31, size=self._share.total))
+        return draws
 
     def _step(self, tensordict: TensorDictBase) -> TensorDictBase:
         if "_step" in tensordict.keys():
@@ -322,6 +329,15 @@ class TrialEnv(EnvBase):
         if seed is not None:
             self._deck.reseed(seed)
             self._pending, self._start_seed, self._resets = None, seed, 0
+
+    def streams(self) -> dict[str, Any]:
+        """What determines future deals and starts, for `follow` in a process with other environments of the run."""
+        return {"deck": self._deck.state(), "resets": self._resets}
+
+    def follow(self, streams: dict[str, Any]) -> None:
+        """Deals and draws from the next full reset on like the process that returned ``streams``."""
+        self._deck.load_state(streams["deck"])
+        self._pending, self._resets = None, streams["resets"]
 
     def checkpoint_state(self) -> dict[str, Any]:
         """State for continuing at a trial boundary: plain ints, lists, strings and tensors.

@@ -26,6 +26,7 @@ from htrmrl_torchrl.encoders.contract import ContextEncoder
 from htrmrl_torchrl.envs import make_env, task_names
 from htrmrl_torchrl.envs.benchmarks import find_benchmark
 from htrmrl_torchrl.envs.factory import check_seed, resolve_horizon
+from htrmrl_torchrl.envs.shares import LaneShare
 from htrmrl_torchrl.envs.workers import WORKER_TIMEOUT
 from htrmrl_torchrl.evaluation.exact import ExactPolicy
 from htrmrl_torchrl.evaluation.official import MetaLearner, run_official
@@ -33,6 +34,8 @@ from htrmrl_torchrl.evaluation.protocols import Actions, Protocol, Setup, named_
 from htrmrl_torchrl.evaluation.report import EvaluationReport
 from htrmrl_torchrl.evaluation.trials import goal_grid, play_trials
 from htrmrl_torchrl.memory.contract import memories_of
+from htrmrl_torchrl.memory.episodic import EpisodicMemory
+from htrmrl_torchrl.parallel.ranks import Ranks
 
 Evaluable: TypeAlias = str | Path | HTrMRLAgent | Networks | TensorDictModuleBase | MetaLearner
 
@@ -58,6 +61,7 @@ def evaluate(
     progress: bool = False,
     command: str = "",
     trust: Collection[str] = (),
+    ranks: Ranks | None = None,
 ) -> EvaluationReport:
     """Success rate of an agent on held-out goals (``split="val"``) or tasks (``"test"``).
 
@@ -87,6 +91,8 @@ def evaluate(
         progress: whether to show it, see `progress_bar`.
         command: saved in the report.
         trust: your own code that checkpoints may name, see `load_networks`.
+        ranks: processes that share out the environments (`num_workers` is then 0) of networks that `build_networks` has
+            built; all make the same call and get the same report, which is that of one process.
 
     Raises:
         ValueError: for an unknown benchmark, split or protocol, too many goals, an untrusted checkpoint, an agent for
@@ -144,6 +150,7 @@ def evaluate(
                 num_workers=min(num_workers, lanes),
                 worker_timeout=worker_timeout,
                 progress=progress,
+                ranks=Ranks() if ranks is None else ranks,
             )
             if memory_gain:
                 _check_forgets(policy)
@@ -169,22 +176,47 @@ def _play(
     num_workers: int,
     worker_timeout: float,
     progress: bool,
+    ranks: Ranks,
 ) -> TensorDict:
-    """Plays one trial of each pair, see `play_trials`."""
+    """Plays one trial of each pair, see `play_trials`; several ranks play a share of the lanes each."""
+    share = ranks.share(num_envs)
+    play = partial(_play_share, policy, setup, protocol, pairs, share, seed=seed)
+    if share is None:
+        return play(num_envs=num_envs, num_workers=num_workers, worker_timeout=worker_timeout, progress=progress)
+    for memory in memories_of(policy):
+        if isinstance(memory, EpisodicMemory):
+            memory.first_lane = share.first
+    idle = TensorDict(batch_size=[0])  # more ranks than lanes
+    played = ranks.attempt(lambda: play(num_envs=num_envs) if share.count else idle)
+    # A rank returns [rounds * n], all rounds of its lanes; in a round they stand side by side.
+    rounds = math.ceil(len(pairs) / num_envs)
+    return torch.cat([part.reshape(rounds, -1) for part in played if len(part)], 1).reshape(-1)[: len(pairs)]
+
+
+def _play_share(
+    policy: TensorDictModuleBase,
+    setup: Setup,
+    protocol: Protocol,
+    pairs: list[tuple[int, int]],
+    share: LaneShare | None,
+    *,
+    seed: int,
+    progress: bool = False,
+    **lanes: Any,
+) -> TensorDict:
     env = make_env(
         setup.benchmark,
         split=setup.split,
-        num_envs=num_envs,
-        num_workers=num_workers,
-        worker_timeout=worker_timeout,
         episodes_per_trial=protocol.episodes,
         horizon=setup.horizon,
         benchmark_seed=setup.benchmark_seed,
         pairs=pairs,
+        share=share,
+        **lanes,
     )
     try:
         check_sizes(policy, env)
-        return play_trials(policy, env, protocol, trials=len(pairs), seed=seed, progress=progress)
+        return play_trials(policy, env, protocol, trials=len(pairs), seed=seed, progress=progress, share=share)
     finally:
         env.close()
 

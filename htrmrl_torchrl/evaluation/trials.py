@@ -6,6 +6,7 @@ a success but does not end it. So all environments are always at the same step o
 
 import math
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 import torch
@@ -16,6 +17,8 @@ from torchrl.envs.utils import ExplorationType, set_exploration_type
 
 from htrmrl_torchrl import keys
 from htrmrl_torchrl.agent.acting import Acting
+from htrmrl_torchrl.agent.noise import Noise, noise_of, sampling_of
+from htrmrl_torchrl.envs.shares import LaneShare
 from htrmrl_torchrl.envs.trial import TrialEnv
 from htrmrl_torchrl.evaluation.exact import ExactPolicy, on_grid
 from htrmrl_torchrl.evaluation.protocols import Protocol
@@ -49,6 +52,7 @@ def play_trials(
     seed: int = 0,
     progress: bool = False,
     on_step: Callable[[int, TensorDictBase], None] | None = None,
+    share: LaneShare | None = None,
 ) -> TensorDict:
     """Plays trials and reports each of their episodes.
 
@@ -64,6 +68,8 @@ def play_trials(
         progress: whether progress is shown, see `progress_bar`.
         on_step: called at each episode's start with 0 and the environments' row ``[N]``, and after each step with the
             step's number and its result, before the next episode begins.
+        share: if several processes play the trials: the environments of `env`. All their trials are then returned,
+            round after round.
 
     Returns:
         ``[trials]``: ``task`` and ``goal``; and ``[trials, K + M]``: ``success`` (bool), ``return`` (undiscounted) and
@@ -82,7 +88,7 @@ def play_trials(
     memories = memories_of(policy)
     for memory in memories:
         memory.restart()
-    rounds = math.ceil(trials / env.batch_size[0])
+    rounds = math.ceil(trials / (env.batch_size[0] if share is None else share.total))
     frames = rounds * total * env.horizon * env.batch_size[0]
     with (
         torch.random.fork_rng(),
@@ -91,8 +97,9 @@ def play_trials(
     ):
         torch.manual_seed(seed)
         kept = memories if protocol.separate else []
-        outcomes = [_play_round(policy, env, protocol, memories=kept, bar=bar, on_step=on_step) for _ in range(rounds)]
-    return torch.cat(outcomes)[:trials]
+        play = partial(_play_round, policy, env, protocol, memories=kept, bar=bar, on_step=on_step, share=share)
+        outcomes = torch.cat([play() for _ in range(rounds)])
+    return outcomes[:trials] if share is None else outcomes
 
 
 def _play_round(
@@ -103,13 +110,14 @@ def _play_round(
     memories: list[Memory],
     bar: "tqdm | NoBar",
     on_step: Callable[[int, TensorDictBase], None] | None,
+    share: LaneShare | None,
 ) -> TensorDict:
     """One trial in every environment, ``[N]``; each evaluation episode sets `memories` back."""
     lanes, total = env.batch_size[0], env.episodes_per_trial
     device = next((parameter.device for parameter in policy.parameters()), env.device)
     steps = torch.zeros(lanes, total, dtype=torch.long)
     returns = torch.zeros(lanes, total)
-    acting = _lean_policy(policy) if on_step is None else None
+    acting = _lean_policy(policy, noise_of(share)) if look is None else None
     now, boundary = env.reset(), None
     outcome = TensorDict(task=now[keys.TASK].squeeze(-1), goal=now[keys.GOAL].squeeze(-1), batch_size=[lanes])
     for episode in range(total):
@@ -117,9 +125,12 @@ def _play_round(
         if memories and counts:
             boundary = _start_from(boundary, now, memories)
         mean_action = counts and protocol.evaluation_actions == "mean"
-        if on_step is not None:
-            on_step(0, now)
-        with set_exploration_type(ExplorationType.DETERMINISTIC if mean_action else ExplorationType.RANDOM):
+        if look is not None:
+            look(0, now)
+        with (
+            set_exploration_type(ExplorationType.DETERMINISTIC if mean_action else ExplorationType.RANDOM),
+            sampling_of(share, policy),
+        ):
             if acting is None:
                 played = _plain_steps(policy, env, now, device=device, on_step=on_step)
             else:
@@ -167,7 +178,7 @@ def _lean_steps(
         row, token = None, token_after(step.observation, step.action, step.reward).to(device)
 
 
-def _lean_policy(policy: TensorDictModuleBase) -> LeanPolicy | None:
+def _lean_policy(policy: TensorDictModuleBase, noise: Noise) -> LeanPolicy | None:
     """``policy`` for `_lean_steps`; ``None`` if it is not as this package builds it, or has forward hooks."""
     if not isinstance(policy, ExactPolicy):
         acting = Acting.of(policy)
@@ -179,9 +190,9 @@ def _lean_policy(policy: TensorDictModuleBase) -> LeanPolicy | None:
 
     def act(row: TensorDictBase | None, token: Tensor | None, mean_action: bool) -> Tensor:
         if not isinstance(policy, ExactPolicy):
-            return acting.step(row, token, deterministic=mean_action).action
+            return acting.step(row, token, deterministic=mean_action, noise=noise).action
         row, token = None if row is None else policy.seen(row), None if token is None else token.double()
-        return on_grid(acting.step(row, token, deterministic=mean_action).action).float()
+        return on_grid(acting.step(row, token, deterministic=mean_action, noise=noise).action).float()
 
     return act
 

@@ -75,6 +75,10 @@ class EpisodicMemory(TensorDictModuleBase):
             trial. Required with ``scope="lane"``. The storage needs the same `scope` and `max_episodes`.
         seed: of the environments' random streams.
 
+    Attributes:
+        first_lane: number of its first environment, default 0. Set it in a process that plays a block of a run's
+            environments; each then has the random stream that it would have in one process.
+
     Shapes:
         ``observation`` ``[*batch, o]`` and the trial keys (see `htrmrl_torchrl.keys`) -> ``"context"`` ``[*batch]``,
         ``("window", "episode")`` and ``("window", "start")`` ``[*batch, E-1]``, ``("window", "current")``
@@ -127,7 +131,7 @@ class EpisodicMemory(TensorDictModuleBase):
         self._embedder = encoders[:1]  # for strategies that need embeddings, even if the encoder remembers nothing
         self.strategy = make_strategy(strategy)
         self.scope, self.max_episodes = scope, max_episodes
-        self.dropout, self.seed = dropout, seed
+        self.dropout, self.seed, self.first_lane = dropout, seed, 0
         self.in_keys: list[NestedKey] = [
             keys.OBSERVATION, keys.PREV_ACTION, keys.PREV_REWARD, keys.IS_INIT, keys.TRIAL_INIT,
             keys.FINAL_OBSERVATION, keys.FINAL_ACTION, keys.FINAL_REWARD,
@@ -273,7 +277,7 @@ class EpisodicMemory(TensorDictModuleBase):
         saved = self._restored if self._restored is not None and self._restored["lanes"] == n else None
         self._restored = None
         worker = worker_number() or 0
-        streams = [np.random.default_rng([self.seed, lane, worker]) for lane in range(n)]
+        streams = [np.random.default_rng([self.seed, self.first_lane + lane, worker]) for lane in range(n)]
         for rng, stream in zip(streams, saved["streams"] if saved else (), strict=False):
             rng.bit_generator.state = json.loads(stream)
         history = LaneHistories(token, scope=self.scope, max_episodes=self.max_episodes)

@@ -1,7 +1,7 @@
 """One PPO update (Schulman et al. 2017)."""
 
 from collections import defaultdict
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from tensordict import TensorDictBase
@@ -13,7 +13,9 @@ from htrmrl_torchrl import keys
 from htrmrl_torchrl.agent.heads import keep_std_at_floor, value_head
 from htrmrl_torchrl.agent.networks import Networks
 from htrmrl_torchrl.faults import check_finite
-from htrmrl_torchrl.ppo.checks import check_losses, check_targets, clip_gradients
+from htrmrl_torchrl.parallel.ranks import Ranks
+from htrmrl_torchrl.ppo.checks import check_targets, clip_gradients
+from htrmrl_torchrl.ppo.gradients import differentiate, differentiate_share
 from htrmrl_torchrl.ppo.objectives import NormalizedClipPPOLoss, TrialGAE, final_values
 from htrmrl_torchrl.ppo.reward_norm import TaskRewardNormalizer
 from htrmrl_torchrl.replay.buffer import EpisodicReplayBuffer
@@ -33,6 +35,7 @@ class Learner:
         target_kl: stop after a pass whose mean KL to the acting policy exceeds it; ``None``: all passes.
         max_grad_norm: gradients are clipped to this norm.
         normalize_observations: whether the token normaliser adapts to the batch after the last pass.
+        ranks: the processes that hold the same batch and learn a share of each minibatch.
     """
 
     networks: Networks
@@ -45,6 +48,7 @@ class Learner:
     target_kl: float | None
     max_grad_norm: float
     normalize_observations: bool
+    ranks: Ranks = field(default_factory=Ranks)
 
 
 @dataclass(frozen=True)
@@ -111,11 +115,11 @@ def _targets(learner: Learner, batch: TensorDictBase, frames: Tensor) -> TensorD
 
 def _step(learner: Learner, minibatch: TensorDictBase) -> tuple[TensorDictBase, Tensor]:
     """One optimizer step; returns the loss terms and the gradient norm before clipping."""
-    losses = learner.loss(minibatch)
-    check_losses(losses, minibatch, learner.loss)
-    total = losses["loss_objective"] + losses["loss_entropy"] + losses["loss_critic"]
     learner.optimizer.zero_grad(set_to_none=True)
-    total.backward()
+    if learner.ranks.size == 1:
+        losses = differentiate(learner.loss, minibatch)
+    else:
+        losses = differentiate_share(learner.loss, minibatch, learner.ranks)
     norm = clip_gradients(learner.loss, learner.max_grad_norm)
     learner.optimizer.step()
     keep_std_at_floor(learner.networks.actor)

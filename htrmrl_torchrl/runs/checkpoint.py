@@ -51,13 +51,13 @@ class _Marked:
 
     def __init__(self, read: Callable[[], Any], load: Callable[[Any], object]) -> None:
         self._read, self.load_state_dict = read, load
-        self._state: Any = None
+        self.marked: Any = None
 
-    def mark(self) -> None:
-        self._state = _copied(self._read())
+    def read(self) -> Any:
+        return _copied(self._read())
 
     def state_dict(self) -> Any:
-        return self._state
+        return self.marked
 
 
 def _learned(owner: nn.Module | Optimizer | _RandomStreams) -> _Marked:
@@ -135,9 +135,12 @@ class RunCheckpoints:
         self._saved: Path | None = None  # the marked state on disk
 
     def mark(self) -> None:
-        """Copy the current state for `save` and `save_best`. Raises RuntimeError in the middle of a trial."""
-        for component in self._marked.values():
-            component.mark()
+        """Copy the current state for `save` and `save_best`. Raises RuntimeError in the middle of a trial; then the
+        last mark stays.
+        """
+        states = {name: component.read() for name, component in self._marked.items()}  # all or, if one fails, none
+        for name, state in states.items():
+            self._marked[name].marked = state
         self._marked_progress |= asdict(self._progress)
         self._saved = None
 
@@ -155,12 +158,12 @@ class RunCheckpoints:
         self._write("best", {"val_success": val_success})
         self._prune("best", 1)
 
-    def restore(self, path: Path) -> None:
-        """Loads the state at `path`; the global random state last, because loading may draw. Raises FileNotFoundError
-        if nothing is there, and ValueError for a damaged file, one of other networks, or an exported agent (no
-        optimizer).
+    def restore(self, path: Path, states: dict[str, Any] | None = None) -> None:
+        """Loads the state at `path`, or ``states`` that `read_states` has read there; the global random state last,
+        because loading may draw. Raises FileNotFoundError if nothing is there, and ValueError for a damaged file, one
+        of other networks, or an exported agent (no optimizer).
         """
-        states = read_states(path)
+        states = read_states(path) if states is None else states
         if missing := sorted({*self._marked} - {*states}):
             raise ValueError(
                 f"{path} has no {missing[0]}, which a run needs to continue: an exported agent can only act and be "

@@ -28,7 +28,15 @@ class _Unfailing:
         return getattr(self._stream(), name)
 
 
-STDERR: Any = _Unfailing(lambda: sys.stderr)  # one object: tqdm only writes around bars of the same file
+_NOBODY: Any = io.TextIOBase()
+
+
+def _listener() -> TextIO | None:
+    """Of several processes of a run (`htrmrl_torchrl.parallel`) the first one speaks."""
+    return sys.stderr if os.environ.get("RANK", "0") == "0" else _NOBODY
+
+
+STDERR: Any = _Unfailing(_listener)  # one object: tqdm only writes around bars of the same file
 # The words of the command ``htrmrl`` that started a recipe; empty if Python ran its file.
 program: list[str] = []
 

@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TypeVar
 
+import torch
 from tensordict import TensorDictBase
 from torch import nn
 from torch.optim import Optimizer
@@ -25,6 +26,7 @@ from torchrl.envs import EnvBase
 from htrmrl_torchrl.envs import TrialEnv
 from htrmrl_torchrl.faults import Fault, NonFiniteError, UserError, WorkerFault, check_finite
 from htrmrl_torchrl.memory.contract import Memory
+from htrmrl_torchrl.parallel.ranks import Ranks
 from htrmrl_torchrl.ppo.reward_norm import TaskRewardNormalizer
 from htrmrl_torchrl.runs.console import note
 from htrmrl_torchrl.runs.progress import Progress
@@ -48,6 +50,7 @@ class FaultGuard:
         progress: keeps the counters ``faults``, ``divergences`` and ``worker_restarts``.
         memory: changed by collecting.
         loss, optimizer, rewards: changed by an update.
+        ranks: the processes that train together; a fault of one is a fault of all.
     """
 
     def __init__(
@@ -60,7 +63,9 @@ class FaultGuard:
         loss: nn.Module,
         optimizer: Optimizer,
         rewards: TaskRewardNormalizer,
+        ranks: Ranks | None = None,
     ) -> None:
+        self._ranks = Ranks() if ranks is None else ranks
         self.max_in_a_row, self.restart_workers = max_in_a_row, restart_workers
         self._progress, self._memory, self._optimizer = progress, memory, optimizer
         self._changed: tuple[nn.Module | Optimizer, ...] = (loss, optimizer, rewards)
@@ -68,24 +73,35 @@ class FaultGuard:
         self._seen = {"divergences": 0, "worker_restarts": 0}
 
     def batches(self, collector: Collector) -> Iterator[TensorDictBase]:
-        """The collector's batches, without faulty ones; raises as `evaluate` does."""
+        """The batches of all ranks' collectors, without faulty ones; raises as `evaluate` does."""
         remembered, abandoned = self._memory.checkpoint_state(), False
+        # Not iter(collector), which shuts everything down at the first exception.
+        batches = collector.iterator()
+
+        def play() -> TensorDictBase:
+            nonlocal batches
+            if abandoned:
+                batches = collector.iterator()
+                collector.reset()
+                self._memory.load_checkpoint_state(remembered)
+                # The last step belongs to the abandoned batch, so the running episodes are incomplete.
+                self._memory.drop_running()
+            batch: TensorDictBase = next(batches)
+            check_finite(batch.items(True, True))
+            return batch
+
         while True:
             try:
-                if abandoned:
-                    collector.reset()
-                    self._memory.load_checkpoint_state(remembered)
-                    # The last step belongs to the abandoned batch, so the running episodes are incomplete.
-                    self._memory.drop_running()
-                # Not iter(collector), which shuts everything down at the first exception.
-                for batch in collector.iterator():
-                    check_finite(batch.items(True, True))
-                    remembered = self._memory.checkpoint_state()
-                    yield batch
+                batch = self._ranks.collect(play)
+            except StopIteration:
                 return
             except Fault as fault:
                 self._note(fault, "collecting", "all environments begin new trials")
                 abandoned = True
+                self._go_on_alike(collector.env)
+            else:
+                remembered, abandoned = self._memory.checkpoint_state(), False
+                yield batch
 
     @contextmanager
     def update(self) -> Iterator[None]:
@@ -119,12 +135,21 @@ class FaultGuard:
         counts = self._counts()
         metrics = {f"faults/{stage}": float(counts[stage]) for stage in STAGES}  # in this order after a restart too
         if isinstance(env, TrialEnv):
+            of_ranks = self._ranks.gather({name: getattr(env, name) for name in self._seen})
             for name, seen in self._seen.items():
-                now, before = getattr(env, name), getattr(self._progress, name)
+                now, before = sum(of_rank[name] for of_rank in of_ranks), getattr(self._progress, name)
                 setattr(self._progress, name, before + now - seen)
                 metrics[f"env/{name}"] = float(before + now - seen)
                 self._seen[name] = now
         return metrics
+
+    def _go_on_alike(self, env: EnvBase) -> None:
+        """After a batch that some ranks have played to its end, all go on with the random streams of the first."""
+        if self._ranks.size > 1:
+            assert isinstance(env, TrialEnv)
+            streams, drawn = self._ranks.broadcast((env.streams(), torch.get_rng_state()))
+            env.follow(streams)
+            torch.set_rng_state(drawn)
 
     def _counts(self) -> dict[str, int]:
         self._progress.faults = dict.fromkeys(STAGES, 0) | self._progress.faults

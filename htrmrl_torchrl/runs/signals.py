@@ -16,14 +16,11 @@ from multiprocessing import resource_tracker
 from types import FrameType
 from typing import Any, NoReturn
 
+from htrmrl_torchrl.faults import Left
 from htrmrl_torchrl.runs.console import command_line, occupy_standard_descriptors, say
 
 # Windows has the first two.
 NUMBERS = tuple(signal.Signals[name] for name in ("SIGINT", "SIGTERM", "SIGHUP", "SIGUSR1") if hasattr(signal, name))
-
-
-class Left(BaseException):
-    """Raised where training may stop. Not an Exception, so that no library handles it."""
 
 
 class Interrupts:
@@ -35,11 +32,11 @@ class Interrupts:
         self.requested = False
         self._before: dict[int, Any] = {}
 
-    def leave_before(self) -> Callable[..., None]:
-        """A forward pre-hook that raises `Left` after a signal."""
+    def leave_before(self, *, free: Callable[[], bool] = lambda: True) -> Callable[..., None]:
+        """A forward pre-hook that raises `Left` after a signal, unless others wait for this one (``free``)."""
 
         def leave_if_requested(*_: object) -> None:  # a function, because copies of the network must not copy the flag
-            if self.requested:
+            if self.requested and free():
                 raise Left
 
         return leave_if_requested
@@ -93,16 +90,20 @@ def command_to_continue() -> str:
 _PR_SET_PDEATHSIG = 1  # prctl(2)
 
 
-def end_with_parent() -> Callable[[], None] | None:
-    """For `subprocess.Popen(preexec_fn=)`: sends the child SIGTERM when this process ends, even by SIGKILL. Linux only;
-    elsewhere None.
+def end_with_parent(parent: int | None = None, *, number: signal.Signals = signal.SIGTERM) -> Callable[[], None] | None:
+    """For `subprocess.Popen(preexec_fn=)`: sends the child a signal when this process ends, even by SIGKILL. Linux
+    only; elsewhere None.
+
+    Args:
+        parent: the process whose child calls what is returned; default this one.
+        number: the signal.
     """
     if sys.platform != "linux":
         return None
-    prctl, parent = ctypes.CDLL(None).prctl, os.getpid()
+    prctl, parent = ctypes.CDLL(None).prctl, os.getpid() if parent is None else parent
 
     def ask_for_signal() -> None:
-        prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
+        prctl(_PR_SET_PDEATHSIG, number)
         if os.getppid() != parent:  # the parent has ended already
             os._exit(1)
 

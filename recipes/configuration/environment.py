@@ -12,21 +12,24 @@ from htrmrl_torchrl import EpisodicStorage, evaluate, keys, make_env
 from htrmrl_torchrl.agent.networks import Networks
 from htrmrl_torchrl.envs import task_names
 from htrmrl_torchrl.envs.benchmarks import is_factory
+from htrmrl_torchrl.envs.shares import LaneShare
 from htrmrl_torchrl.evaluation.report import evaluation_metrics
+from htrmrl_torchrl.parallel.ranks import Ranks
 from htrmrl_torchrl.runs.console import spared
 from htrmrl_torchrl.specs import MismatchError
 
 
-def training_environment(config: DictConfig) -> EnvBase:
-    """The configured environment on the split ``train``."""
+def training_environment(config: DictConfig, share: LaneShare | None = None) -> EnvBase:
+    """The configured environment on the split ``train``; ``share``: of several processes, each of which simulates."""
     settings: dict[str, Any] = {
         "episodes_per_trial": config.env.episodes_per_trial,
         "horizon": config.env.horizon,
         "seed": config.seed,
         "benchmark_seed": config.env.benchmark_seed,
-        "num_workers": config.env.num_workers,
+        "num_workers": config.env.num_workers if share is None else 0,
         "worker_timeout": config.env.worker_timeout,
         "backend": config.env.backend,
+        "share": share,
         "shortest_trial": config.env.shortest_trial,
         "disguises": list(config.env.disguises),
     }
@@ -69,11 +72,11 @@ def score_on_val(metrics: dict[str, float]) -> float:
 
 
 def evaluate_on_held_out(
-    config: DictConfig, networks: Networks, folder: Path, *, frames: int, last: bool
+    config: DictConfig, networks: Networks, folder: Path, *, frames: int, last: bool, ranks: Ranks | None = None
 ) -> dict[str, float]:
     """Success on fixed grids of held-out goals (``val``) and tasks (``test``), beside training: ``eval/*``; in the
     ``last`` one the gain from memory, if configured. Uses its own environments and memory and shares only the weights.
-    Writes a report of each into ``folder``.
+    Writes a report of each into ``folder``. Several ``ranks`` share out the environments, and the first one writes.
     """
     metrics: dict[str, float] = {}
     if is_factory(config.env.name):  # its goals are unknown
@@ -93,11 +96,13 @@ def evaluate_on_held_out(
             num_workers=config.env.num_workers,
             worker_timeout=config.env.worker_timeout,
             memory_gain=config.eval.memory_gain and last,
+            ranks=ranks,
         )
         report.runs[0]["frames"] = frames
         path = folder / f"{split}_{frames:012d}.json"
-        with spared(str(path)):
-            folder.mkdir(exist_ok=True)  # without parents: a moved run folder is not created again
-            report.save(path)
+        if ranks is None or ranks.is_first:
+            with spared(str(path)):
+                folder.mkdir(exist_ok=True)  # without parents: a moved run folder is not created again
+                report.save(path)
         metrics |= evaluation_metrics(report)
     return metrics

@@ -20,6 +20,7 @@ from htrmrl_torchrl import (
 )
 from htrmrl_torchrl.agent.collector import TrialCollector
 from htrmrl_torchrl.agent.networks import Networks
+from htrmrl_torchrl.envs.shares import LaneShare
 from htrmrl_torchrl.runs.progress import Progress
 from htrmrl_torchrl.specs import check_action
 from recipes.configuration.environment import names_of_tasks
@@ -125,17 +126,19 @@ def replay_buffer(config: DictConfig, networks: Networks) -> EpisodicReplayBuffe
     )
 
 
-def collector_of(config: DictConfig, env: EnvBase, networks: Networks) -> Collector:
-    """A collector without a frame limit, with the faster rollout where possible."""
+def collector_of(config: DictConfig, env: EnvBase, networks: Networks, share: LaneShare | None = None) -> Collector:
+    """A collector without a frame limit, with the faster rollout where possible; ``share``: environments of `env`."""
+    lanes = config.env.num_envs if share is None else share.count
     return TrialCollector(
         env,
         networks.policy,
-        frames_per_batch=frames_per_batch(config),
+        frames_per_batch=frames_per_batch(config) // config.env.num_envs * lanes,
         total_frames=-1,
         policy_device=config.device,
         env_device="cpu",
         storing_device=config.device,
         auto_register_policy_transforms=False,
+        share=share,
     )
 
 

@@ -105,6 +105,16 @@ def _collection_relations(config: DictConfig) -> Iterator[Relation]:
         f"{env.episodes_per_trial}",
     )
     yield (
+        config.workers <= env.num_envs,
+        f"workers is {config.workers} but must be at most env.num_envs, which is {env.num_envs}: each process plays "
+        "at least one environment",
+    )
+    split = env.shortest_trial is not None
+    yield (
+        config.workers == 1 or not (split or env.disguises),
+        f"workers is {config.workers} but must be 1 with env.{'shortest_trial' if split else 'disguises'}",
+    )
+    yield (
         batch % trial_batch == 0,
         f"collector.frames_per_batch is {batch}, which doesn't fill whole trials, but must be a multiple of "
         f"env.num_envs * env.episodes_per_trial * env.horizon = {env.num_envs} * {env.episodes_per_trial} * "

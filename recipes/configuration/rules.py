@@ -52,7 +52,7 @@ RANGES: dict[str, Rule] = {
         "episodes_per_trial", "shortest_trial", "horizon", "window", "episodes", "d_model", "num_heads",
         "intra_layers", "mlp_layers", "max_episodes", "epochs", "grow_to", "grow_over", "goals_per_task",
         "trials_per_goal", "evaluation_episodes", "looks", "max_in_a_row", "keep", "jobs", "rounds",
-        "recipe_lanes", "every",
+        "recipe_lanes", "every", "workers",
     ), at_least(1)),
     **dict.fromkeys(
         ("num_workers", "inter_layers", "benchmark_seed", "adaptation_episodes", "entropy_coeff", "goal"), at_least(0)
@@ -77,8 +77,8 @@ RANGES: dict[str, Rule] = {
 
 # Keys and prefixes that a continued run may change: none changes what is learned (another device draws other noise).
 FREE = (
-    "total_frames", "resume", "run_dir", "logger", "device", "env.num_workers", "env.worker_timeout",
-    "env.restart_workers", "faults.", "checkpoint.", "eval.every_frames", "eval.memory_gain",
+    "total_frames", "resume", "run_dir", "logger", "device", "workers", "env.num_workers",
+    "env.worker_timeout", "env.restart_workers", "faults.", "checkpoint.", "eval.every_frames", "eval.memory_gain",
 )  # fmt: skip
 
 MISSING = "???"  # OmegaConf's missing value
@@ -267,6 +267,8 @@ def _check_environment(config: DictConfig) -> None:
             raise UserError(f"env.name is {env.name}: {error}") from error
         if env.num_workers:
             raise UserError(f"env.num_workers is {env.num_workers} but must be 0 with a factory, which is {env.name}")
+        if config.workers > 1:
+            raise UserError(f"workers is {config.workers} but must be 1 with a factory, which is {env.name}")
         if config.loss.reward_norm:
             raise UserError(
                 f"loss.reward_norm is True but must be false with a factory, whose tasks are unknown: {env.name}"

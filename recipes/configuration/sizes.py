@@ -31,18 +31,24 @@ def fits_memory(needs: Mapping[str, int], *, device: str = "cpu") -> Relation:
 
 
 def training_needs(config: DictConfig) -> dict[str, int]:
-    """Bytes of a training recipe: networks with gradients, stored batches, one step and one minibatch."""
+    """Bytes of a training recipe: networks with gradients, stored batches, one step and one minibatch.
+
+    Each of its processes (``workers``) has all of that.
+    """
     env, encoder, batch = config.env, config.encoder, frames_per_batch(config)
     window, episodes = encoder.get("window", 1), encoder.get("episodes", 1)
     adaptation = config.eval.adaptation_episodes
     frames = config.collector.grow_to * batch + frames_of_context(config)
     frame = _FRAME + 2 * _ID * (episodes - 1) + (_FLOAT * encoder.d_model if encoder.kind == "rl2" else 0)
     layers = ", ".join(f"encoder.{key}={encoder[key]}" for key in encoder if key.endswith(("d_model", "layers")))
+    copies = f", workers={config.workers}" if config.workers > 1 else ""
     memory = f", memory.max_episodes={config.memory.max_episodes}" if config.memory.scope == "lane" else ""
     return {
-        f"the network ({layers}, encoder.window={window}, encoder.episodes={episodes})": _LEARNED * parameters(encoder),
+        f"the network ({layers}, encoder.window={window}, encoder.episodes={episodes}{copies})": (
+            config.workers * _LEARNED * parameters(encoder)
+        ),
         f"{frames} stored frames (collector.grow_to={config.collector.grow_to} batches of {batch} frames{memory}, "
-        f"encoder.episodes={episodes})": frame * frames,
+        f"encoder.episodes={episodes}{copies})": config.workers * frame * frames,
         f"the windows of one step and one minibatch (env.num_envs={env.num_envs}, encoder.window={window}, "
         f"loss.minibatch_frames={config.loss.minibatch_frames})": (
             _TOKEN * window * max(env.num_envs, config.loss.minibatch_frames)

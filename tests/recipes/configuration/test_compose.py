@@ -95,6 +95,8 @@ WRONG: dict[str, tuple[list[str], list[str]]] = {
     "protocol": (["eval.protocol=loose"], ["'loose'", "strict"]),
     "heads": (["encoder.num_heads=5"], ["encoder.d_model is 64", "multiple of encoder.num_heads, which is 5"]),
     "workers": (["env.num_workers=21"], ["env.num_workers is 21", "at most env.num_envs, which is 20"]),
+    "processes": (["workers=21"], ["workers is 21", "at most env.num_envs, which is 20"]),
+    "no process": (["workers=0"], ["workers is 0", "at least 1"]),
     "cut trial": (["collector.frames_per_batch=1000"], ["is 1000", "doesn't fill whole trials", "= 20000"]),
     "less than a batch": (["total_frames=19_999"], ["total_frames is 19999", "20000 frames"]),
     "segment": (["env.horizon=40"], ["loss.segment_frames is 50", "at most env.horizon, which is 40"]),
@@ -116,6 +118,10 @@ WRONG: dict[str, tuple[list[str], list[str]]] = {
         ["'math:floor' is no environment factory", "factory(split=, num_envs=, seed=)"],
     ),
     "workers of a factory": (["env.name=builtins:dict"], ["env.num_workers is 2", "must be 0"]),
+    "processes of a factory": (
+        ["env.name=builtins:dict", "env.num_workers=0", "workers=2"],
+        ["workers is 2", "must be 1 with a factory"],
+    ),
     "rewards of a factory": (
         ["env.name=builtins:dict", "env.num_workers=0"],
         ["loss.reward_norm is True", "must be false with a factory"],

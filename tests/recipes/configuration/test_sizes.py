@@ -31,6 +31,14 @@ def test_stored_frames_are_smaller_than_they_are_and_larger_than_a_tenth():
     assert taken / 10 < said <= taken
 
 
+def test_each_process_has_its_own_copy():
+    needs = [training_needs(load_config("toy_ppo", [f"workers={workers}"])) for workers in (1, 3)]
+    one, three = (
+        [size for name, size in n.items() if name.startswith("the network") or "stored" in name] for n in needs
+    )
+    assert len(one) == 2 and three == [3 * size for size in one]
+
+
 def test_the_sentence_says_how_much_is_needed_and_how_much_there_is():
     holds, _ = fits_memory({"little": 1})
     assert holds
