@@ -117,7 +117,7 @@ def _play_round(
     device = next((parameter.device for parameter in policy.parameters()), env.device)
     steps = torch.zeros(lanes, total, dtype=torch.long)
     returns = torch.zeros(lanes, total)
-    acting = _lean_policy(policy, noise_of(share)) if look is None else None
+    acting = _lean_policy(policy, noise_of(share)) if on_step is None else None
     now, boundary = env.reset(), None
     outcome = TensorDict(task=now[keys.TASK].squeeze(-1), goal=now[keys.GOAL].squeeze(-1), batch_size=[lanes])
     for episode in range(total):
@@ -125,8 +125,8 @@ def _play_round(
         if memories and counts:
             boundary = _start_from(boundary, now, memories)
         mean_action = counts and protocol.evaluation_actions == "mean"
-        if look is not None:
-            look(0, now)
+        if on_step is not None:
+            on_step(0, now)
         with (
             set_exploration_type(ExplorationType.DETERMINISTIC if mean_action else ExplorationType.RANDOM),
             sampling_of(share, policy),
