@@ -13,7 +13,7 @@ from typing import Any
 from omegaconf import DictConfig
 
 from htrmrl_torchrl.faults import UserError
-from htrmrl_torchrl.runs.console import command_line, spared
+from htrmrl_torchrl.runs.console import best_effort, command_line
 from htrmrl_torchrl.runs.signals import ending_at_once
 from recipes.configuration.compose import run_recipe
 from recipes.configuration.paths import check_folder, writing
@@ -68,7 +68,7 @@ def run(config: DictConfig) -> None:
     for part in config.parts:
         report[part] = measure[part](config)
         print(f"\n{part}\n{table(report[part])}", flush=True)
-        with spared(str(path)):  # after each part, as far as it goes
+        with best_effort(str(path)):  # after each part, as far as it goes
             _write(path, report)
     with writing(str(path)):
         _write(path, report)

@@ -23,7 +23,7 @@ from htrmrl_torchrl.ppo.metrics import critic_metrics, process_metrics, training
 from htrmrl_torchrl.ppo.update import Learner, Updated, update
 from htrmrl_torchrl.progress import progress_bar
 from htrmrl_torchrl.runs.checkpoint import RunCheckpoints
-from htrmrl_torchrl.runs.console import STDERR, say, spared
+from htrmrl_torchrl.runs.console import STDERR, best_effort, say
 from htrmrl_torchrl.runs.guard import FaultGuard
 from htrmrl_torchrl.runs.launch import following, number_of_rank, ranks_of_run
 from htrmrl_torchrl.runs.lock import LOCK, locked
@@ -42,9 +42,9 @@ from recipes.configuration.parts import (
     advantages,
     agent_arguments,
     collector_of,
-    grown,
     learning_rate,
     make_repeatable,
+    merged_batches,
     next_share,
     ppo_loss,
     replay_buffer,
@@ -180,7 +180,7 @@ def _train(config: DictConfig, ranks: Ranks, start: Start | None) -> None:
     clock = time.perf_counter()
     batches = guard.batches(collector) if progress.frames < config.total_frames else iter(())
     try:
-        for batch in grown(batches, config, progress):
+        for batch in merged_batches(batches, config, progress):
             collected = time.perf_counter()
             torch.set_num_threads(threads)
 
@@ -220,7 +220,7 @@ def _train(config: DictConfig, ranks: Ranks, start: Start | None) -> None:
 
             # 4. Log and save.
             if logger is not None:
-                with spared("metrics"):
+                with best_effort("metrics"):
                     logger.log(metrics, frames=progress.frames)
             _save(config, checkpoints, progress, ranks, score=score_on_val(metrics), finished=finished)
             shown = "success" if "train/success" in metrics else "return"
@@ -244,7 +244,7 @@ def _train(config: DictConfig, ranks: Ranks, start: Start | None) -> None:
     finally:
         bar.close()
         if logger is not None:
-            with spared("metrics"):
+            with best_effort("metrics"):
                 logger.close()
         collector.shutdown()
         interrupts.release()
@@ -289,9 +289,9 @@ def _save(
     checkpoints.mark()
     if not ranks.is_first:
         return
-    with spared("the best checkpoint"):
+    with best_effort("the best checkpoint"):
         if is_best:
             checkpoints.save_best(score)
-    with spared("the checkpoint"):
+    with best_effort("the checkpoint"):
         if is_due:
             checkpoints.save()

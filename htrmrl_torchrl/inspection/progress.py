@@ -9,7 +9,7 @@ from htrmrl_torchrl import keys
 from htrmrl_torchrl.agent.networks import Networks
 from htrmrl_torchrl.inspection.health import warning_signs
 from htrmrl_torchrl.inspection.training import look, update_forgetting
-from htrmrl_torchrl.runs.console import note, spared
+from htrmrl_torchrl.runs.console import best_effort, note
 from htrmrl_torchrl.runs.loggers import RunLogger
 from htrmrl_torchrl.runs.progress import Progress
 
@@ -36,7 +36,7 @@ def look_inside(
     if minibatch is not None:
         numbers, figure = look(networks, minibatch)
         seen |= numbers
-        with spared("pictures of the inside"):
+        with best_effort("pictures of the inside"):
             _draw(networks, minibatch, figure, logger, frames)
     signs = warning_signs(
         metrics | seen, best_val_success=progress.best_val_success, share_of_run=frames / total_frames

@@ -104,7 +104,7 @@ def _let_go(stream: TextIO | None) -> None:
 
 
 @contextmanager
-def spared(what: str) -> Iterator[None]:
+def best_effort(what: str) -> Iterator[None]:
     """Turns an OSError while writing `what` into a warning, so that the run continues."""
     try:
         yield

@@ -15,7 +15,7 @@ from htrmrl_torchrl.envs.benchmarks import is_factory
 from htrmrl_torchrl.envs.shares import LaneShare
 from htrmrl_torchrl.evaluation.report import evaluation_metrics
 from htrmrl_torchrl.parallel.ranks import Ranks
-from htrmrl_torchrl.runs.console import spared
+from htrmrl_torchrl.runs.console import best_effort
 from htrmrl_torchrl.specs import MismatchError
 
 
@@ -101,7 +101,7 @@ def evaluate_on_held_out(
         report.runs[0]["frames"] = frames
         path = folder / f"{split}_{frames:012d}.json"
         if ranks is None or ranks.is_first:
-            with spared(str(path)):
+            with best_effort(str(path)):
                 folder.mkdir(exist_ok=True)  # without parents: a moved run folder is not created again
                 report.save(path)
         metrics |= evaluation_metrics(report)

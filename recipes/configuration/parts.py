@@ -142,7 +142,9 @@ def collector_of(config: DictConfig, env: EnvBase, networks: Networks, share: La
     )
 
 
-def grown(batches: Iterable[TensorDictBase], config: DictConfig, progress: Progress) -> Iterator[TensorDictBase]:
+def merged_batches(
+    batches: Iterable[TensorDictBase], config: DictConfig, progress: Progress
+) -> Iterator[TensorDictBase]:
     """Concatenates successive batches ``[N, T]`` to ``[N, m * T]``, as large as the next update needs.
 
     All are whole trials of the same policy, as if more environments had played at once.

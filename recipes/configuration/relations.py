@@ -22,8 +22,8 @@ def frames_per_batch(config: DictConfig) -> int:
 
 def batches_per_update(config: DictConfig, *, frames: int) -> int:
     """Batches of the update that begins to collect at ``frames``; from 1 to ``collector.grow_to``."""
-    grown = min(frames / config.collector.grow_over, 1.0)
-    return 1 + int((config.collector.grow_to - 1) * grown)
+    progress = min(frames / config.collector.grow_over, 1.0)
+    return 1 + int((config.collector.grow_to - 1) * progress)
 
 
 def frames_of_context(config: DictConfig) -> int:

@@ -25,7 +25,7 @@ from htrmrl_torchrl.checkpoints.versions import versions
 from htrmrl_torchrl.evaluation.protocols import named_protocol
 from htrmrl_torchrl.faults import UserError
 from htrmrl_torchrl.runs.checkpoint import RunCheckpoints
-from htrmrl_torchrl.runs.console import command_line, reason, say, spared
+from htrmrl_torchrl.runs.console import best_effort, command_line, reason, say
 from htrmrl_torchrl.runs.loggers import RunLogger, read_rows
 from htrmrl_torchrl.runs.progress import Progress
 from htrmrl_torchrl.runs.signals import command_to_continue, gone_back
@@ -308,7 +308,7 @@ def complete_summary(run_dir: Path, config: DictConfig, progress: Progress) -> N
         return
     rows, _ = read_rows(run_dir / "metrics.csv")
     metrics = {name: value for (frames, name, value), _ in rows if frames == progress.frames}
-    with spared("the summary"):
+    with best_effort("the summary"):
         write_summary(run_dir, config, progress, metrics)
 
 
@@ -323,7 +323,7 @@ def finish(
             f"the run has played its {progress.frames:,} frames but its last checkpoint could not be written "
             f"({reason(error)}): once it can be, the same command continues from the newest one in {run_dir}"
         ) from error
-    with spared("the summary"):
+    with best_effort("the summary"):
         write_summary(run_dir, config, progress, metrics)
     print_results(run_dir, config, metrics)
 

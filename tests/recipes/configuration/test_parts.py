@@ -14,7 +14,7 @@ from recipes.configuration.parts import (
     advantages,
     agent_arguments,
     collector_of,
-    grown,
+    merged_batches,
     ppo_loss,
     replay_buffer,
     reward_normalizer,
@@ -135,7 +135,7 @@ def test_two_batches_in_one_are_what_a_collector_of_twice_the_size_collects():
         torch.manual_seed(0)
         networks = build_networks(**agent_arguments(config, env))
         collector, buffer = collector_of(config, env, networks), replay_buffer(config, networks)
-        batches = grown(collector.iterator(), config, Progress(frames=1, best_val_success=0.0))
+        batches = merged_batches(collector.iterator(), config, Progress(frames=1, best_val_success=0.0))
         for _ in range(2):
             batch = next(batches)
             frames = buffer.extend(batch)
