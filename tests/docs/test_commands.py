@@ -28,6 +28,9 @@ def check(words: list[str]) -> None:
         if folder == "recipes":
             command = ["run", name.removesuffix("_ppo")] if name.endswith("_ppo") else [name.replace("_", "-")]
             check_htrmrl(*command, *rest[1:])
+    elif program == "torchrun":  # options and their values, then the script
+        script = next(index for index, word in enumerate(rest) if word.endswith(".py"))
+        check(["python", *rest[script:]])
     elif program == "python":
         assert rest[0] in ("-c", "-m"), words
     else:

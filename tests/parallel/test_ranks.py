@@ -83,7 +83,7 @@ def talk(ranks):
     assert (ranks.collect(lambda: lanes(share)) == lanes(None)).all()
     for error, kind, said in (
         (NonFiniteError("reward"), NonFiniteError, "reward"),
-        (Left(), Left, ""),
+        (Left(), Left, None),
     ):
         with pytest.raises(kind, match=said):
             ranks.collect(partial(fail, error) if ranks.rank == 2 else lambda: lanes(share))
