@@ -5,6 +5,7 @@ from functools import partial
 import pytest
 import torch
 from torchrl.collectors import Collector, MultiAsyncCollector, MultiSyncCollector
+from torchrl.collectors.distributed import DistributedCollector
 from torchrl.weight_update import SharedMemWeightSyncScheme
 
 from htrmrl_torchrl import EpisodicMemory, EpisodicReplayBuffer, EpisodicStorage, keys, make_env
@@ -69,6 +70,8 @@ def collected(networks, collector):
     batches, ratios, buffer = [], [], buffer_for(networks)
     try:
         for batch in collector:
+            if batch.ndim == 3:  # a distributed collector's: one of each worker
+                batch = torch.cat(list(batch.unbind(0)))
             batches.append(batch.clone())
             ratios.append(log_ratio(networks, buffer, batch))
             update(networks)
@@ -130,6 +133,19 @@ def test_the_ratio_is_one_with_every_encoder(choices):
 def test_the_ratio_is_one_with_weights_in_shared_memory():
     networks = build()
     _, ratios = collected(networks, sync(networks, weight_sync_schemes={"policy": SharedMemWeightSyncScheme()}))
+    assert_same(ratios, torch.zeros_like(ratios))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("choices", [{}, {"encoder_kind": "rl2"}], ids=str)
+def test_the_ratio_is_one_in_processes_that_talk_over_gloo(choices):
+    networks, frames = build(**choices), WORKERS * LANES * STEPS
+    collector = DistributedCollector(
+        [make_toy] * WORKERS, networks.policy, frames_per_batch=frames, total_frames=4 * frames, sync=True,
+        launcher="mp", backend="gloo", collector_kwargs={"auto_register_policy_transforms": False},
+    )  # fmt: skip
+    batch, ratios = collected(networks, collector)
+    assert batch.shape == (WORKERS * LANES, 4 * STEPS)
     assert_same(ratios, torch.zeros_like(ratios))
 
 
