@@ -214,3 +214,15 @@ def speed_recipe(results: Path) -> str:
         for row in _benchmark(results, "recipe")
     ]
     return markdown(["", "frames/s", "collect", "update", "evaluation, share of a run", "memory"], rows)
+
+
+@table
+def speed_processes(results: Path) -> str:
+    """ML10's defaults: medians of the iterations of one process and two, before lean acting and since."""
+    rows = []
+    for of in json.loads((results / "benchmark" / "processes.json").read_text())["settings"]:
+        collect, update = np.median(of["collect"]), np.median(of["update"])
+        name = "before lean acting" if of["commit"] == "bc46aa9" else "since"
+        rate = f"{20_000 / (collect + update):,.0f}"
+        rows.append([f"{name} ({of['commit']})", f"`{of['overrides']}`", f"{collect:.2f}", f"{update:.2f}", rate])
+    return markdown(["code", "setting", "collecting, s", "updating, s", "frames/s"], rows)
