@@ -1,5 +1,7 @@
 """The notebooks run from top to bottom, and what is committed of their outputs is small."""
 
+import signal
+
 import nbformat
 import pytest
 from nbclient import NotebookClient
@@ -28,7 +30,16 @@ def test_outputs_are_committed_and_small(path):
     assert path.stat().st_size < 300_000
 
 
+@pytest.fixture
+def interrupts_as_before():
+    """nbclient puts Python's default handler in place of whatever was there, for instance in a shell's background."""
+    before = signal.getsignal(signal.SIGINT)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
 @pytest.mark.slow
+@pytest.mark.usefixtures("interrupts_as_before")
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
 def test_it_runs_and_shows_what_is_committed(path, monkeypatch):
     if path.stem in NEEDS_OPENGL:
