@@ -1,8 +1,8 @@
 # The command `htrmrl` with everything it needs, also for rendering without a screen (EGL, or OSMesa on the CPU).
 #
 #   docker build -t htrmrl .
-#   docker run --rm -v "$PWD/runs:/work/runs" htrmrl run toy
-#   docker run --rm --gpus all -v "$PWD/runs:/work/runs" htrmrl run ml10 device=cuda
+#   docker run --rm -v "$PWD/runs:/agent/runs" htrmrl run toy
+#   docker run --rm --gpus all -v "$PWD/runs:/agent/runs" htrmrl run ml10 device=cuda
 FROM python:3.11-slim
 
 RUN apt-get update \
@@ -19,6 +19,6 @@ COPY recipes recipes
 COPY configs configs
 RUN pip install --no-cache-dir '.[cli,video,hub]' -c constraints.txt
 
-WORKDIR /work
+WORKDIR /agent
 ENTRYPOINT ["htrmrl"]
 CMD ["--help"]

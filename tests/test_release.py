@@ -85,7 +85,7 @@ def test_the_image_is_built_and_trains(tmp_path):
         docker("build", "-t", tag, str(ROOT))
         assert "toy" in docker("run", "--rm", tag, "ls")
         tiny = ["env.num_envs=8", "loss.minibatch_frames=96", "total_frames=192", "env.num_workers=2"]
-        volume = ["-v", f"{tmp_path}:/work/runs", "--user", f"{os.getuid()}:{os.getgid()}"]
+        volume = ["-v", f"{tmp_path}:/agent/runs", "--user", f"{os.getuid()}:{os.getgid()}"]
         said = docker("run", "--rm", *volume, tag, "run", "toy", *tiny)
         assert "finished, everything is in runs/toy_ppo_seed1" in said
         assert (tmp_path / "toy_ppo_seed1" / "summary.json").exists()
